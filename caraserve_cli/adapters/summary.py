@@ -1,0 +1,73 @@
+"""What one adapter is, told from its config and headers alone: for lists of adapters. Reads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from caraserve_cli.adapters.peft_config import PeftConfig
+from caraserve_cli.adapters.peft_weights import read_layout, tensor_role
+from caraserve_cli.adapters.weight_file import TensorHeader, open_weight_file
+from caraserve_cli.core import LORA_MODULES, BaseShape
+from caraserve_cli.errors import AdapterError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSummary:
+    """One line of a list of adapters. What a damaged adapter does not tell stays None or empty.
+
+    `lora_ranks` is (smallest, largest); `file_bytes` the size of the weight file; `problem` why the adapter
+    is refused, or None where it can be served. NaN and infinite weights are only found on loading.
+    """
+
+    name: str
+    folder: Path
+    lora_ranks: tuple[int, int] | None = None
+    lora_alpha: float | None = None
+    modules: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    file_bytes: int = 0
+    problem: str | None = None
+
+
+def inspect_adapter(name: str, folder: Path, shape: BaseShape | None = None) -> AdapterSummary:
+    """Summary of the adapter in `folder`; with `shape`, also whether it fits that base. Never raises
+    AdapterError: what it would say is in `problem`."""
+    summary = AdapterSummary(name=name, folder=folder)
+    problem = None
+    config = None
+    try:
+        config = PeftConfig.read(name, folder)
+        summary = replace(summary, lora_alpha=config.lora_alpha)
+    except AdapterError as error:
+        problem = error.reason
+    try:
+        with open_weight_file(name, folder, headers_only=True) as file:
+            summary = _with_headers(replace(summary, file_bytes=file.size_bytes), file.headers)
+            if config is not None:
+                read_layout(name, config, file.headers, shape)
+    except AdapterError as error:
+        problem = problem or error.reason
+    return replace(summary, problem=problem)
+
+
+def _with_headers(summary: AdapterSummary, headers: Mapping[str, TensorHeader]) -> AdapterSummary:
+    """The summary with what the headers of LoRA tensors tell; all others are passed over."""
+    ranks: set[int] = set()
+    modules: set[str] = set()
+    dtypes: set[str] = set()
+    for name, header in headers.items():
+        role = tensor_role(name)
+        if role is None:
+            continue
+        modules.add(role.key[1])
+        dtypes.add(header.dtype)
+        if role.part == "lora_A.weight" and header.shape:
+            ranks.add(header.shape[0])
+    return replace(
+        summary,
+        lora_ranks=(min(ranks), max(ranks)) if ranks else None,
+        modules=tuple(module for module in LORA_MODULES if module in modules),
+        dtypes=tuple(sorted(dtypes)),
+    )

@@ -1,0 +1,90 @@
+"""The canonical form of an adapter's weights: per module, rank rows that are ready to be multiplied.
+
+The scale is folded into B, so a pair adds x·aᵀ·b_rows (+ bias) to its module's output. Row i of `a` and row i
+of `b_rows` belong together: a rank is a row of each, whatever the rank of other adapters. Knows no files and
+no PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+
+import torch
+
+from caraserve_cli.core import LORA_MODULES, AdapterInfo
+
+# (layer index, one of LORA_MODULES)
+ModuleKey = tuple[int, str]
+
+CONTENT_HASH_BYTES = 16
+
+
+def module_order(key: ModuleKey) -> tuple[int, int]:
+    """Sort key that puts modules in the order of the forward pass."""
+    layer, module = key
+    return layer, LORA_MODULES.index(module)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraPair:
+    """The change of one module: y += x·aᵀ·b_rows + bias, all in the dtype of the run, contiguous, on the CPU.
+
+    `a` is [lora_rank, in]; `b_rows` [lora_rank, out] is B transposed and scaled; `bias` [out] is scaled too.
+    """
+
+    a: torch.Tensor
+    b_rows: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @property
+    def lora_rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.a, self.b_rows) if self.bias is None else (self.a, self.b_rows, self.bias)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterWeights:
+    """One adapter in host memory. `pairs` is never empty and runs in the order of the forward pass."""
+
+    name: str
+    pairs: Mapping[ModuleKey, LoraPair]
+
+    @cached_property
+    def content_hash(self) -> bytes:
+        """16 bytes that are equal for adapters that compute the same, whatever their name or file format."""
+        digest = blake2b(digest_size=CONTENT_HASH_BYTES)
+        for (layer, module), pair in self.pairs.items():
+            shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in pair.tensors]
+            digest.update(f"{layer} {module} {shapes}\n".encode())
+            for tensor in pair.tensors:
+                digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Size of all rank rows and biases in the dtype of the run."""
+        return sum(pair.num_bytes for pair in self.pairs.values())
+
+    @property
+    def lora_rank(self) -> int:
+        """The largest rank of its modules."""
+        return max(pair.lora_rank for pair in self.pairs.values())
+
+    def info(self) -> AdapterInfo:
+        """What planning needs to know, without the weights."""
+        return AdapterInfo(
+            name=self.name,
+            lora_rank=self.lora_rank,
+            num_bytes=self.num_bytes,
+            content_hash=self.content_hash,
+        )

@@ -1,0 +1,186 @@
+"""`caraserve run`: parse, run, print, exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from caraserve_cli.cli import run_options as o
+from caraserve_cli.errors import ExitStatus, OptionError, RowError
+from caraserve_cli.fleet.options import ReplicaOptions
+
+if TYPE_CHECKING:
+    from caraserve_cli.job.options import RunOptions
+    from caraserve_cli.requests.row import RowDefaults
+
+_REPLICA = ReplicaOptions(base="")  # for its defaults
+
+
+def run(
+    requests: o.Requests = None,
+    base: o.Base = None,
+    adapters: o.Adapters = None,
+    out: o.Out = None,
+    weights: o.Weights = _REPLICA.weights,
+    device: o.Device = _REPLICA.device,
+    dtype: o.Dtype = _REPLICA.dtype,
+    seed: o.Seed = _REPLICA.seed,
+    token_ids: o.TokenIds = False,
+    resume: o.Resume = False,
+    retry_errors: o.RetryErrors = False,
+    limit: o.Limit = None,
+    dry_run: o.DryRun = False,
+    kv_memory: o.KvMemory = None,
+    adapter_memory: o.AdapterMemory = None,
+    host_adapter_memory: o.HostAdapterMemory = None,
+    max_running: o.MaxRunning = _REPLICA.max_running,
+    max_batch_tokens: o.MaxBatchTokens = _REPLICA.max_batch_tokens,
+    prefill_chunk_tokens: o.PrefillChunkTokens = _REPLICA.prefill_chunk_tokens,
+    kv_block_tokens: o.KvBlockTokens = _REPLICA.kv_block_tokens,
+    prefix_caching: o.PrefixCaching = _REPLICA.prefix_caching,
+    adapter: o.DefaultAdapter = None,
+    max_tokens: o.MaxTokens = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    stop: o.Stop = None,
+    stop_token_ids: o.StopTokenIds = None,
+    ignore_eos: o.IgnoreEos = False,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    logprobs: o.Logprobs = None,
+    deadline_ms: o.DeadlineMs = None,
+    ttft_slo_ms: o.TtftSloMs = None,
+    tpot_slo_ms: o.TpotSloMs = None,
+) -> None:
+    """Answer the requests, each with its adapter; write outputs and a report.
+
+    Without REQUESTS, --base and --adapters: the embedded sample, a small trained model with trained adapters
+    of several ranks.
+    """
+    options = _run_options(dict(locals()))
+    raise typer.Exit(_check(options) if dry_run else _answer(options))
+
+
+def _run_options(given: dict[str, Any]) -> RunOptions:
+    """The options as one object.
+
+    Raises:
+        OptionError: they do not fit together, or a default is out of range.
+    """
+    from caraserve_cli.job.options import RunOptions
+
+    if given["retry_errors"] and not given["resume"]:
+        raise OptionError("--retry-errors: it goes with --resume")
+    _name_the_job(given)
+    replica = {key: given[key] for key in ReplicaOptions.__dataclass_fields__ if key in given}
+    own = {key: given[key] for key in RunOptions.__dataclass_fields__ if key in given}
+    return RunOptions(
+        **own,
+        replica=ReplicaOptions(**replica, adapter_roots=tuple(given["adapters"] or ())),
+        defaults=_row_defaults(given),
+    )
+
+
+def _name_the_job(given: dict[str, Any]) -> None:
+    """Fill in the embedded sample where nothing is named, and the output folder."""
+    from caraserve_cli.job.sample import find_sample
+
+    requests, base = given["requests"], given["base"]
+    if requests is None and base is None and not given["adapters"]:
+        sample = find_sample()
+        given.update(requests=str(sample.requests), base=str(sample.base), adapters=[sample.adapters])
+        stem = "sample"
+    elif requests is None or base is None:
+        missing = "REQUESTS" if requests is None else "--base"
+        raise OptionError(f"{missing}: missing; give both --base and REQUESTS, or neither for the sample")
+    else:
+        stem = "stdin" if requests == "-" else Path(requests).name.partition(".")[0] or "run"
+    given["out"] = given["out"] or Path("caraserve-out") / stem
+
+
+def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
+    """The run-wide defaults, checked by the very code that checks a row's own keys."""
+    from caraserve_cli.core import Bounds, SamplingParams
+    from caraserve_cli.requests.fields import Fields
+    from caraserve_cli.requests.row import (
+        BOUND_KEYS,
+        SAMPLING_KEYS,
+        RowDefaults,
+        parse_bounds,
+        parse_sampling,
+    )
+
+    # --seed seeds the run: each row's own seed is drawn from it and the row's id.
+    keys = [key for key in (*SAMPLING_KEYS, *BOUND_KEYS) if key != "seed"]
+    fields = Fields({key: given[key] for key in keys if given[key] not in (None, [])})
+    try:
+        return RowDefaults(
+            sampling=parse_sampling(fields, SamplingParams()),
+            bounds=parse_bounds(fields, Bounds()),
+            adapter=given["adapter"],
+        )
+    except RowError as error:
+        key, _, rest = error.message.partition(":")
+        raise OptionError(f"--{key.replace('_', '-')}:{rest}") from None
+
+
+def _answer(options: RunOptions) -> int:
+    from rich.console import Console
+
+    from caraserve_cli.cli.progress import RunProgress
+    from caraserve_cli.job.run import Run
+    from caraserve_cli.report.terminal import render_summary
+
+    stop = threading.Event()
+    _stop_on_interrupt(stop)
+    with RunProgress() as progress:
+        result = Run(options, progress.update, stop).execute()
+    names = ("outputs.jsonl", "errors.jsonl", "report.json")
+    render_summary(result.report, Console(), [options.out / name for name in names])
+    if result.exit_status == ExitStatus.INTERRUPTED:
+        typer.echo("Stopped. To go on: the same command with --resume.", err=True)
+    return result.exit_status
+
+
+def _check(options: RunOptions) -> int:
+    """The dry run: every rejection on stdout as a line of errors.jsonl, the count on stderr."""
+    import orjson
+
+    from caraserve_cli.job.check import check
+
+    num_rows = num_rejected = 0
+    for rejected in check(options):
+        num_rows += 1
+        if rejected is not None:
+            num_rejected += 1
+            row = {
+                "line": rejected.line,
+                "id": rejected.request_id,
+                "code": rejected.code,
+                "message": rejected.message,
+            }
+            typer.echo(orjson.dumps(row))
+    typer.echo(f"{num_rows - num_rejected} rows can be answered, {num_rejected} cannot.", err=True)
+    return ExitStatus.ROWS_FAILED if num_rejected else ExitStatus.OK
+
+
+def _stop_on_interrupt(stop: threading.Event) -> None:
+    """The first Ctrl-C (or SIGTERM) lets the step under way finish; a second one stops at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            sys.exit(ExitStatus.INTERRUPTED)
+        stop.set()
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)

@@ -1,0 +1,128 @@
+"""The options of `caraserve run`, each once: name, type, help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caraserve_cli.fleet.options import DeviceName, DtypeName, WeightsSource
+
+_MEMORY = "Memory and batches"
+_DEFAULTS = "Defaults for rows that leave a key out"
+_SESSION = "Stopping and going on"
+
+Requests = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[REQUESTS]",
+        help="A .jsonl file (also .gz, .zst), or - for standard input. Default: the embedded sample.",
+        show_default=False,
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Base model: a checkpoint folder, a hub id, or a short name such as llama2-7b."),
+]
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Folder of PEFT adapters (repeatable); each is named by its path below the folder.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Output folder. Default: ./caraserve-out/<stem of REQUESTS>.", show_default=False),
+]
+Weights = Annotated[WeightsSource, typer.Option(help="Random weights have the shape only, for benchmarks.")]
+Device = Annotated[DeviceName, typer.Option(help="Where the base runs.")]
+Dtype = Annotated[DtypeName, typer.Option(help="Of weights, cache and adapters.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, help="Seeds rows without a seed (with their id), and random weights."),
+]
+TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]
+
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a run that was stopped.", rich_help_panel=_SESSION),
+]
+RetryErrors = Annotated[
+    bool,
+    typer.Option(
+        "--retry-errors", help="With --resume: try the rows in errors.jsonl again.", rich_help_panel=_SESSION
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take only this many rows.", rich_help_panel=_SESSION)]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check every row and adapter, answer and write nothing; errors go to stdout as JSONL.",
+        rich_help_panel=_SESSION,
+    ),
+]
+
+KvMemory = Annotated[
+    str | None,
+    typer.Option(help="KV cache: 4.3GB, 512MiB, or a fraction of the free memory.", rich_help_panel=_MEMORY),
+]
+AdapterMemory = Annotated[
+    str | None, typer.Option(help="Adapters on the device, likewise.", rich_help_panel=_MEMORY)
+]
+HostAdapterMemory = Annotated[
+    str | None, typer.Option(help="Adapters kept in host memory, likewise.", rich_help_panel=_MEMORY)
+]
+MaxRunning = Annotated[int, typer.Option(min=1, help="Requests that run at once.", rich_help_panel=_MEMORY)]
+MaxBatchTokens = Annotated[int, typer.Option(min=1, help="Tokens in one step.", rich_help_panel=_MEMORY)]
+PrefillChunkTokens = Annotated[
+    int, typer.Option(min=1, help="Prompt tokens of one request in one step.", rich_help_panel=_MEMORY)
+]
+KvBlockTokens = Annotated[
+    int, typer.Option(min=1, help="Tokens in one block of the KV cache.", rich_help_panel=_MEMORY)
+]
+PrefixCaching = Annotated[
+    bool, typer.Option(help="Share the cache of equal prompt beginnings.", rich_help_panel=_MEMORY)
+]
+
+DefaultAdapter = Annotated[str | None, typer.Option("--adapter", help="Adapter.", rich_help_panel=_DEFAULTS)]
+MaxTokens = Annotated[int | None, typer.Option(help="[default: 64]", rich_help_panel=_DEFAULTS)]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy. [default: 0]", rich_help_panel=_DEFAULTS)
+]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling.", rich_help_panel=_DEFAULTS)]
+TopK = Annotated[int | None, typer.Option(help="0 means all tokens.", rich_help_panel=_DEFAULTS)]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Relative to the likeliest token.", rich_help_panel=_DEFAULTS),
+]
+Stop = Annotated[list[str] | None, typer.Option(help="Stop string (repeatable).", rich_help_panel=_DEFAULTS)]
+StopTokenIds = Annotated[
+    list[int] | None,
+    typer.Option("--stop-token-ids", help="Stop token id (repeatable).", rich_help_panel=_DEFAULTS),
+]
+IgnoreEos = Annotated[
+    bool,
+    typer.Option("--ignore-eos", help="Go on after the EOS token.", rich_help_panel=_DEFAULTS),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="As in transformers.", rich_help_panel=_DEFAULTS)
+]
+PresencePenalty = Annotated[float | None, typer.Option(help="As in OpenAI's API.", rich_help_panel=_DEFAULTS)]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option(help="As in OpenAI's API.", rich_help_panel=_DEFAULTS)
+]
+Logprobs = Annotated[
+    int | None, typer.Option(help="Log-probabilities of this many top tokens.", rich_help_panel=_DEFAULTS)
+]
+DeadlineMs = Annotated[
+    float | None, typer.Option(help="Bound on arrival to last token.", rich_help_panel=_DEFAULTS)
+]
+TtftSloMs = Annotated[
+    float | None, typer.Option(help="Bound on arrival to first token.", rich_help_panel=_DEFAULTS)
+]
+TpotSloMs = Annotated[
+    float | None, typer.Option(help="Bound on the mean gap between tokens.", rich_help_panel=_DEFAULTS)
+]

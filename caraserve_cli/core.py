@@ -1,0 +1,287 @@
+"""The data that passes between the rooms, and nothing but data.
+
+A request goes one way: a line becomes a `RequestRow` (room `requests`), is tokenised into a `Request`
+(room `job`), lives in the engine as a `Sequence`, and leaves as a `Completion`. Times are milliseconds
+on the run's clock: 0 is the start of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+# The linear modules of a decoder layer that an adapter may change, in the order of the forward pass.
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# The same modules as the decoder computes them: those with the same input are one product, side by side.
+FUSED_MODULES: tuple[tuple[str, ...], ...] = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class ColdStart(StrEnum):
+    """How a request's adapter came to the device."""
+
+    NONE = "none"
+    RESIDENT = "resident"
+    ON_DEMAND = "on-demand"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one answer are chosen. Temperature 0 is greedy; `top_k` 0 means all tokens."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The bounds a request carries, in milliseconds; None where it carries none."""
+
+    deadline_ms: float | None = None
+    ttft_slo_ms: float | None = None
+    tpot_slo_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRow:
+    """One valid line of the requests file. Exactly one of the three prompt forms is set."""
+
+    id: str
+    line: int
+    prompt: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    adapter: str | None = None
+    sampling: SamplingParams = SamplingParams()
+    bounds: Bounds = Bounds()
+    arrival_ms: float = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A tokenised request, ready for an engine. `prompt_token_ids` is never empty."""
+
+    id: str
+    line: int
+    prompt_token_ids: tuple[int, ...]
+    adapter: str | None = None
+    sampling: SamplingParams = SamplingParams()
+    bounds: Bounds = Bounds()
+    arrival_ms: float = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one position, of the base distribution before penalties and temperature."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
+class Timings:
+    """Raw times of one request. `arrival_ms` is given; the scheduler fills the first schedule, the engine
+    the tokens."""
+
+    arrival_ms: float
+    first_scheduled_ms: float | None = None
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+
+
+class SequenceStatus(StrEnum):
+    """Where a sequence is in the engine."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request inside the engine. The scheduler owns every field but the last group."""
+
+    request: Request
+    timings: Timings
+    token_ids: list[int]
+    num_prompt_tokens: int
+    status: SequenceStatus = SequenceStatus.WAITING
+    # Tokens whose keys and values are in the cache; falls to 0 when the sequence is preempted.
+    num_computed_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    adapter_slot: int | None = None
+    cold_start: ColdStart = ColdStart.NONE
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_bypasses: int = 0
+    # Hash of each full block of tokens, chained from `prefix_root`; None switches prefix caching off.
+    prefix_root: bytes | None = None
+    block_hashes: list[bytes] = field(default_factory=list)
+    # Filled by the engine as tokens are chosen.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Tokens `start` to `start + num_tokens` of one sequence, to be computed in one step."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def yields_token(self) -> bool:
+        """Whether this chunk ends at the sequence's last token, so that a next one is sampled."""
+        return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+
+class AdapterLoad(NamedTuple):
+    """Bring `adapter` into `adapter_slot` of the device pool."""
+
+    adapter: str
+    adapter_slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes. Evictions come before loads, loads before chunks."""
+
+    chunks: tuple[ScheduledChunk, ...]
+    evictions: tuple[int, ...] = ()
+    loads: tuple[AdapterLoad, ...] = ()
+    num_preempted: int = 0
+    num_cached_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One finished answer. `text` is None when the run has no tokenizer; `token_ids` includes the token
+    that ended the answer."""
+
+    request: Request
+    text: str | None
+    token_ids: SequenceOf[int]
+    finish_reason: FinishReason
+    cold_start: ColdStart
+    timings: Timings
+    logprobs: SequenceOf[TokenLogprobs] = ()
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that the engine had to give up; becomes a line in errors.jsonl."""
+
+    request: Request
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What one engine step did, for reports and progress."""
+
+    start_ms: float
+    end_ms: float
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    num_cached_tokens: int
+    num_adapter_loads: int
+    adapter_load_ms: float
+    num_kv_blocks_used: int
+    num_kv_blocks: int
+
+
+class EventSink(Protocol):
+    """Where an engine tells what it did. The engine knows no files and no reports."""
+
+    def on_step(self, record: StepRecord) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseShape:
+    """The sizes of a decoder that adapters, pools and models of time depend on."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+
+    def module_shape(self, module: str) -> tuple[int, int]:
+        """(input width, output width) of one of LORA_MODULES.
+
+        Raises:
+            KeyError: `module` is none of them.
+        """
+        query_width = self.num_heads * self.head_dim
+        kv_width = self.num_kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden_size, query_width),
+            "k_proj": (self.hidden_size, kv_width),
+            "v_proj": (self.hidden_size, kv_width),
+            "o_proj": (query_width, self.hidden_size),
+            "gate_proj": (self.hidden_size, self.intermediate_size),
+            "up_proj": (self.hidden_size, self.intermediate_size),
+            "down_proj": (self.intermediate_size, self.hidden_size),
+        }[module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """What planning needs to know of one adapter: no weights.
+
+    `lora_rank` is the largest rank of its modules; `num_bytes` what it takes in a device pool;
+    `content_hash` keys the prefix cache.
+    """
+
+    name: str
+    lora_rank: int
+    num_bytes: int
+    content_hash: bytes

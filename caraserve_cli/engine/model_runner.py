@@ -1,0 +1,105 @@
+"""Executes step plans: from sequences to tensors, through the decoder, to tokens.
+
+Knows no queues, no admission and no requests' text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import torch
+from torch import Tensor
+
+from caraserve_cli.adapters.device_pool import DevicePool
+from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.core import ScheduledChunk, StepPlan
+from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher
+from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAttention
+from caraserve_cli.model.decoder import Decoder
+from caraserve_cli.model.sampler import Sampled, sample
+
+
+class ModelRunner:
+    """The decoder, its KV cache and the adapters on its device."""
+
+    def __init__(
+        self, decoder: Decoder, host_store: HostStore, num_kv_blocks: int, kv_block_tokens: int
+    ) -> None:
+        self._decoder = decoder
+        self._host_store = host_store
+        self._device = decoder.device
+        shape = decoder.config.shape
+        self._cache = KvCache(shape, num_kv_blocks, kv_block_tokens, decoder.dtype, decoder.device)
+        self._pool = DevicePool(shape, decoder.device)
+        self._lora = LoraBatcher(shape, self._pool, decoder.dtype, decoder.device)
+
+    def evict_adapter(self, adapter_slot: int) -> None:
+        """Free a slot of the device pool."""
+        self._lora.remove(adapter_slot)
+        self._pool.evict(adapter_slot)
+
+    def load_adapter(self, adapter: str, adapter_slot: int) -> None:
+        """Bring an adapter into a slot.
+
+        Raises:
+            AdapterError: its files have become unreadable since it was first seen.
+        """
+        self._pool.load(adapter_slot, self._host_store.fetch(adapter))
+        self._lora.add(adapter_slot)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> list[tuple[ScheduledChunk, Sampled]]:
+        """Compute a plan's chunks; the next token of each chunk that yields one."""
+        chunks = sorted(plan.chunks, key=self._place_in_batch)
+        hidden = self._forward(chunks)
+        yielding, last_tokens, num_tokens = [], [], 0
+        for chunk in chunks:
+            num_tokens += chunk.num_tokens
+            if chunk.yields_token:
+                yielding.append(chunk)
+                last_tokens.append(num_tokens - 1)
+        if not yielding:
+            return []
+        logits = self._decoder.logits(hidden.index_select(0, self._tensor(last_tokens)))
+        return list(zip(yielding, sample(logits, [c.sequence for c in yielding]), strict=True))
+
+    def _forward(self, chunks: SequenceOf[ScheduledChunk]) -> Tensor:
+        """Hidden states [tokens, hidden] of all chunks, side by side."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        variants: list[int] = []
+        spans: list[AttentionSpan] = []
+        for chunk in chunks:
+            sequence, end = chunk.sequence, chunk.start + chunk.num_tokens
+            spans.append(AttentionSpan(len(token_ids), chunk.start, chunk.num_tokens, sequence.block_table))
+            token_ids += sequence.token_ids[chunk.start : end]
+            positions += range(chunk.start, end)
+            variants += [self._decoder.rope.variant(sequence.num_prompt_tokens)] * chunk.num_tokens
+        rope = self._decoder.rope
+        rotation = rope.rotation(self._tensor(positions), torch.tensor(variants) if any(variants) else None)
+        attention = PagedSdpaAttention(self._cache, spans, self._decoder.config.sliding_window)
+        lora = self._lora.begin(_adapter_segments(chunks))
+        return self._decoder.forward(self._tensor(token_ids), rotation, attention, lora)
+
+    def _place_in_batch(self, chunk: ScheduledChunk) -> tuple[bool, tuple[int, int]]:
+        """Chunks of one adapter side by side; those without an adapter last, where LoRA never looks."""
+        adapter_slot = chunk.sequence.adapter_slot
+        return (True, (0, 0)) if adapter_slot is None else (False, self._lora.order(adapter_slot))
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def _adapter_segments(chunks: SequenceOf[ScheduledChunk]) -> list[AdapterSegment]:
+    segments: list[AdapterSegment] = []
+    first_token = 0
+    for chunk in chunks:
+        adapter_slot = chunk.sequence.adapter_slot
+        if adapter_slot is None:
+            break
+        if segments and segments[-1].adapter_slot == adapter_slot:
+            segments[-1] = segments[-1]._replace(num_tokens=segments[-1].num_tokens + chunk.num_tokens)
+        else:
+            segments.append(AdapterSegment(adapter_slot, first_token, chunk.num_tokens))
+        first_token += chunk.num_tokens
+    return segments

@@ -1,0 +1,269 @@
+"""Decides what each step computes: continuous batching, chunked prefill, admission, preemption.
+
+`plan()` takes blocks and adapter slots and returns a `StepPlan`; `commit()` books what the plan computed.
+Knows no tensors, no clock but the one given, and no policy beyond first come, first served; the simulator
+runs the very same class.
+
+Why nobody starves: running sequences are served in the order of their admission, and the last one admitted
+is the first preempted, so the oldest always goes on; waiting ones are admitted in the order of arrival. Only
+a sequence whose adapter does not fit beside the adapters in use may be passed, by sequences that need no
+load, and at most `MAX_BYPASSES` times.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from caraserve_cli.config import EngineConfig
+from caraserve_cli.core import (
+    AdapterInfo,
+    AdapterLoad,
+    ColdStart,
+    ScheduledChunk,
+    Sequence,
+    SequenceStatus,
+    StepPlan,
+)
+from caraserve_cli.engine.block_pool import BlockPool, hash_block
+from caraserve_cli.engine.residency import AdapterResidency
+
+# How often a sequence that waits for room in the adapter pool may be passed. Each pass admits one that
+# needs no load; a quarter of the default batch keeps the batch filled while pinned adapters drain.
+MAX_BYPASSES = 64
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    budget_tokens: int
+    chunks: list[ScheduledChunk] = field(default_factory=list)
+    evictions: list[int] = field(default_factory=list)
+    loads: list[AdapterLoad] = field(default_factory=list)
+    num_preempted: int = 0
+    num_cached_tokens: int = 0
+
+    def freeze(self) -> StepPlan:
+        return StepPlan(
+            tuple(self.chunks),
+            tuple(self.evictions),
+            tuple(self.loads),
+            self.num_preempted,
+            self.num_cached_tokens,
+        )
+
+
+class Scheduler:
+    """Waiting and running sequences, and the blocks and adapter slots they hold."""
+
+    def __init__(self, config: EngineConfig, clock_ms: Callable[[], float]) -> None:
+        self._config = config
+        self._clock_ms = clock_ms
+        self.blocks = BlockPool(config.num_kv_blocks)
+        self.residency = AdapterResidency(config.adapter_memory_bytes)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self._adapters: dict[str, AdapterInfo] = {}
+        self._num_added = 0
+        self._order: dict[Sequence, int] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence, adapter: AdapterInfo | None) -> None:
+        """Queue a sequence that the caller has checked to fit the cache and the adapter pool alone."""
+        if adapter is not None:
+            self._adapters[adapter.name] = adapter
+        self._order[sequence] = self._num_added
+        self._num_added += 1
+        self.waiting.append(sequence)
+
+    def plan(self) -> StepPlan:
+        """Choose the chunks of the next step. Empty only when nothing is waiting or running."""
+        draft = _Draft(self._config.max_batch_tokens)
+        self._plan_running(draft)
+        if not draft.num_preempted:
+            self._plan_waiting(draft)
+        return draft.freeze()
+
+    def commit(self, plan: StepPlan) -> None:
+        """Book the computed tokens and make full blocks findable by later prompts."""
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+            self._remember_blocks(sequence, chunk.start)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a running or waiting sequence out and give back all that it holds."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self.running.remove(sequence)
+            self._give_back(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        del self._order[sequence]
+
+    def users_of(self, adapter: str) -> list[Sequence]:
+        """Every sequence, running or waiting, that asked for `adapter`."""
+        return [s for s in (*self.running, *self.waiting) if s.request.adapter == adapter]
+
+    # Running sequences
+
+    def _plan_running(self, draft: _Draft) -> None:
+        index = 0
+        while index < len(self.running) and draft.budget_tokens:
+            sequence = self.running[index]
+            num_tokens = self._chunk_tokens(sequence, draft)
+            if not self._extend(sequence, num_tokens, draft):
+                return
+            self._schedule(sequence, num_tokens, draft)
+            index += 1
+
+    def _extend(self, sequence: Sequence, num_tokens: int, draft: _Draft) -> bool:
+        """Give `sequence` the blocks for its chunk, preempting the youngest; False if it was itself."""
+        num_missing = self._num_missing_blocks(sequence, num_tokens)
+        while num_missing > self.blocks.num_free:
+            victim = self.running[-1]
+            self._preempt(victim)
+            draft.num_preempted += 1
+            if victim is sequence:
+                return False
+        sequence.block_table += self.blocks.allocate(num_missing)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue, at its place by arrival; its tokens stay, their cache is computed again."""
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        insort(self.waiting, sequence, key=self._order.__getitem__)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.block_table)
+        sequence.block_table = []
+        if sequence.request.adapter is not None:
+            self.residency.release(sequence.request.adapter)
+        sequence.adapter_slot = None
+
+    # Waiting sequences
+
+    def _plan_waiting(self, draft: _Draft) -> None:
+        blocked: Sequence | None = None
+        for sequence in list(self.waiting):
+            if not draft.budget_tokens or len(self.running) >= self._config.max_running:
+                return
+            if blocked is not None and not self._may_pass(sequence, blocked):
+                continue
+            if not self._has_adapter_room(sequence):
+                blocked = sequence
+                if blocked.num_bypasses >= MAX_BYPASSES:
+                    return
+                continue
+            if not self._admit(sequence, draft):
+                return
+            if blocked is not None:
+                blocked.num_bypasses += 1
+                if blocked.num_bypasses >= MAX_BYPASSES:
+                    return
+
+    def _may_pass(self, sequence: Sequence, blocked: Sequence) -> bool:
+        adapter = sequence.request.adapter
+        return adapter != blocked.request.adapter and (adapter is None or self.residency.is_resident(adapter))
+
+    def _has_adapter_room(self, sequence: Sequence) -> bool:
+        adapter = sequence.request.adapter
+        return adapter is None or self.residency.can_acquire(self._adapters[adapter])
+
+    def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Start a waiting sequence if the cache has room for all of its tokens; False if it has not."""
+        cached_blocks = self.blocks.find_prefix(self._reusable_hashes(sequence))
+        num_from_free = sum(map(self.blocks.is_free, cached_blocks))
+        num_total = self._num_blocks(len(sequence.token_ids))
+        if num_total - len(cached_blocks) + num_from_free > self.blocks.num_free:
+            return False
+        self.blocks.share(cached_blocks)
+        sequence.block_table = list(cached_blocks)
+        sequence.num_computed_tokens = len(cached_blocks) * self._config.kv_block_tokens
+        if sequence.timings.first_scheduled_ms is None:
+            sequence.timings.first_scheduled_ms = self._clock_ms()
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        draft.num_cached_tokens += sequence.num_computed_tokens
+        self._acquire_adapter(sequence, draft)
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        num_tokens = self._chunk_tokens(sequence, draft)
+        sequence.block_table += self.blocks.allocate(self._num_missing_blocks(sequence, num_tokens))
+        self._schedule(sequence, num_tokens, draft)
+        return True
+
+    def _acquire_adapter(self, sequence: Sequence, draft: _Draft) -> None:
+        adapter = sequence.request.adapter
+        if adapter is None:
+            return
+        acquired = self.residency.acquire(self._adapters[adapter])
+        sequence.adapter_slot = acquired.adapter_slot
+        draft.evictions += acquired.evicted_slots
+        if acquired.needs_load:
+            draft.loads.append(AdapterLoad(adapter, acquired.adapter_slot))
+        if sequence.num_preemptions == 0:
+            sequence.cold_start = ColdStart.ON_DEMAND if acquired.needs_load else ColdStart.RESIDENT
+
+    # Chunks and blocks
+
+    def _chunk_tokens(self, sequence: Sequence, draft: _Draft) -> int:
+        num_left = len(sequence.token_ids) - sequence.num_computed_tokens
+        return min(num_left, draft.budget_tokens, self._config.prefill_chunk_tokens)
+
+    def _schedule(self, sequence: Sequence, num_tokens: int, draft: _Draft) -> None:
+        draft.chunks.append(ScheduledChunk(sequence, sequence.num_computed_tokens, num_tokens))
+        draft.budget_tokens -= num_tokens
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._config.kv_block_tokens)
+
+    def _num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+        return self._num_blocks(sequence.num_computed_tokens + num_tokens) - len(sequence.block_table)
+
+    def _reusable_hashes(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of the full blocks before the last token, which must be computed to yield the next."""
+        if sequence.prefix_root is None:
+            return []
+        num_reusable = (len(sequence.token_ids) - 1) // self._config.kv_block_tokens
+        self._hash_blocks(sequence, num_reusable)
+        return sequence.block_hashes[:num_reusable]
+
+    def _remember_blocks(self, sequence: Sequence, start: int) -> None:
+        if sequence.prefix_root is None:
+            return
+        num_full = sequence.num_computed_tokens // self._config.kv_block_tokens
+        self._hash_blocks(sequence, num_full)
+        for index in range(start // self._config.kv_block_tokens, num_full):
+            self.blocks.remember(sequence.block_table[index], sequence.block_hashes[index])
+
+    def _hash_blocks(self, sequence: Sequence, num_blocks: int) -> None:
+        size, hashes = self._config.kv_block_tokens, sequence.block_hashes
+        assert sequence.prefix_root is not None
+        while len(hashes) < num_blocks:
+            parent = hashes[-1] if hashes else sequence.prefix_root
+            first = len(hashes) * size
+            hashes.append(hash_block(parent, sequence.token_ids[first : first + size]))
+
+    def check_integrity(self) -> None:
+        """For tests, after every step.
+
+        Raises:
+            AssertionError: blocks, pins or queues do not add up.
+        """
+        self.blocks.check_integrity(s.block_table for s in self.running)
+        self.residency.check_integrity()
+        assert all(not s.block_table and s.adapter_slot is None for s in self.waiting)
+        assert set(self._order) == {*self.waiting, *self.running}
+        assert len(self.running) <= self._config.max_running
+        orders = [self._order[s] for s in self.waiting]
+        assert orders == sorted(orders), "the queue is out of order"

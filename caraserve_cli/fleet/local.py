@@ -1,0 +1,148 @@
+"""One replica in this process: the engine with everything it needs, loaded from what the user named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.config import EngineConfig
+from caraserve_cli.core import AdapterInfo, EventSink, Failure, Request
+from caraserve_cli.engine.engine import Engine, TextStream
+from caraserve_cli.engine.limits import check_fits
+from caraserve_cli.engine.model_runner import ModelRunner
+from caraserve_cli.errors import AdapterError, RowError, RowErrorCode
+from caraserve_cli.fleet.machine import MemoryPlan, choose_device, choose_dtype, describe_device, plan_memory
+from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.model.checkpoint import load_decoder, random_decoder
+from caraserve_cli.model.detokenizer import Detokenizer
+from caraserve_cli.model.resolve import ResolvedBase, resolve_base
+from caraserve_cli.model.rope import Rope
+from caraserve_cli.model.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Everything about a replica that is known without the base's weights; the dry run stops here."""
+
+    base: ResolvedBase
+    tokenizer: Tokenizer | None
+    library: AdapterLibrary
+    host_store: HostStore
+    engine_config: EngineConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def prepare(cls, options: ReplicaOptions) -> Surroundings:
+        """Resolve what the options name.
+
+        Raises:
+            OptionError: an option cannot be met on this machine.
+            BaseModelError: the base is missing or cannot be honoured.
+        """
+        base = resolve_base(options.base, options.weights)
+        device = choose_device(options.device)
+        dtype = choose_dtype(options.dtype, device, base.config.dtype)
+        library = AdapterLibrary.scan(options.adapter_roots)
+        memory: MemoryPlan = plan_memory(options, base.config, dtype, device)
+        host_store = HostStore(library, base.config.shape, dtype, memory.host_adapter_bytes)
+        tokenizer = None if base.folder is None else load_tokenizer(base.folder)
+        return cls(base, tokenizer, library, host_store, memory.engine, device, dtype)
+
+    @property
+    def device_description(self) -> str:
+        return describe_device(self.device)
+
+    def describe_adapter(self, request: Request) -> AdapterInfo | None:
+        """What planning needs of the adapter a request names; None for the base alone.
+
+        Raises:
+            RowError: the adapter is refused.
+        """
+        if request.adapter is None:
+            return None
+        try:
+            return self.host_store.info(request.adapter)
+        except AdapterError as error:
+            raise RowError(RowErrorCode.ADAPTER_REFUSED, str(error), request.id) from error
+
+    def check(self, request: Request) -> None:
+        """All that can be said of a request without answering it.
+
+        Raises:
+            RowError: it would fail.
+        """
+        check_fits(self.engine_config, request, self.describe_adapter(request))
+
+
+class LocalReplica:
+    """An engine in this process, stepped by `poll`."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        options: ReplicaOptions,
+        clock_ms: Callable[[], float],
+        events: EventSink,
+    ) -> None:
+        self._surroundings = surroundings
+        base, dtype, device = surroundings.base, surroundings.dtype, surroundings.device
+        if base.folder is None or options.weights == "random":
+            decoder = random_decoder(base.config, dtype, device, options.seed)
+        else:
+            decoder = load_decoder(base.folder, base.config, dtype, device)
+        config = surroundings.engine_config
+        runner = ModelRunner(decoder, surroundings.host_store, config.num_kv_blocks, config.kv_block_tokens)
+        rope: Rope = decoder.rope
+        self._engine = Engine(
+            config,
+            runner,
+            frozenset(base.config.eos_token_ids),
+            rope.variant,
+            None if surroundings.tokenizer is None else self._open_text,
+            clock_ms,
+            events,
+        )
+        self._refused: list[Outcome] = []
+
+    @property
+    def num_unfinished(self) -> int:
+        return self._engine.num_unfinished + len(self._refused)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._engine.scheduler.running)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; one that can never be answered comes back as a failure from `poll`."""
+        for request in requests:
+            try:
+                self._engine.add_request(request, self._surroundings.describe_adapter(request))
+            except RowError as error:
+                self._refused.append(Failure(request, error.code, error.message))
+
+    def poll(self) -> list[Outcome]:
+        """Run one engine step."""
+        outcomes, self._refused = self._refused, []
+        if self._engine.has_work:
+            outcomes += self._engine.step()
+        return outcomes
+
+    def check_integrity(self) -> None:
+        """For tests, after every step.
+
+        Raises:
+            AssertionError: the engine's books do not add up.
+        """
+        self._engine.scheduler.check_integrity()
+        self._surroundings.host_store.check_integrity()
+
+    def _open_text(self, request: Request) -> TextStream:
+        tokenizer = self._surroundings.tokenizer
+        assert tokenizer is not None
+        return Detokenizer(tokenizer, request.prompt_token_ids, request.sampling.stop)

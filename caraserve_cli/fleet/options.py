@@ -1,0 +1,31 @@
+"""What a replica is made of, as the user asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+WeightsSource = Literal["checkpoint", "random"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaOptions:
+    """Options of one replica; memory sizes are texts such as `4.3GB`, None where the replica decides."""
+
+    base: str
+    adapter_roots: tuple[Path, ...] = ()
+    weights: WeightsSource = "checkpoint"
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+    seed: int = 0
+    kv_memory: str | None = None
+    adapter_memory: str | None = None
+    host_adapter_memory: str | None = None
+    max_running: int = 256
+    max_batch_tokens: int = 2048
+    prefill_chunk_tokens: int = 512
+    kv_block_tokens: int = 16
+    prefix_caching: bool = True

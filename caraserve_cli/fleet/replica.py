@@ -1,0 +1,33 @@
+"""What a run needs of whatever answers its requests: one engine in this process, or many elsewhere.
+
+Driver and replicas exchange lists of requests and outcomes, never one a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from caraserve_cli.core import Completion, Failure, Request
+
+Outcome = Completion | Failure
+
+
+class Replica(Protocol):
+    """Answers requests; every submitted request leaves exactly once, as a completion or a failure."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests submitted and not yet returned by `poll`."""
+        ...
+
+    @property
+    def num_running(self) -> int:
+        """Requests that were part of the last step."""
+        ...
+
+    def submit(self, requests: Sequence[Request]) -> None: ...
+
+    def poll(self) -> list[Outcome]:
+        """Go on working, and return what has ended since the last call. Empty lists are normal."""
+        ...

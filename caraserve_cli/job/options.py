@@ -1,0 +1,65 @@
+"""What the user asked of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.report.run_report import OptionValue
+from caraserve_cli.requests.row import RowDefaults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Options of `caraserve run`. `requests` is a path, or `-` for standard input."""
+
+    requests: str
+    out: Path
+    replica: ReplicaOptions
+    defaults: RowDefaults = field(default_factory=RowDefaults)
+    token_ids: bool = False
+    resume: bool = False
+    retry_errors: bool = False
+    limit: int | None = None
+
+    def manifest(self, base: str, dtype: str) -> dict[str, object]:
+        """What a resumed run must agree on, because it changes answers or which rows there are.
+
+        Args:
+            base: the resolved base.
+            dtype: the resolved dtype.
+        """
+        return {
+            "base": base,
+            "weights": self.replica.weights,
+            "dtype": dtype,
+            "adapters": ", ".join(sorted(str(root.resolve()) for root in self.replica.adapter_roots)),
+            "requests": self.requests if self.requests == "-" else str(Path(self.requests).resolve()),
+            "seed": self.replica.seed,
+            "token_ids": self.token_ids,
+            **self._defaults(),
+        }
+
+    def as_json(self) -> dict[str, OptionValue]:
+        """All options, flat, for the report."""
+        replica = dataclasses.asdict(self.replica)
+        replica["adapter_roots"] = [str(root) for root in self.replica.adapter_roots]
+        return {
+            **replica,
+            "requests": self.requests,
+            "out": str(self.out),
+            "token_ids": self.token_ids,
+            "limit": self.limit,
+            **self._defaults(),
+        }
+
+    def _defaults(self) -> dict[str, OptionValue]:
+        sampling, bounds = self.defaults.sampling, self.defaults.bounds
+        values = {
+            "adapter": self.defaults.adapter,
+            **dataclasses.asdict(sampling),
+            **dataclasses.asdict(bounds),
+        }
+        return {f"default_{key}": list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -1,0 +1,117 @@
+"""From rows to requests: tokens, a seed, an adapter that exists. What cannot be, becomes a rejection.
+
+Knows the library's names, not the adapters' weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.core import Bounds, Request, RequestRow
+from caraserve_cli.errors import RowError, RowErrorCode
+from caraserve_cli.model.tokenizer import Tokenizer
+from caraserve_cli.requests.stream import RejectedRow
+
+
+class Preparer:
+    """Makes requests of rows.
+
+    Args:
+        tokenizer: None for a base without one; then prompts are token ids.
+        library: which adapters exist.
+        vocab_size: token ids are below this.
+        run_seed: rows without a seed get one from this and their id.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, library: AdapterLibrary, vocab_size: int, run_seed: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._library = library
+        self._vocab_size = vocab_size
+        self._run_seed = run_seed
+
+    def prepare(self, rows: Sequence[RequestRow]) -> list[Request | RejectedRow]:
+        """One request or rejection per row, in order; plain prompts are tokenised together."""
+        plain = [row.prompt for row in rows if row.prompt is not None]
+        encoded = iter(self._tokenizer.encode_batch(plain) if self._tokenizer and plain else ())
+        prepared: list[Request | RejectedRow] = []
+        for row in rows:
+            prompt = next(encoded, None) if row.prompt is not None else None
+            try:
+                prepared.append(self._request(row, prompt))
+            except RowError as error:
+                prepared.append(rejected(row, error))
+        return prepared
+
+    def _request(self, row: RequestRow, encoded: Sequence[int] | None) -> Request:
+        if row.adapter is not None and row.adapter not in self._library:
+            raise RowError(RowErrorCode.UNKNOWN_ADAPTER, self._unknown_adapter(row.adapter))
+        sampling = row.sampling
+        if sampling.seed is None:
+            sampling = dataclasses.replace(sampling, seed=self._seed_for(row.id))
+        return Request(
+            id=row.id,
+            line=row.line,
+            prompt_token_ids=self._token_ids(row, encoded),
+            adapter=row.adapter,
+            sampling=sampling,
+            bounds=row.bounds,
+            arrival_ms=row.arrival_ms,
+            metadata=row.metadata,
+        )
+
+    def _token_ids(self, row: RequestRow, encoded: Sequence[int] | None) -> tuple[int, ...]:
+        if row.prompt_token_ids is not None:
+            token_ids = row.prompt_token_ids
+        elif self._tokenizer is None:
+            raise RowError(
+                RowErrorCode.NO_TOKENIZER,
+                "the base has no tokenizer, so a prompt must be given as prompt_token_ids",
+            )
+        elif encoded is not None:
+            token_ids = tuple(encoded)
+        else:
+            assert row.messages is not None
+            token_ids = tuple(self._tokenizer.encode_chat(row.messages))
+        if not token_ids:
+            raise RowError(RowErrorCode.INVALID_REQUEST, "prompt: it has no tokens; give it some text")
+        self._check_vocabulary(row, token_ids)
+        return token_ids
+
+    def _check_vocabulary(self, row: RequestRow, token_ids: Sequence[int]) -> None:
+        for key, ids in (("prompt_token_ids", token_ids), ("stop_token_ids", row.sampling.stop_token_ids)):
+            wrong = next((token_id for token_id in ids if not 0 <= token_id < self._vocab_size), None)
+            if wrong is not None:
+                raise RowError(
+                    RowErrorCode.TOKEN_OUT_OF_RANGE,
+                    f"{key}: token id {wrong} is outside the vocabulary of {self._vocab_size}",
+                )
+
+    def _unknown_adapter(self, name: str) -> str:
+        closest = self._library.closest(name)
+        hint = (
+            f"; did you mean '{closest}'?"
+            if closest
+            else "; `adapter` is its path below an --adapters folder"
+        )
+        return f"adapter '{name}' is in none of the --adapters folders{hint}"
+
+    def _seed_for(self, request_id: str) -> int:
+        """The same id gets the same draws in every run with the same run seed."""
+        digest = blake2b(f"{self._run_seed}:{request_id}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+
+def rejected(row: RequestRow, error: RowError) -> RejectedRow:
+    """The rejection of a valid row that cannot be answered here."""
+    return RejectedRow(
+        line=row.line,
+        request_id=row.id,
+        code=error.code,
+        message=error.message,
+        carried_bound=row.bounds != Bounds(),
+    )

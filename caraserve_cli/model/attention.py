@@ -1,0 +1,208 @@
+"""Attention over the paged KV cache with torch's scaled_dot_product_attention: the CPU's way, and any device's.
+
+A step's sequences are computed in groups of similar length, padded to the longest of their group: all
+decoding sequences of similar context are one call. Knows the ragged batch, not where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from caraserve_cli.core import BaseShape
+
+# A group is closed when padding would make it compute more than this many times the (query, key) pairs
+# that its sequences need; below the floor a call's fixed cost (about 40 µs on 2 cores) outweighs padding.
+MAX_PADDING = 1.5
+PAIRS_WORTH_A_CALL = 4096
+
+
+class AttentionSpan(NamedTuple):
+    """One sequence in a step: tokens `first_token … + num_tokens` of the flat batch, at positions
+    `start … + num_tokens` of the sequence, whose cache lies in `block_table`."""
+
+    first_token: int
+    start: int
+    num_tokens: int
+    block_table: Sequence[int]
+
+    @property
+    def num_keys(self) -> int:
+        return self.start + self.num_tokens
+
+
+class KvCache:
+    """Keys and values of all layers in blocks of `block_tokens` tokens.
+
+    Shapes: `keys` and `values` are [layers, blocks, block_tokens, kv heads, head_dim].
+    """
+
+    def __init__(
+        self, shape: BaseShape, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        size = (shape.num_layers, num_blocks, block_tokens, shape.num_kv_heads, shape.head_dim)
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
+        self.block_tokens = block_tokens
+
+    @staticmethod
+    def block_bytes(shape: BaseShape, block_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes that one block takes over all layers."""
+        return 2 * shape.num_layers * block_tokens * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Sequences computed in one call, padded to `num_queries` new tokens and whole blocks of keys.
+
+    Shapes: `query_index` [sequences, queries] into the flat batch; `blocks` [sequences * blocks];
+    `masks` by window, each [sequences, 1, 1, queries, keys]; `tokens` and `rows` pair the flat tokens with
+    their rows among the padded queries.
+    """
+
+    num_sequences: int
+    num_queries: int
+    query_index: Tensor
+    blocks: Tensor
+    masks: dict[int | None, Tensor]
+    tokens: Tensor
+    rows: Tensor
+
+
+class PagedSdpaAttention:
+    """`AttentionContext` of one step.
+
+    Args:
+        cache: where keys and values live; attended positions are already in it or written by this step.
+        spans: the step's sequences; together they cover the flat batch.
+        windows: the sliding window of each layer, None where a layer sees everything.
+    """
+
+    def __init__(self, cache: KvCache, spans: Sequence[AttentionSpan], windows: Sequence[int | None]) -> None:
+        self._cache = cache
+        self._windows = windows
+        self._device = cache.keys.device
+        self._slot_mapping = self._tensor(
+            [
+                span.block_table[position // cache.block_tokens] * cache.block_tokens
+                + position % cache.block_tokens
+                for span in spans
+                for position in range(span.start, span.num_keys)
+            ]
+        )
+        self._written_tokens = self._tensor(
+            [t for span in spans for t in range(span.first_token, span.first_token + span.num_tokens)]
+        )
+        self._groups = [self._prepare(group) for group in _group_spans(spans)]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Write this step's keys and values, then attend.
+
+        Args:
+            layer: index of the decoder layer.
+            query: [tokens, heads, head_dim].
+            key: [tokens, kv heads, head_dim].
+            value: [tokens, kv heads, head_dim].
+
+        Returns:
+            [tokens, heads * head_dim].
+        """
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._slot_mapping, key.index_select(0, self._written_tokens))
+        values.flatten(0, 1).index_copy_(0, self._slot_mapping, value.index_select(0, self._written_tokens))
+        num_heads, head_dim = query.shape[1:]
+        output = torch.empty_like(query)
+        for group in self._groups:
+            attended = self._attend_group(group, self._windows[layer], query, keys, values)
+            output.index_copy_(0, group.tokens, attended.index_select(0, group.rows))
+        return output.view(-1, num_heads * head_dim)
+
+    def _attend_group(
+        self, group: _Group, window: int | None, query: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """[sequences * queries, heads, head_dim], padding included."""
+        batch, num_queries = group.num_sequences, group.num_queries
+        num_heads, head_dim = query.shape[1:]
+        num_kv_heads = keys.shape[2]
+        share = num_heads // num_kv_heads  # query heads that read the same key head
+        # The heads that share a key head become further queries of it, so that keys are never repeated.
+        grouped = query.index_select(0, group.query_index.flatten())
+        grouped = grouped.view(batch, num_queries, num_kv_heads, share, head_dim).permute(0, 2, 3, 1, 4)
+        grouped = grouped.reshape(batch, num_kv_heads, share * num_queries, head_dim)
+        mask = group.masks[window]
+        mask = mask.expand(batch, 1, share, num_queries, -1).reshape(batch, 1, share * num_queries, -1)
+        key, value = (
+            cache.index_select(0, group.blocks).view(batch, -1, num_kv_heads, head_dim).transpose(1, 2)
+            for cache in (keys, values)
+        )
+        attended = scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+        attended = attended.view(batch, num_kv_heads, share, num_queries, head_dim).permute(0, 3, 1, 2, 4)
+        return attended.reshape(batch * num_queries, num_heads, head_dim)
+
+    def _prepare(self, spans: Sequence[AttentionSpan]) -> _Group:
+        num_queries = max(span.num_tokens for span in spans)
+        block_tokens = self._cache.block_tokens
+        num_blocks = max(-(-span.num_keys // block_tokens) for span in spans)
+        query_index: list[int] = []
+        blocks: list[int] = []
+        tokens: list[int] = []
+        rows: list[int] = []
+        for i, span in enumerate(spans):
+            own = range(span.first_token, span.first_token + span.num_tokens)
+            query_index += [*own, *[span.first_token] * (num_queries - span.num_tokens)]
+            needed = span.block_table[: -(-span.num_keys // block_tokens)]
+            blocks += [*needed, *[needed[0]] * (num_blocks - len(needed))]
+            tokens += own
+            rows += range(i * num_queries, i * num_queries + span.num_tokens)
+        masks = self._masks(spans, num_queries, num_blocks * block_tokens)
+        return _Group(
+            len(spans),
+            num_queries,
+            self._tensor(query_index),
+            self._tensor(blocks),
+            masks,
+            self._tensor(tokens),
+            self._tensor(rows),
+        )
+
+    def _masks(
+        self, spans: Sequence[AttentionSpan], num_queries: int, num_keys: int
+    ) -> dict[int | None, Tensor]:
+        """A query at position p sees keys p - window + 1 … p; padding queries repeat the last position."""
+        starts = self._tensor([span.start for span in spans])[:, None, None]
+        ends = self._tensor([span.num_keys - 1 for span in spans])[:, None, None]
+        query = torch.arange(num_queries, device=self._device)[None, :, None]
+        key = torch.arange(num_keys, device=self._device)[None, None, :]
+        position = torch.minimum(starts + query, ends)
+        causal = key <= position
+        return {
+            window: (causal if window is None else causal & (key > position - window))[:, None, None]
+            for window in set(self._windows)
+        }
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def _group_spans(spans: Sequence[AttentionSpan]) -> list[list[AttentionSpan]]:
+    """Spans of similar lengths together; a decoding sequence never shares a call with a prefilling one."""
+    groups: list[list[AttentionSpan]] = []
+    num_pairs = 0
+    for span in sorted(spans, key=lambda s: (s.num_tokens, s.num_keys)):
+        own_pairs = span.num_tokens * span.num_keys
+        if groups and (groups[-1][0].num_tokens == 1) == (span.num_tokens == 1):
+            members = groups[-1]
+            longest = max(span.num_keys, *(m.num_keys for m in members))
+            padded_pairs = (len(members) + 1) * span.num_tokens * longest
+            if padded_pairs <= max(MAX_PADDING * (num_pairs + own_pairs), PAIRS_WORTH_A_CALL):
+                members.append(span)
+                num_pairs += own_pairs
+                continue
+        groups.append([span])
+        num_pairs = own_pairs
+    return groups

@@ -1,0 +1,103 @@
+"""The formulas of every number that a report shows, each written once.
+
+Knows times and counts only: no files, no JSON, no rendering. A value that is not defined is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from caraserve_cli.core import Bounds, Completion
+
+# What report.json says about its own words, next to the code that computes them.
+DEFINITIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "queue_ms": "first scheduled - arrival",
+        "ttft_ms": "first token - arrival",
+        "tpot_ms": "(last token - first token) / (output tokens - 1); null for one token",
+        "latency_ms": "last token - arrival",
+        "slo_attainment": "requests that met every bound they carry / all requests that carry one; "
+        "failed requests are misses",
+        "goodput": "requests that met every bound they carry, per second; null when none carries one",
+        "exact_match": "answers equal to the string metadata.expected, outer white space aside",
+        "p50, p90, p95, p99": "the smallest value that at least that share of the requests does not exceed",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMetrics:
+    """What one answered request experienced.
+
+    `tpot_ms` is None for an answer of one token, `slo_attained` for a request without bounds.
+    """
+
+    queue_ms: float
+    ttft_ms: float
+    tpot_ms: float | None
+    latency_ms: float
+    slo_attained: bool | None
+
+
+def measure(completion: Completion) -> RequestMetrics:
+    """The metrics of a finished answer, from its raw times and its request's bounds.
+
+    Raises:
+        ValueError: a time is missing, so the answer is not finished.
+    """
+    timings = completion.timings
+    scheduled, first, last = timings.first_scheduled_ms, timings.first_token_ms, timings.last_token_ms
+    if scheduled is None or first is None or last is None:
+        raise ValueError(f"request '{completion.request.id}' is not finished: {timings}")
+    ttft_ms = first - timings.arrival_ms
+    tpot_ms = time_per_output_token_ms(first, last, len(completion.token_ids))
+    latency_ms = last - timings.arrival_ms
+    return RequestMetrics(
+        queue_ms=scheduled - timings.arrival_ms,
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
+        latency_ms=latency_ms,
+        slo_attained=attains_slo(
+            completion.request.bounds, ttft_ms=ttft_ms, tpot_ms=tpot_ms, latency_ms=latency_ms
+        ),
+    )
+
+
+def time_per_output_token_ms(first_token_ms: float, last_token_ms: float, num_tokens: int) -> float | None:
+    """Mean gap between the tokens of an answer; None when it has no gap."""
+    if num_tokens < 2:
+        return None
+    return (last_token_ms - first_token_ms) / (num_tokens - 1)
+
+
+def attains_slo(bounds: Bounds, *, ttft_ms: float, tpot_ms: float | None, latency_ms: float) -> bool | None:
+    """Whether every bound that is carried is met; None when none is. An undefined TPOT meets any bound."""
+    carried = [
+        (measured, bound)
+        for measured, bound in (
+            (latency_ms, bounds.deadline_ms),
+            (ttft_ms, bounds.ttft_slo_ms),
+            (tpot_ms, bounds.tpot_slo_ms),
+        )
+        if bound is not None
+    ]
+    if not carried:
+        return None
+    return all(measured is None or measured <= bound for measured, bound in carried)
+
+
+def share(part: float, whole: float) -> float | None:
+    """`part / whole`: SLO attainment, accuracy, a mean; None when the whole is nothing."""
+    return part / whole if whole else None
+
+
+def per_second(count: float, duration_s: float) -> float | None:
+    """Throughput or goodput; None when no time has passed."""
+    return count / duration_s if duration_s > 0 else None
+
+
+def is_exact_match(text: str, expected: str) -> bool:
+    """Whether an answer is the expected one, white space around either aside."""
+    return text.strip() == expected.strip()

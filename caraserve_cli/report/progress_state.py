@@ -1,0 +1,60 @@
+"""How far a run is, as plain numbers: what `job` tells and `cli.progress` shows. Knows no display."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caraserve_cli.report.metrics import per_second, share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressState:
+    """Counts of this session at one moment.
+
+    `fraction_read` is the share of the input's bytes read so far (None for standard input), `num_skipped`
+    the rows read so far that an earlier session had finished, `elapsed_s` the time since the first request.
+    """
+
+    num_answered: int
+    num_errors: int
+    num_running: int
+    num_waiting: int
+    output_tokens: int
+    slo_met: int
+    slo_carried: int
+    fraction_read: float | None
+    elapsed_s: float
+    num_skipped: int = 0
+
+    @property
+    def output_tokens_per_s(self) -> float | None:
+        return per_second(self.output_tokens, self.elapsed_s)
+
+    @property
+    def slo_attainment(self) -> float | None:
+        return share(self.slo_met, self.slo_carried)
+
+    @property
+    def fraction_done(self) -> float | None:
+        """Share of all rows that are finished, skipped ones included; None when it cannot be told.
+
+        Rows are read ahead of the answers, so the share of the file is scaled down by those in flight.
+        """
+        finished = self.num_skipped + self.num_answered + self.num_errors
+        read = finished + self.num_running + self.num_waiting
+        if self.fraction_read is None or not read:
+            return None
+        return min(self.fraction_read, 1.0) * finished / read
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Time for the rows that are left at this session's pace; None while there is no pace yet.
+
+        The number of rows in the file is estimated from the rows read and the share of the bytes they took.
+        """
+        finished = self.num_answered + self.num_errors
+        fraction_done = self.fraction_done
+        if not finished or not fraction_done:
+            return None
+        num_rows = (self.num_skipped + finished) / fraction_done
+        return (num_rows - self.num_skipped - finished) * self.elapsed_s / finished

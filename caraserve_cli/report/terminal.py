@@ -1,0 +1,154 @@
+"""The summary of a report for people at a terminal, 80 columns wide or in a log.
+
+Knows the schema of report.json and nothing of how it came about; computes no metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from caraserve_cli.report.run_report import printable
+
+MAX_ADAPTERS_SHOWN = 20
+
+# A report as it was read from JSON: only its schema says what is where.
+Json = Mapping[str, Any]
+
+_TIMES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("latency", "latency_ms"), ("queue", "queue_ms"))
+_COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
+_UNDEFINED = "-"
+
+
+def render_summary(report: Json, console: Console, written: Sequence[Path] = ()) -> None:
+    """Print headline, latencies and adapters of `report`, then the paths that the run wrote."""
+    for line in _headline(report):
+        _print_line(console, line)
+    if report["requests"]["answered"]:
+        console.print(_times_table(report["times"]))
+        console.print(_adapters_table(_busiest(report["by_adapter"])))
+        hidden = len(report["by_adapter"]) - MAX_ADAPTERS_SHOWN
+        if hidden > 0:
+            _print_line(console, f"The {MAX_ADAPTERS_SHOWN} busiest; {hidden:,} more in report.json.")
+    if written:
+        _print_line(console, "Written:")
+    for path in written:
+        _print_line(console, f"  {path}")
+
+
+def format_duration(seconds: float) -> str:
+    """`4.2 s` below a minute, `3:05` below an hour, `2:03:05` above."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_share(value: float | None) -> str:
+    """A share of 0 to 1 in percent; 100.0% only when nothing is missing."""
+    if value is None:
+        return _UNDEFINED
+    return f"{min(value, 0.999) if value < 1 else value:.1%}"
+
+
+def _headline(report: Json) -> list[str]:
+    run, requests, throughput = report["run"], report["requests"], report["throughput"]
+    failed = requests["failed"]
+    lines = [f"{requests['answered']:,} answered, {failed:,} failed in {format_duration(run['duration_s'])}"]
+    if failed:
+        lines[0] += " (" + ", ".join(f"{code}: {n:,}" for code, n in requests["failed_by_code"].items()) + ")"
+    if run["interrupted"]:
+        lines[0] += ", interrupted"
+    lines.append(
+        f"{_number(throughput['output_tokens_per_s'])} output tokens/s, "
+        f"{_number(throughput['total_tokens_per_s'])} total tokens/s, "
+        f"{_number(throughput['requests_per_s'])} requests/s"
+    )
+    if run["resumed"]:
+        lines.append(
+            "Resumed: counts cover all sessions, time and rates this one "
+            f"({throughput['answered']:,} answered)."
+        )
+    slo, exact = report["slo"], report["exact_match"]
+    if slo["carried"]:
+        lines.append(
+            f"SLO attainment {format_share(slo['attainment'])} ({slo['attained']:,} of {slo['carried']:,}), "
+            f"goodput {_number(throughput['goodput_requests_per_s'])} requests/s"
+        )
+    if exact is not None:
+        lines.append(
+            f"Exact match {format_share(exact['accuracy'])} ({exact['right']:,} of {exact['scored']:,})"
+        )
+    lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}")
+    return lines
+
+
+def _times_table(times: Json) -> Table:
+    table = _table("Time, ms")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for label, key in _TIMES:
+        table.add_row(label, *(_number(times[key][column]) for column in _COLUMNS))
+    return table
+
+
+def _adapters_table(adapters: Sequence[Json]) -> Table:
+    table = _table("Adapter")
+    headings = (
+        "LoRA\nrank",
+        "re-\nquests",
+        "output\ntokens",
+        "TTFT\np50 ms",
+        "TTFT\np99 ms",
+        "SLO\nmet",
+        "exact\nmatch",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for adapter in adapters:
+        ttft, exact = adapter["times"]["ttft_ms"], adapter["exact_match"]
+        table.add_row(
+            Text(_adapter_name(adapter["adapter"])),
+            _UNDEFINED if adapter["lora_rank"] is None else str(adapter["lora_rank"]),
+            f"{adapter['answered']:,}",
+            f"{adapter['completion_tokens']:,}",
+            _number(ttft["p50"]),
+            _number(ttft["p99"]),
+            format_share(adapter["slo_of_answered"]["attainment"]),
+            _UNDEFINED if exact is None else f"{exact['right']:,}/{exact['scored']:,}",
+        )
+    return table
+
+
+def _table(first_heading: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    # Long names continue on the next line: a name cut short could be another adapter's.
+    table.add_column(first_heading, overflow="fold")
+    return table
+
+
+def _busiest(adapters: Sequence[Json]) -> list[Json]:
+    """The adapters with most requests, in that order; equal ones keep the report's order."""
+    return sorted(adapters, key=lambda adapter: -int(adapter["answered"]))[:MAX_ADAPTERS_SHOWN]
+
+
+def _adapter_name(adapter: str | None) -> str:
+    return "(base)" if adapter is None else adapter
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return _UNDEFINED
+    return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _print_line(console: Console, line: str) -> None:
+    """One line as it stands: no markup, no cutting, paths stay whole for copying."""
+    console.print(Text(printable(line)), soft_wrap=True)

@@ -1,0 +1,75 @@
+"""run.json: what identifies a run, so that a resumed one cannot mix answers of two.
+
+Knows any keys; which settings identify a run is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import orjson
+
+from caraserve_cli.errors import OutputError
+from caraserve_cli.requests.fields import excerpt
+
+MANIFEST_NAME = "run.json"
+MANIFEST_DRAFT_NAME = "run.json.tmp"
+
+
+def write_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
+    """Write run.json; at no moment is there half a file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    draft = out_dir / MANIFEST_DRAFT_NAME
+    try:
+        with draft.open("wb") as file:
+            file.write(orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(out_dir / MANIFEST_NAME)
+    except OSError as error:
+        raise OutputError(f"'{out_dir / MANIFEST_NAME}' cannot be written: {error.strerror}") from None
+
+
+def check_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
+    """Refuse a folder whose run.json differs from `manifest` in any key.
+
+    Raises:
+        OutputError: it differs, with every key and both values; it cannot be read, or is damaged.
+    """
+    path = out_dir / MANIFEST_NAME
+    try:
+        earlier = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be read: {error.strerror}") from None
+    except orjson.JSONDecodeError:
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise OutputError(f"'{path}' is damaged: not a JSON object; choose another --out")
+    now: dict[str, object] = orjson.loads(orjson.dumps(manifest))  # tuples become lists, as in the file
+    differences = [
+        f"{key} was {_shown(earlier, key)}, now is {_shown(now, key)}"
+        for key in sorted(earlier.keys() | now.keys())
+        if _canonical(earlier, key) != _canonical(now, key)
+    ]
+    if differences:
+        raise OutputError(
+            f"'{out_dir}' belongs to a run with other settings ({'; '.join(differences)}); "
+            "resume with the same ones, or choose another --out"
+        )
+
+
+def _shown(manifest: Mapping[str, object], key: str) -> str:
+    if key not in manifest:
+        return "not set"
+    value = manifest[key]
+    return orjson.dumps(value).decode() if isinstance(value, list | dict) else excerpt(value)
+
+
+def _canonical(manifest: Mapping[str, object], key: str) -> tuple[bool, bytes]:
+    """Whether the key is there, and its value; unlike `==`, true is not 1 here."""
+    return key in manifest, orjson.dumps(manifest.get(key), option=orjson.OPT_SORT_KEYS)

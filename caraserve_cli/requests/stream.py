@@ -1,0 +1,87 @@
+"""The lines of a requests file -> its rows, in file order: valid requests and rejected ones.
+
+Gives rows without an id one of their own, and rejects a second row with the same id. Knows no tokenizer,
+no adapters and no output folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+
+from caraserve_cli.core import RequestRow
+from caraserve_cli.errors import RowError, RowErrorCode
+from caraserve_cli.requests.fields import excerpt
+from caraserve_cli.requests.id_table import IdTable
+from caraserve_cli.requests.row import RowDefaults, parse_row
+from caraserve_cli.requests.source import MAX_LINE_BYTES, RawLine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedRow:
+    """One row that cannot be answered; becomes a line in errors.jsonl.
+
+    `carried_bound` says whether it is known to have carried a bound, which it then missed.
+    """
+
+    line: int
+    request_id: str | None
+    code: str
+    message: str
+    carried_bound: bool = False
+
+
+class RowStream:
+    """The rows of a requests file. Iterate once.
+
+    A row without an id gets the hash of its line and the line's occurrence number among equal lines, so that
+    neither inserting nor moving *other* lines changes it.
+
+    Of rows with the same id the first one has it, **even if that row was rejected**: which row an id stands
+    for must not change when another row is mended. A row whose id could not be read claims none.
+
+    Args:
+        lines: the lines that are not blank.
+        defaults: what a row gets for a key that it leaves out.
+        limit: take this many rows from the start, rejected ones included; None takes all.
+    """
+
+    def __init__(self, lines: Iterable[RawLine], defaults: RowDefaults, limit: int | None = None) -> None:
+        self._lines = islice(lines, limit)
+        self._defaults = defaults
+        self._claimed_ids = IdTable()
+        self._unnamed_lines = IdTable()
+
+    def __iter__(self) -> Iterator[RequestRow | RejectedRow]:
+        return map(self._row, self._lines)
+
+    def _row(self, line: RawLine) -> RequestRow | RejectedRow:
+        try:
+            row = self._parse(line)
+        except RowError as error:
+            if error.request_id is not None:
+                self._claimed_ids.add(error.request_id.encode())
+            return _rejected(line, error)
+        if self._claimed_ids.add(row.id.encode()):
+            message = (
+                f"id {excerpt(row.id)} is that of an earlier row; only the first one with an id is answered"
+            )
+            return _rejected(line, RowError(RowErrorCode.DUPLICATE_ID, message, row.id))
+        return row
+
+    def _parse(self, line: RawLine) -> RequestRow:
+        data = line.data
+        if data is None:
+            message = f"line is longer than {MAX_LINE_BYTES // 2**20} MiB"
+            raise RowError(RowErrorCode.LINE_TOO_LONG, message)
+        return parse_row(data, line.number, self._defaults, lambda: self._make_id(data))
+
+    def _make_id(self, data: bytes) -> str:
+        digest = blake2b(data, digest_size=16)
+        return f"{digest.hexdigest()}-{self._unnamed_lines.add(digest.digest()) + 1}"
+
+
+def _rejected(line: RawLine, error: RowError) -> RejectedRow:
+    return RejectedRow(line=line.number, request_id=error.request_id, code=error.code, message=error.message)

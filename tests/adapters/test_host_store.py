@@ -1,0 +1,130 @@
+"""The store keeps what was used last within its bytes, and never reads a refused adapter twice."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.errors import AdapterError
+from tests.adapters.bad_adapters import edit_tensors
+from tests.adapters.bases import shape_of, tiny_llama
+from tests.adapters.peft_variants import Variant, write_variant
+
+SHAPE = shape_of(tiny_llama())
+SMALL = ("a", "b", "c", "d")
+# Rank 2 on q_proj of two layers of 32 x 32, in float32.
+SMALL_BYTES = 2 * 2 * (32 + 32) * 4
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Four adapters of equal size, and a large one."""
+    for seed, name in enumerate(SMALL):
+        config = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+        write_variant(tmp_path, Variant(name, config), tiny_llama, seed)
+    large = Variant("large", {"r": 32, "lora_alpha": 2, "target_modules": ["q_proj"]})
+    write_variant(tmp_path, large, tiny_llama, seed=9)
+    return tmp_path
+
+
+def make_store(root: Path, capacity_bytes: int) -> HostStore:
+    return HostStore(AdapterLibrary.scan([root]), SHAPE, torch.float32, capacity_bytes)
+
+
+def test_least_recently_used_leaves_first(root: Path) -> None:
+    store = make_store(root, 3 * SMALL_BYTES)
+    for name in ("a", "b", "c", "a", "d"):
+        assert store.fetch(name).name == name
+        store.check_integrity()
+    assert store.kept_names == ("c", "a", "d")
+    assert store.kept_bytes == 3 * SMALL_BYTES
+    assert (store.counters.hits, store.counters.misses) == (1, 4)
+    assert store.counters.loaded_bytes == 4 * SMALL_BYTES
+    assert store.counters.load_ms > 0
+
+
+def test_a_hit_is_the_same_object(root: Path) -> None:
+    store = make_store(root, 3 * SMALL_BYTES)
+    assert store.fetch("a") is store.fetch("a")
+
+
+def test_an_adapter_larger_than_the_store_is_served_and_drops_nothing(root: Path) -> None:
+    store = make_store(root, 2 * SMALL_BYTES)
+    store.fetch("a")
+    assert store.fetch("large").lora_rank == 32
+    assert store.kept_names == ("a",)
+    store.check_integrity()
+
+
+def test_infos_outlive_the_weights(root: Path) -> None:
+    store = make_store(root, SMALL_BYTES)
+    info = store.info("a")
+    store.fetch("b")
+    shutil.rmtree(root / "a")
+    assert store.info("a") == info
+    assert (info.num_bytes, info.lora_rank) == (SMALL_BYTES, 2)
+
+
+def test_a_refused_adapter_is_never_read_again(root: Path) -> None:
+    good = (root / "a" / "adapter_config.json").read_bytes()
+    (root / "a" / "adapter_config.json").write_text("{")
+    store = make_store(root, 10 * SMALL_BYTES)
+    with pytest.raises(AdapterError, match="not valid JSON") as first:
+        store.fetch("a")
+    (root / "a" / "adapter_config.json").write_bytes(good)
+    for again in (store.fetch, store.info):
+        with pytest.raises(AdapterError) as caught:
+            again("a")
+        assert str(caught.value) == str(first.value)
+    assert store.counters.misses == 1
+    assert store.kept_names == ()
+    store.check_integrity()
+
+
+def test_an_unknown_adapter_is_an_adapter_error(root: Path) -> None:
+    with pytest.raises(AdapterError, match="no such adapter; did you mean 'large'"):
+        make_store(root, SMALL_BYTES).fetch("larg")
+
+
+def test_an_adapter_that_changes_during_the_run_is_refused(root: Path) -> None:
+    """Prefixes cached with the old weights must not meet the new ones."""
+    store = make_store(root, SMALL_BYTES)
+    store.fetch("a")
+    store.fetch("b")
+    edit_tensors(root / "a", lambda tensors: next(iter(tensors.values())).mul_(2))
+    for _ in range(2):
+        with pytest.raises(AdapterError, match="files changed during the run"):
+            store.fetch("a")
+        store.check_integrity()
+    with pytest.raises(AdapterError, match="files changed during the run"):
+        store.info("a")
+
+
+def test_an_adapter_that_vanishes_during_the_run_is_refused(root: Path) -> None:
+    store = make_store(root, SMALL_BYTES)
+    store.fetch("a")
+    store.fetch("b")
+    shutil.rmtree(root / "a")
+    for again in (store.fetch, store.info):
+        with pytest.raises(AdapterError, match=r"adapter_config.json cannot be read"):
+            again("a")
+        store.check_integrity()
+
+
+def test_any_order_of_fetches_keeps_the_books(root: Path) -> None:
+    store = make_store(root, 2 * SMALL_BYTES + 7)
+    choice = random.Random(4)
+    order: list[str] = []
+    for _ in range(200):
+        name = choice.choice([*SMALL, "large"])
+        store.fetch(name)
+        if name in SMALL:
+            order = [other for other in order if other != name] + [name]
+        assert store.kept_names == tuple(order[-2:])
+        store.check_integrity()

@@ -1,0 +1,200 @@
+"""Plans without a model: tokens are made up, everything else is the real scheduler."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caraserve_cli.config import EngineConfig
+from caraserve_cli.core import AdapterInfo, ColdStart, Request, SamplingParams, Sequence, StepPlan, Timings
+from caraserve_cli.engine.scheduler import MAX_BYPASSES, Scheduler
+
+BLOCK_TOKENS = 4
+
+
+def make_scheduler(**changes: int | bool) -> Scheduler:
+    settings = {
+        "num_kv_blocks": 16,
+        "adapter_memory_bytes": 100,
+        "max_context_tokens": 64,
+        "kv_block_tokens": BLOCK_TOKENS,
+        "max_running": 8,
+        "max_batch_tokens": 32,
+        "prefill_chunk_tokens": 8,
+        **changes,
+    }
+    return Scheduler(EngineConfig(**settings), clock_ms=lambda: 0.0)  # type: ignore[arg-type]
+
+
+def make_adapter(name: str, num_bytes: int = 40) -> AdapterInfo:
+    return AdapterInfo(name=name, lora_rank=8, num_bytes=num_bytes, content_hash=name.encode())
+
+
+def add(
+    scheduler: Scheduler,
+    name: str,
+    num_prompt: int,
+    max_tokens: int = 4,
+    adapter: AdapterInfo | None = None,
+    prompt: list[int] | None = None,
+) -> Sequence:
+    token_ids = prompt if prompt is not None else [hash(name) % 1000 + i for i in range(num_prompt)]
+    request = Request(
+        id=name,
+        line=0,
+        prompt_token_ids=tuple(token_ids),
+        adapter=adapter.name if adapter else None,
+        sampling=SamplingParams(max_tokens=max_tokens),
+    )
+    sequence = Sequence(request, Timings(0.0), list(token_ids), len(token_ids))
+    sequence.prefix_root = adapter.content_hash if adapter else b""
+    scheduler.add(sequence, adapter)
+    return sequence
+
+
+def run_step(scheduler: Scheduler) -> StepPlan:
+    """Plan, pretend to compute, commit; sequences end at their max_tokens."""
+    plan = scheduler.plan()
+    scheduler.check_integrity()
+    scheduler.commit(plan)
+    for chunk in plan.chunks:
+        if chunk.yields_token:
+            chunk.sequence.token_ids.append(7)
+            if chunk.sequence.num_output_tokens >= chunk.sequence.request.sampling.max_tokens:
+                scheduler.finish(chunk.sequence)
+    scheduler.check_integrity()
+    return plan
+
+
+def chunks_of(plan: StepPlan) -> dict[str, tuple[int, int]]:
+    return {c.sequence.request.id: (c.start, c.num_tokens) for c in plan.chunks}
+
+
+def test_prompts_are_computed_in_chunks_beside_decoding() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, "short", 3)
+    assert chunks_of(run_step(scheduler)) == {"short": (0, 3)}
+    add(scheduler, "long", 20)
+    assert chunks_of(run_step(scheduler)) == {"short": (3, 1), "long": (0, 8)}
+    assert chunks_of(run_step(scheduler)) == {"short": (4, 1), "long": (8, 8)}
+    assert chunks_of(run_step(scheduler)) == {"short": (5, 1), "long": (16, 4)}
+    assert chunks_of(run_step(scheduler)) == {"long": (20, 1)}
+
+
+def test_a_step_never_exceeds_its_token_budget() -> None:
+    scheduler = make_scheduler(max_batch_tokens=10)
+    for name in "abc":
+        add(scheduler, name, 7)
+    assert chunks_of(run_step(scheduler)) == {"a": (0, 7), "b": (0, 3)}
+
+
+def test_the_youngest_is_preempted_and_comes_back_first() -> None:
+    scheduler = make_scheduler(num_kv_blocks=4)
+    old = add(scheduler, "old", 8, max_tokens=8)
+    young = add(scheduler, "young", 7, max_tokens=4)
+    run_step(scheduler)
+    add(scheduler, "late", 4)
+    plan = run_step(scheduler)  # old needs its third block
+    assert chunks_of(plan) == {"old": (8, 1)}
+    assert plan.num_preempted == 1
+    assert [s.request.id for s in scheduler.waiting] == ["young", "late"]
+    assert young.token_ids[-1] == 7, "what was generated is kept"
+    while young.num_output_tokens < 4:
+        run_step(scheduler)
+    assert old.num_preemptions == 0
+    assert young.num_preemptions == 1
+
+
+def test_a_prompt_seen_before_is_not_computed_again() -> None:
+    scheduler = make_scheduler()
+    prompt = list(range(11))
+    add(scheduler, "first", 11, max_tokens=1, prompt=prompt)
+    run_step(scheduler)
+    run_step(scheduler)
+    second = add(scheduler, "second", 11, max_tokens=1, prompt=prompt)
+    plan = run_step(scheduler)
+    assert chunks_of(plan) == {"second": (8, 3)}, "two full blocks are shared, the last token is computed"
+    assert second.num_cached_tokens == plan.num_cached_tokens == 8
+
+
+def test_prefixes_are_not_shared_between_adapters() -> None:
+    scheduler = make_scheduler()
+    prompt = list(range(9))
+    add(scheduler, "base", 9, max_tokens=1, prompt=prompt)
+    run_step(scheduler)
+    run_step(scheduler)
+    add(scheduler, "other", 9, max_tokens=1, adapter=make_adapter("x"), prompt=prompt)
+    assert chunks_of(run_step(scheduler)) == {"other": (0, 8)}
+
+
+def test_adapters_are_loaded_once_and_evicted_when_room_is_needed() -> None:
+    scheduler = make_scheduler()
+    a, b, c = make_adapter("a"), make_adapter("b"), make_adapter("c")
+    first = add(scheduler, "1", 2, max_tokens=1, adapter=a)
+    again = add(scheduler, "2", 2, max_tokens=1, adapter=a)
+    add(scheduler, "3", 2, max_tokens=2, adapter=b)
+    plan = run_step(scheduler)
+    assert [load.adapter for load in plan.loads] == ["a", "b"]
+    assert (first.cold_start, again.cold_start) == (ColdStart.ON_DEMAND, ColdStart.RESIDENT)
+    add(scheduler, "4", 2, max_tokens=1, adapter=c)
+    plan = run_step(scheduler)
+    assert plan.evictions == (0,), "a is unused, b is in use"
+    assert [(load.adapter, load.adapter_slot) for load in plan.loads] == [("c", 0)]
+
+
+def test_a_blocked_adapter_may_be_passed_only_so_often() -> None:
+    scheduler = make_scheduler(max_running=2, num_kv_blocks=64)
+    resident, wanted = make_adapter("resident", 80), make_adapter("wanted", 80)
+    add(scheduler, "first", 2, max_tokens=1, adapter=resident)
+    blocked = add(scheduler, "blocked", 2, max_tokens=1, adapter=wanted)
+    for i in range(3 * MAX_BYPASSES):
+        add(scheduler, f"passing {i}", 2, max_tokens=2, adapter=resident)
+    num_finished_before = 0
+    while blocked in scheduler.waiting:
+        plan = run_step(scheduler)
+        num_finished_before += sum(c.yields_token and c.start == 0 for c in plan.chunks)
+    assert blocked.num_bypasses == MAX_BYPASSES
+    assert num_finished_before <= MAX_BYPASSES + 3
+
+
+def test_whoever_needs_no_load_may_pass() -> None:
+    scheduler = make_scheduler()
+    big, other = make_adapter("big", 80), make_adapter("other", 80)
+    add(scheduler, "1", 2, max_tokens=9, adapter=big)
+    add(scheduler, "2", 2, adapter=other)
+    add(scheduler, "3", 2)
+    add(scheduler, "4", 2, adapter=big)
+    assert list(chunks_of(run_step(scheduler))) == ["1", "3", "4"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20), st.integers(1, 12), st.sampled_from([None, "a", "b", "c", "d"])),
+        min_size=1,
+        max_size=25,
+    ),
+    st.integers(8, 20),
+    st.sampled_from([1, 7, 512]),
+    st.booleans(),
+)
+def test_everyone_is_answered_in_full(
+    requests: list[tuple[int, int, str | None]], num_blocks: int, chunk: int, caching: bool
+) -> None:
+    """Any mix, with too few blocks and too little adapter memory: no deadlock, no lost token."""
+    scheduler = make_scheduler(num_kv_blocks=num_blocks, prefill_chunk_tokens=chunk)
+    adapters = {name: make_adapter(name, 30 + 20 * i) for i, name in enumerate("abcd")}
+    sequences = []
+    for i, (num_prompt, max_tokens, name) in enumerate(requests):
+        adapter = adapters[name] if name else None
+        sequence = add(scheduler, str(i), num_prompt, max_tokens, adapter, prompt=[3] * num_prompt)
+        if not caching:
+            sequence.prefix_root = None
+        sequences.append(sequence)
+    num_steps = 0
+    while scheduler.has_work:
+        assert run_step(scheduler).chunks, "a step that computes nothing never ends"
+        num_steps += 1
+        assert num_steps < 5000
+    assert [s.num_output_tokens for s in sequences] == [max_tokens for _, max_tokens, _ in requests]
+    assert scheduler.blocks.num_used == 0

@@ -1,0 +1,142 @@
+"""The oracle: token for token what transformers + PEFT generate, greedily, in float32.
+
+Over five families × every adapter variant, more than 200 requests in one mixed batch, with a cache that is
+too small for them, any chunk size, with and without prefix caching.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from caraserve_cli.core import Completion, Request, SamplingParams, StepRecord
+from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.options import ReplicaOptions
+from tests.adapters.peft_variants import write_variants
+from tests.fleet.families import FAMILIES, VOCAB_SIZE, peft_answers, write_base
+
+REQUESTS_PER_ADAPTER = 8
+MAX_TOKENS = 12
+PROMPT_LENGTHS = (3, 17, 30)
+
+
+class Steps:
+    """An event sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.records: list[StepRecord] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.records.append(record)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A base and adapters on disk, requests over all of them, and PEFT's answers."""
+
+    base: Path
+    adapters: Path
+    requests: list[Request]
+    answers: dict[str, list[int]]
+
+
+def make_requests(names: list[str | None]) -> list[Request]:
+    """Requests over all adapters; two in three begin with the same 16 tokens, so that prefixes are shared."""
+    chance = random.Random(0)
+    shared = [chance.randrange(3, VOCAB_SIZE) for _ in range(max(PROMPT_LENGTHS))]
+    requests = []
+    for number in range(REQUESTS_PER_ADAPTER * len(names)):
+        length = PROMPT_LENGTHS[(number // len(names)) % len(PROMPT_LENGTHS)]
+        own = [chance.randrange(3, VOCAB_SIZE) for _ in range(length)]
+        prompt = shared[: min(16, length - 1)] + own[min(16, length - 1) :] if number % 3 else own
+        requests.append(
+            Request(
+                id=f"r{number}",
+                line=number + 1,
+                prompt_token_ids=tuple(prompt),
+                adapter=names[number % len(names)],
+                sampling=SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True),
+            )
+        )
+    return requests
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+    folder = tmp_path_factory.mktemp(request.param)
+    load = write_base(request.param, folder / "base")
+    names = write_variants(folder / "adapters", load, seed=7)
+    requests = make_requests([*names, None, None])
+    assert len(requests) >= 200
+    answers = peft_answers(load(), folder / "adapters", names, requests)
+    yield Oracle(folder / "base", folder / "adapters", requests, answers)
+
+
+def answer(oracle: Oracle, requests: list[Request], **options: object) -> tuple[dict[str, Completion], Steps]:
+    """Every answer of a replica with these options, checking its books after every step."""
+    replica_options = ReplicaOptions(
+        base=str(oracle.base), adapter_roots=(oracle.adapters,), dtype="float32", device="cpu", **options
+    )
+    surroundings, steps = Surroundings.prepare(replica_options), Steps()
+    replica = LocalReplica(surroundings, replica_options, lambda: 0.0, steps)
+    replica.submit(requests)
+    answers: dict[str, Completion] = {}
+    while replica.num_unfinished:
+        for outcome in replica.poll():
+            assert isinstance(outcome, Completion), outcome
+            assert outcome.request.id not in answers
+            answers[outcome.request.id] = outcome
+        replica.check_integrity()
+    return answers, steps
+
+
+def assert_same(oracle: Oracle, answers: dict[str, Completion]) -> None:
+    wrong = {
+        f"{completion.request.id} ({completion.request.adapter})"
+        for completion in answers.values()
+        if list(completion.token_ids) != oracle.answers[completion.request.id]
+    }
+    assert not wrong, f"{len(wrong)} of {len(answers)} differ from PEFT: {sorted(wrong)[:8]}"
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefix cache", "no prefix cache"])
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_tokens_are_pefts(oracle: Oracle, chunk: int, prefix_caching: bool) -> None:
+    answers, steps = answer(
+        oracle,
+        oracle.requests,
+        prefill_chunk_tokens=chunk,
+        prefix_caching=prefix_caching,
+        kv_block_tokens=4,
+        kv_memory="200KB",  # about 65 blocks; 208 requests would take up to 11 each
+        adapter_memory="250KB",  # about half of the adapters
+    )
+    assert len(answers) == len(oracle.requests)
+    assert_same(oracle, answers)
+    assert sum(record.num_preempted for record in steps.records) > 0, "the cache was meant to be too small"
+    assert sum(record.num_adapter_loads for record in steps.records) > 25, "and so was the adapter pool"
+    assert (sum(record.num_cached_tokens for record in steps.records) > 0) == prefix_caching
+
+
+@pytest.mark.parametrize("max_running", [1, 3, 256])
+def test_the_batch_changes_nothing(oracle: Oracle, max_running: int) -> None:
+    """Any order, any company."""
+    shuffled = random.Random(max_running).sample(oracle.requests, k=60 if max_running < 256 else 208)
+    assert_same(oracle, answer(oracle, shuffled, max_running=max_running)[0])
+
+
+def test_a_wrong_adapter_would_be_seen(oracle: Oracle) -> None:
+    """The oracle can fail: no two adapters agree on all of their answers."""
+    by_id = {request.id: request for request in oracle.requests}
+    swapped = [
+        dataclasses.replace(request, adapter=by_id[f"r{(number + 1) % 26}"].adapter)
+        for number, request in enumerate(oracle.requests[:26])
+    ]
+    answers, _ = answer(oracle, swapped)
+    num_same = sum(list(c.token_ids) == oracle.answers[c.request.id] for c in answers.values())
+    assert num_same <= 3  # two requests of the base alone stand side by side

@@ -1,0 +1,71 @@
+"""Output lines, and a small run whose report can be checked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from caraserve_cli.report.run_report import RunFacts
+from caraserve_cli.report.summary import RunSummary
+
+MakeRow = Callable[..., dict[str, object]]
+
+
+@pytest.fixture
+def make_row() -> MakeRow:
+    """Makes an output line for an adapter, with the given keys changed."""
+
+    def make(adapter: str | None, **changes: object) -> dict[str, object]:
+        return {
+            "id": "r1",
+            "adapter": adapter,
+            "text": "four\n",
+            "finish_reason": "stop",
+            "prompt_tokens": 10,
+            "completion_tokens": 4,
+            "cold_start": "none" if adapter is None else "resident",
+            "queue_ms": 1.0,
+            "ttft_ms": 20.0,
+            "tpot_ms": 5.0,
+            "latency_ms": 35.0,
+            "slo_attained": None,
+            "metadata": {},
+            **changes,
+        }
+
+    return make
+
+
+@pytest.fixture
+def facts() -> RunFacts:
+    return RunFacts(
+        caraserve_version="0.1.0",
+        base="sample-base",
+        weights="checkpoint",
+        device="cpu (2 threads)",
+        dtype="float32",
+        requests_source="requests.jsonl",
+        adapter_folders=("sample_data/adapters",),
+        num_adapters_found=8,
+        startup_s=1.5,
+        duration_s=4.0,
+        resumed=False,
+        interrupted=False,
+        arrival="the start of the run",
+        options={"max_tokens": 64, "limit": None, "adapters": ("sample_data/adapters",)},
+    )
+
+
+@pytest.fixture
+def summary(make_row: MakeRow) -> RunSummary:
+    """Six answers: four of spell, one of sort, one of the base; and two failed rows."""
+    summary = RunSummary()
+    for number in range(4):
+        row = make_row("spell", ttft_ms=10.0 * (number + 1), slo_attained=number < 3)
+        summary.add_answer({**row, "metadata": {"expected": "four"}})
+    summary.add_answer(make_row("sort", ttft_ms=5.0, metadata={"expected": "five"}))
+    summary.add_answer(make_row(None, ttft_ms=2.5))
+    summary.add_error("unknown_adapter", carried_bound=True)
+    summary.add_error("invalid_json", carried_bound=False)
+    return summary

@@ -1,0 +1,131 @@
+"""What people see, at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from caraserve_cli.report.run_report import RunFacts, build_report
+from caraserve_cli.report.summary import RunSummary
+from caraserve_cli.report.terminal import format_duration, format_share, render_summary
+
+MakeRow = Callable[..., dict[str, object]]
+
+
+def rendered(report: dict[str, Any], written: tuple[Path, ...] = ()) -> list[str]:
+    console = Console(file=StringIO(), width=80)
+    render_summary(report, console, written)
+    assert isinstance(console.file, StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def words(lines: list[str], first: str) -> list[str]:
+    """The cells of the one line that begins with `first`."""
+    (line,) = [line for line in lines if line.split()[:1] == [first]]
+    return line.split()
+
+
+def test_a_small_run(summary: RunSummary, facts: RunFacts) -> None:
+    report = build_report(summary, facts, {"spell": 8, "sort": 2})
+    lines = rendered(report, (Path("out/outputs.jsonl"), Path("out/report.json")))
+    assert lines[:5] == [
+        "6 answered, 2 failed in 4.0 s (invalid_json: 1, unknown_adapter: 1)",
+        "6.0 output tokens/s, 21.0 total tokens/s, 1.5 requests/s",
+        "SLO attainment 60.0% (3 of 5), goodput 0.8 requests/s",
+        "Exact match 80.0% (4 of 5)",
+        "sample-base, checkpoint weights, float32 on cpu (2 threads)",
+    ]
+    assert words(lines, "Time,") == ["Time,", "ms", "mean", "p50", "p90", "p95", "p99", "max"]
+    assert words(lines, "TTFT") == ["TTFT", "17.9", "10.0", "40.0", "40.0", "40.0", "40.0"]
+    assert words(lines, "spell") == ["spell", "8", "4", "16", "20.0", "40.0", "75.0%", "4/4"]
+    assert words(lines, "sort") == ["sort", "2", "1", "4", "5.0", "5.0", "-", "0/1"]
+    assert words(lines, "(base)") == ["(base)", "0", "1", "4", "2.5", "2.5", "-", "-"]
+    assert lines[-3:] == ["Written:", "  out/outputs.jsonl", "  out/report.json"]
+
+
+def test_no_line_is_wider_than_the_terminal(make_row: MakeRow, facts: RunFacts) -> None:
+    summary = RunSummary()
+    name = "a-team-with-a-long-name/summarise-customer-conversations-in-french/checkpoint-12000"
+    for _ in range(3):
+        summary.add_answer(
+            make_row(name, ttft_ms=1_234_567.8, completion_tokens=1_000_000, slo_attained=True)
+        )
+    lines = rendered(build_report(summary, facts, {name: 128}))
+    assert max(len(line) for line in lines) <= 80
+    shown = "".join(line.split()[0] for line in lines if line.strip())
+    assert name in shown
+
+
+def test_only_the_busiest_adapters_are_shown(make_row: MakeRow, facts: RunFacts) -> None:
+    summary = RunSummary()
+    for number in range(1234):
+        for _ in range(2 if number >= 1214 else 1):
+            summary.add_answer(make_row(f"adapter-{number:04}"))
+    lines = rendered(build_report(summary, facts, {}))
+    shown = [line.split()[0] for line in lines if line.startswith("adapter-")]
+    assert shown == [f"adapter-{number}" for number in range(1214, 1234)]
+    assert "The 20 busiest; 1,214 more in report.json." in lines
+
+
+def test_a_name_is_no_markup(make_row: MakeRow, facts: RunFacts) -> None:
+    summary = RunSummary()
+    summary.add_answer(make_row("[red]team[/red]"))
+    assert words(rendered(build_report(summary, facts, {})), "[red]team[/red]")
+
+
+def test_a_resumed_and_interrupted_run_says_so(
+    make_row: MakeRow, summary: RunSummary, facts: RunFacts
+) -> None:
+    summary.add_answer(make_row("spell"), restored=True)
+    lines = rendered(build_report(summary, replace(facts, resumed=True, interrupted=True), {}))
+    assert lines[0].startswith("7 answered, 2 failed in 4.0 s (")
+    assert lines[0].endswith("), interrupted")
+    assert lines[2] == "Resumed: counts cover all sessions, time and rates this one (6 answered)."
+
+
+def test_nothing_answered_has_no_tables(facts: RunFacts) -> None:
+    summary = RunSummary()
+    summary.add_error("invalid_json", carried_bound=False)
+    lines = rendered(build_report(summary, replace(facts, duration_s=0.0), {}))
+    assert lines == [
+        "0 answered, 1 failed in 0.0 s (invalid_json: 1)",
+        "- output tokens/s, - total tokens/s, - requests/s",
+        "sample-base, checkpoint weights, float32 on cpu (2 threads)",
+    ]
+
+
+def test_a_long_path_stays_in_one_piece(summary: RunSummary, facts: RunFacts) -> None:
+    path = Path("/" + "/".join(["a long folder name"] * 10)) / "outputs.jsonl"
+    assert f"  {path}" in rendered(build_report(summary, facts, {}), (path,))
+
+
+def test_a_file_gets_no_escape_codes(summary: RunSummary, facts: RunFacts) -> None:
+    assert not any("\x1b" in line for line in rendered(build_report(summary, facts, {})))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 s"),
+        (4.25, "4.2 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1:00"),
+        (185.2, "3:05"),
+        (7385.0, "2:03:05"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (0.0, "0.0%"), (0.975, "97.5%"), (0.99999, "99.9%"), (1.0, "100.0%")]
+)
+def test_shares_are_full_only_when_nothing_is_missing(value: float | None, text: str) -> None:
+    assert format_share(value) == text

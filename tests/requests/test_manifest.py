@@ -1,0 +1,54 @@
+"""run.json: written whole, compared key by key."""
+
+from pathlib import Path
+
+import pytest
+
+from caraserve_cli.errors import OutputError
+from caraserve_cli.requests.manifest import check_manifest, write_manifest
+
+MANIFEST = {"base": "tiny", "stop": ("a", "b"), "seed": None, "token_ids": True, "limits": {"x": 1, "y": 2}}
+
+
+def test_the_same_settings_pass(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    check_manifest(tmp_path, MANIFEST)
+    check_manifest(tmp_path, MANIFEST | {"stop": ["a", "b"], "limits": {"y": 2, "x": 1}})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_every_difference_is_named_with_both_values(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    now = {
+        "base": "large",
+        "stop": ("a",),
+        "seed": None,
+        "token_ids": 1,
+        "limits": {"x": 1, "y": 2},
+        "new": 0,
+    }
+    with pytest.raises(OutputError) as caught:
+        check_manifest(tmp_path, now)
+    assert str(caught.value) == (
+        f'\'{tmp_path}\' belongs to a run with other settings (base was "tiny", now is "large"; '
+        'new was not set, now is 0; stop was ["a","b"], now is ["a"]; token_ids was true, now is 1); '
+        "resume with the same ones, or choose another --out"
+    )
+
+
+def test_a_key_set_to_null_is_not_a_key_left_out(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"base": "tiny", "seed": None})
+    with pytest.raises(OutputError, match="seed was null, now is not set"):
+        check_manifest(tmp_path, {"base": "tiny"})
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(OutputError, match=r"run.json' is damaged: not a JSON object; choose another --out"):
+        check_manifest(tmp_path, MANIFEST)
+
+
+def test_a_manifest_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"run.json' cannot be written: No such file or directory"):
+        write_manifest(tmp_path / "missing", MANIFEST)
