@@ -7,24 +7,41 @@ needs when it runs.
 from __future__ import annotations
 
 import sys
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
+from caraserve_cli.cli.bench import bench
 from caraserve_cli.cli.run import run
 from caraserve_cli.errors import CaraServeError, ExitStatus
 
+
+class _Overview(TyperGroup):
+    """The list of commands, in plain text: rich's help renderer alone takes 100 ms to import."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**{**attributes, "rich_markup_mode": None})
+
+
 app = typer.Typer(
+    cls=_Overview,
     name="caraserve",
     help="Batch inference for one base LLM and many LoRA adapters of different ranks, with deadlines.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(bench)
+
+
+# The base of BadParameter, of unknown options and the like, be it click's or that of the copy in newer typers.
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 
 @app.callback(invoke_without_command=True)
 def _common(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
@@ -32,16 +49,26 @@ def _common(
 
         typer.echo(f"caraserve {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(ExitStatus.WRONG_OPTIONS)
 
 
 def main() -> None:
     """Run the command line; what a user can cause ends in one line on stderr and an exit status."""
     try:
-        app()
+        sys.exit(app(prog_name="caraserve", standalone_mode=False))
     except CaraServeError as error:
-        print(f"caraserve: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_status)
+        _fail(str(error), error.exit_status)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "caraserve"
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help", ExitStatus.WRONG_OPTIONS)
     except KeyboardInterrupt:
         sys.exit(ExitStatus.INTERRUPTED)
     except BrokenPipeError:
         sys.exit(ExitStatus.FAILED)
+
+
+def _fail(message: str, exit_status: int) -> NoReturn:
+    print(f"caraserve: {' '.join(message.splitlines())}", file=sys.stderr)  # noqa: T201
+    sys.exit(exit_status)

@@ -130,8 +130,8 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
             adapter=given["adapter"],
         )
     except RowError as error:
-        key, _, rest = error.message.partition(":")
-        raise OptionError(f"--{key.replace('_', '-')}:{rest}") from None
+        key, _, rest = error.message.partition(" ")  # "max_tokens must be …", "stop_token_ids[0] must be …"
+        raise OptionError(f"--{key.partition('[')[0].replace('_', '-')} {rest}") from None
 
 
 def _answer(options: RunOptions) -> int:
@@ -149,6 +149,8 @@ def _answer(options: RunOptions) -> int:
     render_summary(result.report, Console(), [options.out / name for name in names])
     if result.exit_status == ExitStatus.INTERRUPTED:
         typer.echo("Stopped. To go on: the same command with --resume.", err=True)
+    elif not result.num_rows:
+        typer.echo("Nothing to do: the input has no rows that are not dealt with yet.", err=True)
     return result.exit_status
 
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from caraserve_cli.adapters.device_pool import DevicePool, ResidentAdapter
+from caraserve_cli.core import BaseShape
 from caraserve_kernels.lora_linear import (
     LoraStack,
     add_lora_segment,
     add_lora_stacked,
     stack_parts,
 )
-from torch import Tensor
-
-from caraserve_cli.adapters.device_pool import DevicePool, ResidentAdapter
-from caraserve_cli.core import BaseShape
 
 # A group's rank rows times the hidden size. A stack multiplies every token with every row of its group, which
 # pays while that costs less than the launches it saves (about 25 µs an adapter and projection on 2 cores).

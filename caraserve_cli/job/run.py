@@ -19,7 +19,7 @@ from caraserve_cli.errors import CaraServeError, ExitStatus
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.job.clock import RunClock
-from caraserve_cli.job.intake import Intake
+from caraserve_cli.job.intake import Intake, Prepared
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.job.prepare import Preparer
 from caraserve_cli.report.metrics import measure
@@ -42,9 +42,11 @@ IDLE_WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: its report (as written to report.json) and the exit status."""
+    """How a run ended: its report (as written to report.json), the rows answered or rejected in this session,
+    and the exit status."""
 
     report: dict[str, object]
+    num_rows: int
     exit_status: int
 
 
@@ -67,6 +69,7 @@ class Run:
         self._summary = RunSummary()
         self._scheduled: list[tuple[float, int, Request]] = []  # a heap by arrival, for those not yet due
         self._replica: LocalReplica | None = None
+        self._input_error: CaraServeError | None = None
         self._num_earlier_misses = 0
         self._num_skipped = 0
         self._startup_s = 0.0
@@ -85,13 +88,15 @@ class Run:
         surroundings = Surroundings.prepare(options.replica)
         with LineSource(options.requests) as source, self._open_journal(surroundings) as journal:
             self._restore(journal)
+            num_restored = journal.num_answers + journal.num_errors
             self._startup_s = time.perf_counter() - started_s
-            input_error = self._answer_all(surroundings, source, journal)
+            self._answer_all(surroundings, source, journal)
             report = build_report(self._summary, self._facts(surroundings), self._lora_ranks(surroundings))
             write_report(report, options.out)
-        if input_error is not None:
-            raise input_error
-        return RunResult(report, self._exit_status())
+            num_rows = journal.num_answers + journal.num_errors - num_restored
+        if self._input_error is not None:
+            raise self._input_error
+        return RunResult(report, num_rows, self._exit_status())
 
     def _open_journal(self, surroundings: Surroundings) -> Journal:
         dtype = str(surroundings.dtype).removeprefix("torch.")
@@ -108,10 +113,8 @@ class Run:
         for row in journal.errors():
             self._summary.add_error(str(row["code"]), carried_bound=False)
 
-    def _answer_all(
-        self, surroundings: Surroundings, source: LineSource, journal: Journal
-    ) -> CaraServeError | None:
-        """The loop; the error that ended the input early, if one did."""
+    def _answer_all(self, surroundings: Surroundings, source: LineSource, journal: Journal) -> None:
+        """The loop."""
         options = self._options
         preparer = Preparer(
             surroundings.tokenizer,
@@ -127,13 +130,9 @@ class Run:
             LOOKAHEAD_REQUESTS,
             1 if is_slow else TOKENISED_TOGETHER,
         )
-        input_error: CaraServeError | None = None
         try:
             while not self._stop.is_set():
-                try:
-                    self._take_in(intake, surroundings, journal)
-                except CaraServeError as error:
-                    input_error = error
+                self._take_in(intake, surroundings, journal)
                 for outcome in self._replica.poll() if self._replica else ():
                     self._put_out(outcome, journal)
                 journal.flush()
@@ -144,7 +143,6 @@ class Run:
             intake.close()
             journal.flush()
         self._summary.add_missed(self._num_earlier_misses)
-        return input_error
 
     def _is_done(self, journal: Journal, row: RequestRow | RejectedRow) -> bool:
         """Whether an earlier session has dealt with a row. Runs in the intake's thread."""
@@ -167,7 +165,7 @@ class Run:
         room = self._options.replica.max_running + LOOKAHEAD_REQUESTS - self._num_in_flight
         is_idle = self._replica is None or not self._replica.num_unfinished
         if room > 0:
-            for item in intake.take(room, IDLE_WAIT_S if is_idle and not self._scheduled else None):
+            for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._scheduled else None):
                 if isinstance(item, RejectedRow):
                     self._reject(journal, item)
                 else:
@@ -181,6 +179,14 @@ class Run:
             self._replica.submit(due)
         elif self._scheduled and is_idle:
             time.sleep(min(IDLE_WAIT_S, (self._scheduled[0][0] - self._clock()) / 1000.0))
+
+    def _read(self, intake: Intake, room: int, wait_s: float | None) -> list[Prepared]:
+        """Up to `room` rows. What ended the input early is kept: the rows before it are answered first."""
+        try:
+            return intake.take(room, wait_s)
+        except CaraServeError as error:
+            self._input_error = error
+            return []
 
     def _start_replica(self, surroundings: Surroundings) -> LocalReplica:
         """Load the base, only once there is something to answer; then the clock starts."""
@@ -241,7 +247,7 @@ class Run:
             duration_s=self._clock() / 1000.0,
             resumed=self._resumed,
             interrupted=self._stop.is_set(),
-            arrival="arrival_ms of the request, counted from the start of the run (default 0: the start itself)",
+            arrival="arrival_ms of the request (default 0), counted from the start of the run",
             options=options.as_json(),
         )
 

@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache with torch's scaled_dot_product_attention: the CPU's way, and any device's.
+"""Attention over the paged KV cache with torch's scaled_dot_product_attention: right on any device.
 
 A step's sequences are computed in groups of similar length, padded to the longest of their group: all
 decoding sequences of similar context are one call. Knows the ragged batch, not where it came from.
@@ -192,17 +192,16 @@ class PagedSdpaAttention:
 def _group_spans(spans: Sequence[AttentionSpan]) -> list[list[AttentionSpan]]:
     """Spans of similar lengths together; a decoding sequence never shares a call with a prefilling one."""
     groups: list[list[AttentionSpan]] = []
-    num_pairs = 0
+    num_pairs = longest = 0
     for span in sorted(spans, key=lambda s: (s.num_tokens, s.num_keys)):
         own_pairs = span.num_tokens * span.num_keys
         if groups and (groups[-1][0].num_tokens == 1) == (span.num_tokens == 1):
-            members = groups[-1]
-            longest = max(span.num_keys, *(m.num_keys for m in members))
-            padded_pairs = (len(members) + 1) * span.num_tokens * longest
+            padded_pairs = (len(groups[-1]) + 1) * span.num_tokens * max(longest, span.num_keys)
             if padded_pairs <= max(MAX_PADDING * (num_pairs + own_pairs), PAIRS_WORTH_A_CALL):
-                members.append(span)
+                groups[-1].append(span)
                 num_pairs += own_pairs
+                longest = max(longest, span.num_keys)
                 continue
         groups.append([span])
-        num_pairs = own_pairs
+        num_pairs, longest = own_pairs, span.num_keys
     return groups

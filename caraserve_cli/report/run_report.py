@@ -32,7 +32,8 @@ class RunFacts:
     """What a report says of the run that no request tells.
 
     `duration_s` runs from the first request to the last answer of this session, `startup_s` is the time
-    before it; `resumed` says that earlier sessions answered a part. `arrival` says in words what arrival means.
+    before it; `resumed` says that earlier sessions answered a part. `arrival` tells what arrival
+    means.
     """
 
     caraserve_version: str

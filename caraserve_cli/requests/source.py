@@ -93,7 +93,9 @@ class LineSource:
                 yield RawLine(number, data)
 
     def close(self) -> None:
-        """Close the file; standard input stays open."""
+        """Close the file; standard input and pipes stay open, for closing waits for a thread that reads."""
+        if self.total_bytes is None:
+            return
         self._reader.close()
         self._file.close()
 

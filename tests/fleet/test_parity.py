@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +66,14 @@ def make_requests(names: list[str | None]) -> list[Request]:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     folder = tmp_path_factory.mktemp(request.param)
     load = write_base(request.param, folder / "base")
     names = write_variants(folder / "adapters", load, seed=7)
     requests = make_requests([*names, None, None])
     assert len(requests) >= 200
     answers = peft_answers(load(), folder / "adapters", names, requests)
-    yield Oracle(folder / "base", folder / "adapters", requests, answers)
+    return Oracle(folder / "base", folder / "adapters", requests, answers)
 
 
 def answer(oracle: Oracle, requests: list[Request], **options: object) -> tuple[dict[str, Completion], Steps]:

@@ -1,0 +1,5 @@
+"""`python -m caraserve_cli` is `caraserve`."""
+
+from caraserve_cli.cli.main import main
+
+main()

@@ -1,0 +1,119 @@
+"""One benchmark from recipe to result, and the result as JSON. Knows no terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import orjson
+import torch
+
+from caraserve_cli import __version__
+from caraserve_cli.bench.comparison import Comparison, compare
+from caraserve_cli.bench.measure import OnRun, measure
+from caraserve_cli.bench.recipe import Recipe
+from caraserve_cli.bench.systems import build_systems
+from caraserve_cli.bench.workload import Workload, load_workload
+from caraserve_cli.errors import OutputError
+
+_COMPARED_PACKAGES = ("torch", "transformers", "peft")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchFacts:
+    """Under which circumstances was measured.
+
+    Attributes:
+        versions: of the packages that do the work; those not installed are left out.
+        load_average: processes that wanted a core in the minute before, others' included; on a quiet
+            machine about 0.
+    """
+
+    recipe: str
+    description: str
+    caraserve_version: str
+    versions: dict[str, str]
+    device: str
+    num_threads: int
+    num_cores: int
+    load_average: float
+    dtype: str
+    num_requests: int
+    num_adapters: int
+    prompt_tokens: int
+    batch_size: int
+    warmups: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What a benchmark found, and where."""
+
+    facts: BenchFacts
+    comparison: Comparison
+
+    def as_json(self) -> dict[str, object]:
+        """The content of the file that `--json` writes."""
+        comparison = dataclasses.asdict(self.comparison)
+        for ratio, values in zip(self.comparison.ratios, comparison["ratios"], strict=True):
+            values["met"] = ratio.is_met
+        return {**dataclasses.asdict(self.facts), **comparison, "verdict": self.comparison.verdict}
+
+    def write(self, path: Path) -> None:
+        """Write `as_json` to a file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            path.write_bytes(orjson.dumps(self.as_json(), option=orjson.OPT_INDENT_2) + b"\n")
+        except OSError as error:
+            raise OutputError(f"--json: '{path}' cannot be written: {error.strerror}") from error
+
+
+def run_benchmark(recipe: Recipe, on_run: OnRun) -> BenchResult:
+    """Measure a recipe's systems on its workload and compare them.
+
+    Raises:
+        OptionError: the recipe asks for what this machine does not have.
+        InputError: the workload cannot be read, or a system cannot answer it.
+    """
+    load_average = os.getloadavg()[0]
+    workload = load_workload(recipe)
+    systems = build_systems(recipe, workload)
+    runs = measure(systems, workload, recipe.warmups, recipe.repeats, on_run)
+    return BenchResult(_facts(recipe, workload, load_average), compare(runs, recipe.requirements))
+
+
+def _facts(recipe: Recipe, workload: Workload, load_average: float) -> BenchFacts:
+    return BenchFacts(
+        recipe=recipe.name,
+        description=recipe.description,
+        caraserve_version=__version__,
+        versions=_versions(),
+        device=workload.device_description,
+        num_threads=torch.get_num_threads(),
+        num_cores=os.cpu_count() or 1,
+        load_average=round(load_average, 2),
+        dtype=str(workload.dtype).removeprefix("torch."),
+        num_requests=len(workload.requests),
+        num_adapters=len(workload.adapters),
+        prompt_tokens=workload.num_prompt_tokens,
+        batch_size=recipe.batch_size,
+        warmups=recipe.warmups,
+        repeats=recipe.repeats,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in _COMPARED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

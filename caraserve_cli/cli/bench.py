@@ -1,0 +1,81 @@
+"""`caraserve bench`: parse, measure, print, exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caraserve_cli.errors import ExitStatus, OutputError
+
+if TYPE_CHECKING:
+    from caraserve_cli.bench.recipe import Recipe
+    from caraserve_cli.bench.system import SystemRun
+
+
+def bench(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="Name of an embedded recipe, or a .toml file. Default: peft.",
+            show_default=False,
+        ),
+    ] = None,
+    list_recipes: Annotated[
+        bool, typer.Option("--list", help="List the embedded recipes and measure nothing.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON too.")
+    ] = None,
+) -> None:
+    """Run a recipe: measure systems side by side on the same requests, check that their answers are equal.
+
+    Exit status: 0 requirements met, 4 missed, 5 answers differ.
+    """
+    raise typer.Exit(_list() if list_recipes else _measure(recipe, json_file))
+
+
+def _list() -> int:
+    from caraserve_cli.bench.catalogue import embedded_recipes
+    from caraserve_cli.bench.recipe import load_recipe
+
+    recipes = [load_recipe(path) for path in embedded_recipes()]
+    width = max(len(recipe.name) for recipe in recipes)
+    for recipe in recipes:
+        typer.echo(f"{recipe.name:<{width}}  {recipe.description}")
+    return ExitStatus.OK
+
+
+def _measure(name: str | None, json_file: Path | None) -> int:
+    from rich.console import Console
+
+    from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
+    from caraserve_cli.bench.recipe import load_recipe
+
+    recipe = load_recipe(find_recipe(name or DEFAULT_RECIPE))
+    if json_file is not None:
+        _check_writable(json_file)
+
+    from caraserve_cli.bench.benchmark import run_benchmark
+    from caraserve_cli.bench.terminal import render
+
+    result = run_benchmark(recipe, lambda system, repeat, run: _tell(recipe, system, repeat, run))
+    if json_file is not None:
+        result.write(json_file)
+    Console(soft_wrap=True).print(render(result))
+    return result.comparison.verdict.exit_status
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse before the measurement what would fail after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else "its folder does not exist"
+        raise OutputError(f"--json: '{path}' cannot be written: {reason}")
+
+
+def _tell(recipe: Recipe, system: str, repeat: int, run: SystemRun) -> None:
+    """One line a run on stderr, so that a long benchmark is seen to move."""
+    turn = f"repeat {repeat}/{recipe.repeats}" if repeat else "warm-up"
+    typer.echo(f"{turn}  {system}: {run.tokens_per_s:,.0f} output tokens/s", err=True)

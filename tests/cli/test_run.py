@@ -1,0 +1,217 @@
+"""`caraserve run` where all is well: the sample, the forms that input comes in, and the run-wide options."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import orjson
+import pytest
+import zstandard
+
+from tests.cli.command import (
+    ROOT,
+    SAMPLE,
+    Row,
+    caraserve_command,
+    read_rows,
+    rows_by_id,
+    run_caraserve,
+    user_environment,
+    write_rows,
+)
+from tests.cli.conftest import Caraserve
+
+SAMPLE_JOB = ("run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--dtype", "float32")
+SAMPLE_ROWS = read_rows(SAMPLE / "requests.jsonl")
+
+
+def is_right(answer: Row) -> bool:
+    return bool(answer["text"].strip() == answer["metadata"]["expected"])
+
+
+def test_the_sample_from_any_folder(tmp_path: Path) -> None:
+    """Nothing but --out: every request answered, how well each adapter did in report.json and printed."""
+    ended = run_caraserve("run", "--out", "out", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    answers = rows_by_id(tmp_path / "out" / "outputs.jsonl")
+    assert answers.keys() == {row["id"] for row in SAMPLE_ROWS}
+    assert read_rows(tmp_path / "out" / "errors.jsonl") == []
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["requests"]["answered"] == len(SAMPLE_ROWS)
+    scored = Counter(answer["adapter"] for answer in answers.values())
+    right = Counter(answer["adapter"] for answer in answers.values() if is_right(answer))
+    printed = [line.split() for line in ended.stdout.splitlines()]
+    for entry in report["by_adapter"]:
+        adapter = entry["adapter"]
+        assert entry["exact_match"]["right"] == right[adapter] >= 0.9 * scored[adapter]
+        assert entry["exact_match"]["scored"] == scored[adapter] > 0
+        (line,) = [words for words in printed if words and words[0] == (adapter or "(base)")]
+        assert line[-1] == f"{right[adapter]}/{scored[adapter]}"
+    assert {entry["adapter"] for entry in report["by_adapter"]} == set(scored)
+    assert {"ttft_ms", "tpot_ms", "latency_ms"} <= report["times"].keys()
+
+
+def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) -> None:
+    requests = write_rows(tmp_path / "r.jsonl", [{**SAMPLE_ROWS[0], "logprobs": 2}])
+    ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", "--token-ids", requests)
+    assert ended.returncode == 0
+    (answer,) = read_rows(tmp_path / "out" / "outputs.jsonl")
+    assert list(answer) == [
+        "id",
+        "adapter",
+        "text",
+        "token_ids",
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "cold_start",
+        "queue_ms",
+        "ttft_ms",
+        "tpot_ms",
+        "latency_ms",
+        "slo_attained",
+        "logprobs",
+        "metadata",
+    ]
+    assert answer["metadata"] == SAMPLE_ROWS[0]["metadata"]
+    assert answer["finish_reason"] == "stop"
+    assert answer["completion_tokens"] == len(answer["token_ids"]) == len(answer["logprobs"])
+    assert answer["token_ids"][-1] == 257, "the EOS that ended the answer is counted"
+    assert answer["text"].strip() == SAMPLE_ROWS[0]["metadata"]["expected"], "and not shown"
+    assert all(len(position["top"]) == 2 for position in answer["logprobs"])
+    assert answer["cold_start"] == "on-demand"
+    assert answer["slo_attained"] is True
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_compressed_requests(caraserve: Caraserve, tmp_path: Path, kind: str) -> None:
+    """And --limit takes rows from the start."""
+    data = (SAMPLE / "requests.jsonl").read_bytes()
+    packed = gzip.compress(data) if kind == "gz" else zstandard.compress(data)
+    requests = tmp_path / f"r.jsonl.{kind}"
+    requests.write_bytes(packed)
+    ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", "--limit", "3", requests)
+    assert ended.returncode == 0
+    answers = rows_by_id(tmp_path / "out" / "outputs.jsonl")
+    assert answers.keys() == {row["id"] for row in SAMPLE_ROWS[:3]}
+    assert all(map(is_right, answers.values()))
+
+
+def test_the_default_output_folder_is_named_after_the_requests(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    requests = write_rows(tmp_path / "nightly.jsonl", [{"prompt": "a", "max_tokens": 1}])
+    assert caraserve(*SAMPLE_JOB, requests).returncode == 0
+    assert len(read_rows(tmp_path / "caraserve-out" / "nightly" / "outputs.jsonl")) == 1
+
+
+def test_standard_input_is_answered_as_it_comes_and_ctrl_c_ends_the_wait(tmp_path: Path) -> None:
+    """The answer to a first row does not wait for a second one, nor Ctrl-C for the end of the input."""
+    outputs = tmp_path / "out" / "outputs.jsonl"
+    process = subprocess.Popen(
+        caraserve_command(*SAMPLE_JOB, "--out", tmp_path / "out", "-"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=user_environment(),
+        cwd=ROOT,
+    )
+    with process:
+        assert process.stdin is not None
+        for number, row in enumerate(SAMPLE_ROWS[:2]):
+            process.stdin.write(json.dumps(row) + "\n")
+            process.stdin.flush()
+            give_up_s = time.monotonic() + 120
+            while not outputs.exists() or len(read_rows(outputs)) <= number:
+                assert time.monotonic() < give_up_s, "no answer while the input is open"
+                assert process.poll() is None
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        # With the input still open: communicate() would close it.
+        assert process.wait(timeout=60) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().endswith("Stopped. To go on: the same command with --resume.\n")
+    assert all(map(is_right, read_rows(outputs)))
+
+
+def test_run_wide_defaults_fill_what_rows_leave_out(caraserve: Caraserve, tmp_path: Path) -> None:
+    word = SAMPLE_ROWS[0]["prompt"]
+    requests = write_rows(
+        tmp_path / "r.jsonl",
+        [
+            {"id": "all", "prompt": word},
+            {"id": "own", "prompt": word, "adapter": None, "max_tokens": 2, "logprobs": 0},
+        ],
+    )
+    ended = caraserve(
+        *SAMPLE_JOB,
+        *("--out", tmp_path / "out", "--adapter", "upper", "--max-tokens", "5", "--ignore-eos"),
+        *("--temperature", "0.5", "--top-k", "1", "--logprobs", "3", "--deadline-ms", "60000", requests),
+    )
+    assert ended.returncode == 0
+    answers = rows_by_id(tmp_path / "out" / "outputs.jsonl")
+    assert answers["all"]["adapter"] == "upper"
+    assert answers["all"]["completion_tokens"] == 5
+    assert answers["all"]["slo_attained"] is True
+    assert {len(position["top"]) for position in answers["all"]["logprobs"]} == {3}
+    assert answers["own"]["adapter"] is None
+    assert answers["own"]["completion_tokens"] == 2
+    assert "logprobs" not in answers["own"]
+
+
+def test_a_stop_string_given_for_the_run(caraserve: Caraserve, tmp_path: Path) -> None:
+    requests = write_rows(tmp_path / "r.jsonl", [SAMPLE_ROWS[0]])  # the answer is HORIZON
+    ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", "--stop", "ZZ", "--stop", "IZ", requests)
+    assert ended.returncode == 0
+    (answer,) = read_rows(tmp_path / "out" / "outputs.jsonl")
+    assert answer["text"] == "HOR"
+    assert answer["finish_reason"] == "stop"
+
+
+def test_a_dry_run_tells_everything_and_writes_nothing(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [*SAMPLE_ROWS[:2], {"id": "lost", "prompt": "a", "adapter": "uper"}, {"id": "x", "promt": "a"}]
+    requests = write_rows(tmp_path / "r.jsonl", rows)
+    ended = caraserve(*SAMPLE_JOB, "--dry-run", requests)
+    assert ended.returncode == 3
+    told = [orjson.loads(line) for line in ended.stdout.splitlines()]
+    assert [(row["line"], row["id"], row["code"]) for row in told] == [
+        (3, "lost", "unknown_adapter"),
+        (4, "x", "invalid_request"),
+    ]
+    assert ended.stderr == "2 rows can be answered, 2 cannot.\n"
+    assert caraserve(*SAMPLE_JOB, "--dry-run", "--limit", "2", requests).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_a_request_is_not_scheduled_before_it_arrives(caraserve: Caraserve, tmp_path: Path) -> None:
+    """Whatever the order of the rows; times count from the arrival."""
+    rows = [
+        {"id": "late", "prompt": "a", "max_tokens": 1, "arrival_ms": 600, "metadata": {"n": 1}},
+        {"id": "soon", "prompt": "a", "max_tokens": 1, "arrival_ms": 0},
+    ]
+    ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", rows))
+    assert ended.returncode == 0
+    answers = read_rows(tmp_path / "out" / "outputs.jsonl")
+    assert [answer["id"] for answer in answers] == ["soon", "late"]
+    assert all(answer["queue_ms"] >= 0 and answer["ttft_ms"] >= 0 for answer in answers)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["run"]["duration_s"] >= 0.6
+
+
+def test_the_summary_survives_names_that_look_like_markup(caraserve: Caraserve, tmp_path: Path) -> None:
+    requests = write_rows(tmp_path / "r.jsonl", [{"prompt": "a", "max_tokens": 1}])
+    ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "[bold]out[/]", requests)
+    assert ended.returncode == 0
+    assert re.search(r"\[bold\]out\[/\]/outputs\.jsonl", ended.stdout)
