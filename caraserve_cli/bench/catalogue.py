@@ -42,7 +42,7 @@ def embedded_recipes() -> list[Path]:
     """
     package = Path(caraserve_cli.__file__).parent
     for folder in (package / "recipes", package.parent / "recipes"):
-        recipes = sorted(folder.glob(f"*{_SUFFIX}"))
+        recipes = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stem)
         if recipes:
             return recipes
     raise InputError(f"the embedded recipes are not part of this installation; give a {_SUFFIX} file")

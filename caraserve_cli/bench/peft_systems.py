@@ -37,8 +37,9 @@ class LoadedPeft:
         # PEFT's names become module names, which may hold neither dots nor slashes.
         self._names = {name: f"adapter{number}" for number, name in enumerate(workload.adapters)}
         self._eos_token_ids = workload.eos_token_ids
-        base: torch.nn.Module = AutoModelForCausalLM.from_pretrained(workload.base, dtype=workload.dtype)
-        base.to(workload.device)
+        base = AutoModelForCausalLM.from_pretrained(workload.base, dtype=workload.dtype)
+        torch.nn.Module.to(base, workload.device)
+        base.generation_config.eos_token_id = list(workload.eos_token_ids) or None
         first, *others = workload.adapters
         # Adapters in the base's dtype, as CaraServe has them, instead of always in float32.
         self._model = PeftModel.from_pretrained(
@@ -79,7 +80,6 @@ class LoadedPeft:
             attention_mask=torch.tensor(is_prompt, device=device),
             max_new_tokens=max(request.sampling.max_tokens for request in batch),
             do_sample=False,
-            eos_token_id=list(self._eos_token_ids) or None,
             pad_token_id=0,
             **({} if adapter_names is None else {"adapter_names": adapter_names}),
         )

@@ -8,6 +8,7 @@
     base = "../sample_data/base"              # a folder beside the recipe, or what `--base` takes
     adapters = ["../sample_data/adapters"]
     requests = "peft-requests.jsonl"
+    output_tokens = 64                        # every answer this long, EOS ignored; left out: as the rows say
     [[require]]
     ours = "caraserve"
     over = "peft-mixed"
@@ -40,12 +41,15 @@ class WorkloadSpec:
     Attributes:
         base: what `--base` takes.
         limit: take only this many rows; None takes all.
+        output_tokens: how long every answer is, whatever the rows say, with EOS ignored; None leaves the rows
+            as they are.
     """
 
     base: str
     adapter_roots: tuple[Path, ...]
     requests: Path
     limit: int | None
+    output_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,7 @@ def _parse_workload(table: RecipeTable, folder: Path) -> WorkloadSpec:
         adapter_roots=tuple(folder / root for root in table.texts("adapters")),
         requests=folder / table.text("requests"),
         limit=table.optional_count("limit"),
+        output_tokens=table.optional_count("output_tokens"),
     )
     table.close()
     return spec

@@ -30,8 +30,8 @@ def _circumstances(facts: BenchFacts) -> Text:
     versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
     return Text(
         f"{facts.recipe}: {facts.description}\n"
-        f"{facts.num_requests} requests, {facts.num_adapters} adapters, {facts.prompt_tokens:,} prompt tokens, "
-        f"batches of {facts.batch_size}\n"
+        f"{facts.num_requests} requests, {facts.num_adapters} adapters, "
+        f"{facts.prompt_tokens:,} prompt tokens, batches of {facts.batch_size}\n"
         f"{facts.repeats} interleaved repeats, warm-ups: {facts.warmups}\n"
         f"{facts.device}, {facts.dtype}, {versions}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores"

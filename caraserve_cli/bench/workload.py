@@ -31,7 +31,7 @@ class Workload:
         base: the folder of the base's checkpoint.
         adapters: folder of each adapter that a request names, in the order in which they are first named.
         requests: all greedy, without stop strings or penalties; prompt and answer fit the context.
-        eos_token_ids: each of them ends an answer.
+        eos_token_ids: each of them ends an answer; empty where answers have a fixed length.
     """
 
     base: Path
@@ -77,7 +77,7 @@ def load_workload(recipe: Recipe) -> Workload:
         base=base.folder,
         adapters={name: surroundings.library.path(name) for name in names},
         requests=requests,
-        eos_token_ids=tuple(base.config.eos_token_ids),
+        eos_token_ids=base.config.eos_token_ids if recipe.workload.output_tokens is None else (),
         device=surroundings.device,
         dtype=surroundings.dtype,
         device_description=surroundings.device_description,
@@ -94,17 +94,21 @@ def _read_requests(recipe: Recipe, surroundings: Surroundings) -> Iterator[Reque
             prepared = row if isinstance(row, RejectedRow) else preparer.prepare([row])[0]
             if isinstance(prepared, RejectedRow):
                 raise InputError(f"'{spec.requests}', line {prepared.line}: {prepared.message}")
+            reason = _why_not_comparable(prepared)
+            if spec.output_tokens is not None:
+                sampling = SamplingParams(max_tokens=spec.output_tokens, ignore_eos=True)
+                prepared = dataclasses.replace(prepared, sampling=sampling)
             try:
                 surroundings.check(prepared)
             except RowError as error:
                 raise InputError(f"'{spec.requests}', line {prepared.line}: {error.message}") from error
-            reason = _why_not_comparable(prepared, config.context_tokens)
+            reason = reason or _why_too_long(prepared, config.context_tokens)
             if reason is not None:
                 raise InputError(f"'{spec.requests}', line {prepared.line}: {reason}")
             yield prepared
 
 
-def _why_not_comparable(request: Request, context_tokens: int) -> str | None:
+def _why_not_comparable(request: Request) -> str | None:
     """Why systems could answer a request differently and both be right; None if they cannot."""
     plain = dataclasses.asdict(SamplingParams())
     for key, value in dataclasses.asdict(request.sampling).items():
@@ -112,6 +116,11 @@ def _why_not_comparable(request: Request, context_tokens: int) -> str | None:
             return f"{key} is {value!r}; systems are compared on plain greedy answers, so leave it out"
     if request.arrival_ms:
         return "arrival_ms is not 0; this benchmark has all requests at the start, so leave it out"
+    return None
+
+
+def _why_too_long(request: Request, context_tokens: int) -> str | None:
+    """Why the context would end an answer; systems do that differently. None if it would not."""
     num_tokens = len(request.prompt_token_ids) + request.sampling.max_tokens
     if num_tokens > context_tokens:
         return f"prompt and max_tokens take {num_tokens} tokens, the context has {context_tokens}"

@@ -35,7 +35,7 @@ app.command()(run)
 app.command()(bench)
 
 
-# The base of BadParameter, of unknown options and the like, be it click's or that of the copy in newer typers.
+# What click raises for unknown options and the like; newer typers carry a copy of click.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 

@@ -22,7 +22,7 @@ def caraserve_command(*args: str | Path) -> list[str]:
 
 
 def user_environment() -> dict[str, str]:
-    """This process's environment, in which the checkout comes first, and numbers on two cores do not fight."""
+    """This process's environment with the checkout first, and one thread: tests run side by side."""
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 

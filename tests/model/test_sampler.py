@@ -57,7 +57,7 @@ def frequencies(sampling: dict[str, float], logits: torch.Tensor, num_draws: int
             ],
         ),
     ],
-    ids=str,
+    ids=["plain", "temperature", "top-k", "top-p", "min-p", "all"],
 )
 def test_draws_follow_transformers_distribution(sampling: dict[str, float], warpers: list[object]) -> None:
     """20,000 draws: the frequency of every token within 5 standard deviations of its probability."""

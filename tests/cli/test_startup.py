@@ -1,0 +1,51 @@
+"""Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.command import user_environment
+
+HEAVY = ("torch", "transformers", "numpy", "datasets", "triton", "safetensors", "rich.markdown")
+
+PROMISED = {
+    "run": (
+        *("--base", "--adapters", "--out", "--device", "--dtype", "--token-ids", "--resume", "--limit"),
+        *("--retry-errors", "--dry-run", "--weights", "--adapter-memory", "--host-adapter-memory"),
+        *("--max-tokens", "--temperature", "--deadline-ms"),
+    ),
+    "bench": ("--list", "--json"),
+}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]], ids=str)
+def test_the_overview_imports_nothing_heavy(arguments: list[str]) -> None:
+    """Import times would be a clock; what is imported is not."""
+    code = (
+        "import sys\n"
+        f"sys.argv = ['caraserve', *{arguments!r}]\n"
+        "from caraserve_cli.cli.main import main\n"
+        "try:\n    main()\n"
+        f"finally:\n    print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=user_environment(), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("command", PROMISED)
+def test_help_of_each_command(command: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "caraserve_cli", command, "--help"],
+        env=user_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [option for option in PROMISED[command] if option not in ended.stdout] == []

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.core import Bounds, Request, RequestRow, SamplingParams
+from caraserve_cli.job.prepare import Preparer
+from caraserve_cli.model.tokenizer import load_tokenizer
+from caraserve_cli.requests.stream import RejectedRow
+from tests.cli.command import SAMPLE
+
+ROW = RequestRow(id="r", line=3, prompt="Input: lantern\nOutput: ", adapter="upper")
+
+
+@pytest.fixture(scope="module")
+def library() -> AdapterLibrary:
+    return AdapterLibrary.scan([SAMPLE / "adapters"])
+
+
+@pytest.fixture(scope="module")
+def preparer(library: AdapterLibrary) -> Preparer:
+    return Preparer(load_tokenizer(SAMPLE / "base"), library, vocab_size=259, run_seed=1)
+
+
+def prepare(preparer: Preparer, **changes: object) -> Request | RejectedRow:
+    (prepared,) = preparer.prepare([dataclasses.replace(ROW, **changes)])  # type: ignore[arg-type]
+    return prepared
+
+
+def test_a_row_becomes_tokens(preparer: Preparer) -> None:
+    request = prepare(preparer)
+    assert isinstance(request, Request)
+    assert request.prompt_token_ids == (256, *ROW.prompt.encode())  # type: ignore[union-attr]
+    assert (request.id, request.line, request.adapter) == ("r", 3, "upper")
+
+
+def test_a_chat_becomes_what_the_template_says(preparer: Preparer) -> None:
+    chat = prepare(preparer, prompt=None, messages=({"role": "user", "content": "lantern"},))
+    plain = prepare(preparer)
+    assert isinstance(chat, Request)
+    assert isinstance(plain, Request)
+    assert chat.prompt_token_ids == plain.prompt_token_ids
+
+
+def test_rows_keep_their_order_and_their_own_prompts(preparer: Preparer) -> None:
+    rows = [
+        dataclasses.replace(
+            ROW,
+            id=str(number),
+            prompt=f"{number}" if number % 2 else None,
+            prompt_token_ids=None if number % 2 else (number,),
+        )
+        for number in range(6)
+    ]
+    prepared = preparer.prepare(rows)
+    assert [item.prompt_token_ids for item in prepared if isinstance(item, Request)] == [
+        (0,),
+        (256, 49),
+        (2,),
+        (256, 51),
+        (4,),
+        (256, 53),
+    ]
+
+
+def test_seeds_differ_by_id_and_repeat_by_run(preparer: Preparer, library: AdapterLibrary) -> None:
+    def seed(preparer: Preparer, **changes: object) -> int | None:
+        request = prepare(preparer, **changes)
+        assert isinstance(request, Request)
+        return request.sampling.seed
+
+    again = Preparer(load_tokenizer(SAMPLE / "base"), library, vocab_size=259, run_seed=1)
+    other = Preparer(load_tokenizer(SAMPLE / "base"), library, vocab_size=259, run_seed=2)
+    assert seed(preparer) == seed(again) != seed(other)
+    assert seed(preparer) != seed(preparer, id="s")
+    assert seed(preparer, sampling=SamplingParams(seed=5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "fragment"),
+    [
+        ({"adapter": "uper"}, "unknown_adapter", "did you mean 'upper'?"),
+        ({"prompt": None, "prompt_token_ids": (1, 259)}, "token_out_of_range", "token id 259"),
+        ({"sampling": SamplingParams(stop_token_ids=(300,))}, "token_out_of_range", "stop_token_ids"),
+    ],
+    ids=["adapter", "token", "stop token"],
+)
+def test_what_cannot_be_answered_is_rejected(
+    preparer: Preparer, changes: dict[str, object], code: str, fragment: str
+) -> None:
+    rejected = prepare(preparer, bounds=Bounds(deadline_ms=5), **changes)
+    assert isinstance(rejected, RejectedRow)
+    assert (rejected.code, rejected.request_id, rejected.line) == (code, "r", 3)
+    assert fragment in rejected.message
+    assert rejected.carried_bound
+
+
+def test_without_a_tokenizer_only_token_ids_are_prompts(library: AdapterLibrary) -> None:
+    preparer = Preparer(None, library, vocab_size=259, run_seed=0)
+    rejected = prepare(preparer)
+    assert isinstance(rejected, RejectedRow)
+    assert rejected.code == "no_tokenizer"
+    assert isinstance(prepare(preparer, prompt=None, prompt_token_ids=(3,)), Request)
