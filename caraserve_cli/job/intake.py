@@ -55,8 +55,8 @@ class Intake:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every row was taken."""
-        return self._end is not None
+        """Whether every row was taken, and the error that ended the reading, if one did, was raised."""
+        return self._end is not None and self._end.error is None
 
     def take(self, most: int, wait_s: float | None) -> list[Prepared]:
         """Up to `most` prepared rows; waits up to `wait_s` for the first one, not at all if None.

@@ -12,7 +12,6 @@ from pathlib import Path
 import orjson
 
 from caraserve_cli.errors import OutputError
-from caraserve_cli.requests.fields import excerpt
 
 MANIFEST_NAME = "run.json"
 MANIFEST_DRAFT_NAME = "run.json.tmp"
@@ -66,8 +65,8 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
 def _shown(manifest: Mapping[str, object], key: str) -> str:
     if key not in manifest:
         return "not set"
-    value = manifest[key]
-    return orjson.dumps(value).decode() if isinstance(value, list | dict) else excerpt(value)
+    # In full: two long paths may differ only where an excerpt would end.
+    return orjson.dumps(manifest[key]).decode()
 
 
 def _canonical(manifest: Mapping[str, object], key: str) -> tuple[bool, bytes]:

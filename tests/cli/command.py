@@ -23,7 +23,7 @@ def caraserve_command(*args: str | Path) -> list[str]:
 
 def user_environment() -> dict[str, str]:
     """This process's environment with the checkout first, and one thread: tests run side by side."""
-    path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 

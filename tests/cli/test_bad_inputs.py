@@ -29,8 +29,8 @@ class BadLine:
 
 
 def bad(code: str, *fragments: str, **row: object) -> BadLine:
-    """A line that is JSON, with id `bad`-something unless it has one, so that its error can name it."""
-    row = {"id": f"bad-{'-'.join(row)}-{code}", "prompt": "a", **row}
+    """A line that is JSON, with an id of its own unless it is given one, so that its error can name it."""
+    row = {"id": f"bad {fragments[-1]}", "prompt": "a", **row}
     row = {key: value for key, value in row.items() if value != "left out"}
     known_id = row["id"] if isinstance(row["id"], str) and row["id"] else None
     return BadLine(json.dumps(row).encode(), code, fragments, known_id)
@@ -119,7 +119,6 @@ def test_the_corpus_of_bad_rows(caraserve: Caraserve, tmp_path: Path) -> None:
     num_right = sum(answer["text"].strip() == answer["metadata"]["expected"] for answer in answers)
     assert num_right >= 0.9 * len(answers), "the answers are those of good rows"
     errors = {error["line"]: error for error in read_rows(tmp_path / "out" / "errors.jsonl")}
-    assert list(errors) == sorted(errors) or len(errors) == len(BAD_LINES)
     assert errors.keys() == {2 * number + 2 for number in range(len(BAD_LINES))}
     wrong = [
         (error, bad_line.code, bad_line.fragments)

@@ -15,7 +15,7 @@ import pytest
 
 from caraserve_cli.core import Completion, Request, SamplingParams, StepRecord
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
-from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.options import DeviceName, ReplicaOptions
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import FAMILIES, VOCAB_SIZE, peft_answers, write_base
 
@@ -76,10 +76,12 @@ def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Oracle(folder / "base", folder / "adapters", requests, answers)
 
 
-def answer(oracle: Oracle, requests: list[Request], **options: object) -> tuple[dict[str, Completion], Steps]:
+def answer(
+    oracle: Oracle, requests: list[Request], device: DeviceName = "cpu", **options: object
+) -> tuple[dict[str, Completion], Steps]:
     """Every answer of a replica with these options, checking its books after every step."""
     replica_options = ReplicaOptions(
-        base=str(oracle.base), adapter_roots=(oracle.adapters,), dtype="float32", device="cpu", **options
+        base=str(oracle.base), adapter_roots=(oracle.adapters,), dtype="float32", device=device, **options
     )
     surroundings, steps = Surroundings.prepare(replica_options), Steps()
     replica = LocalReplica(surroundings, replica_options, lambda: 0.0, steps)

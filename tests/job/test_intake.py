@@ -67,6 +67,7 @@ def test_an_error_comes_after_the_rows_before_it() -> None:
     while len(lines) < 6:
         lines += [item.line for item in intake.take(4, wait_s=5.0)]
     assert lines == list(range(6))
+    assert not intake.exhausted, "a run that ends here would not tell of the error"
     with pytest.raises(InputError, match="beyond line 6"):
         intake.take(4, wait_s=5.0)
     assert intake.exhausted

@@ -1,0 +1,231 @@
+"""A run that cannot start: one line on stderr, the right exit status, and no traceback."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import SAMPLE, assert_refused, read_rows, write_rows
+from tests.cli.conftest import Caraserve
+
+JOB = ("run", "--base", SAMPLE / "base", "--dtype", "float32")
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "requests.jsonl", [{"id": "a", "prompt": "a", "max_tokens": 1}])
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n\n"], ids=["empty", "blank lines"])
+def test_an_empty_file_is_nothing_to_do(caraserve: Caraserve, tmp_path: Path, content: bytes) -> None:
+    requests = tmp_path / "r.jsonl"
+    requests.write_bytes(content)
+    ended = caraserve(*JOB, "--out", tmp_path / "out", requests)
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines()[-1].startswith("Nothing to do: ")
+    assert ended.stdout.startswith("0 answered, 0 failed")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["requests"]["answered"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("missing.jsonl", "does not exist"),
+        ("folder", "is a folder"),
+        ("table.parquet", "not supported yet"),
+        ("table.xlsx", "unknown kind '.xlsx'"),
+        ("no.gz/requests.jsonl", "does not exist"),
+    ],
+)
+def test_requests_that_cannot_be_read(
+    caraserve: Caraserve, tmp_path: Path, name: str, fragment: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert_refused(caraserve(*JOB, "--out", tmp_path / "out", tmp_path / name), 1, name, fragment)
+    assert not (tmp_path / "out").exists(), "nothing is left behind"
+
+
+def test_a_file_that_is_cut_off_is_answered_as_far_as_it_goes(caraserve: Caraserve, tmp_path: Path) -> None:
+    """And the mended file is finished with --resume."""
+    lines = "".join(json.dumps({"id": f"{i}", "prompt": "a", "max_tokens": 1}) + "\n" for i in range(2000))
+    whole, requests = gzip.compress(lines.encode()), tmp_path / "r.jsonl.gz"
+    requests.write_bytes(whole[: len(whole) // 2])
+    ended = caraserve(*JOB, "--out", tmp_path / "out", requests)
+    assert ended.returncode == 1
+    message = ended.stderr.splitlines()[-1]
+    assert message.startswith("caraserve: requests file ")
+    assert "beyond line" in message
+    assert "--resume" in message
+    num_answered = len(read_rows(tmp_path / "out" / "outputs.jsonl"))
+    assert 0 < num_answered < 2000
+    requests.write_bytes(whole)
+    assert caraserve(*JOB, "--out", tmp_path / "out", "--resume", requests).returncode == 0
+    answers = read_rows(tmp_path / "out" / "outputs.jsonl")
+    assert [answer["id"] for answer in answers[:num_answered]] == [str(i) for i in range(num_answered)]
+    assert {answer["id"] for answer in answers} == {str(i) for i in range(2000)}
+    assert len(answers) == 2000
+
+
+@pytest.mark.parametrize("out", ["a file", "below a file", "/proc/caraserve", "/proc/self/x/y"])
+def test_an_output_folder_that_cannot_be_made(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, out: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    folder = {"a file": file, "below a file": file / "out"}.get(out, Path(out))
+    assert_refused(caraserve(*JOB, "--out", folder, requests), 1, str(folder))
+    assert file.read_text() == "mine"
+
+
+def test_the_output_folder_of_another_run(caraserve: Caraserve, tmp_path: Path, requests: Path) -> None:
+    out = tmp_path / "out"
+    assert caraserve(*JOB, "--out", out, requests).returncode == 0
+    before = (out / "outputs.jsonl").read_bytes()
+    assert_refused(caraserve(*JOB, "--out", out, requests), 1, str(out), "not empty", "--resume")
+    other = write_rows(tmp_path / "other.jsonl", [{"prompt": "b", "max_tokens": 1}])
+    ended = caraserve(*JOB, "--out", out, "--resume", other)
+    assert_refused(ended, 1, str(out), "requests was", "requests.jsonl", "now is", "other.jsonl")
+    ended = caraserve(*JOB, "--out", out, "--resume", "--seed", "5", "--max-tokens", "9", requests)
+    assert_refused(ended, 1, "seed was 0, now is 5", "default_max_tokens was 64, now is 9")
+    assert (out / "outputs.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_something_else(caraserve: Caraserve, tmp_path: Path, requests: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    assert_refused(caraserve(*JOB, "--out", tmp_path, requests), 1, str(tmp_path), "not empty")
+    assert_refused(caraserve(*JOB, "--out", tmp_path, "--resume", requests), 1, "not a run's folder")
+
+
+@pytest.mark.parametrize(
+    ("base", "fragment"),
+    [
+        ("./nowhere", "'./nowhere' does not exist"),
+        ("lama2-7b", "did you mean llama2-7b"),
+        ("nobody/nothing", "HF_HUB_OFFLINE"),
+    ],
+)
+def test_a_base_that_is_not_there(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, base: str, fragment: str
+) -> None:
+    ended = caraserve("run", "--base", base, "--out", tmp_path / "out", requests)
+    assert_refused(ended, 1, "base model", fragment)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fragments"),
+    [
+        ({"model_type": "mamba"}, ("model_type", "mamba")),
+        ({"hidden_act": "gelu"}, ("hidden_act", "gelu")),
+        ({"quantization_config": {"bits": 4}}, ("quantization_config",)),
+        ({"hidden_size": -1}, ("hidden_size",)),
+        ({"num_hidden_layers": 7}, ("the weights lack",)),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_base_that_cannot_be_honoured(
+    caraserve: Caraserve,
+    tmp_path: Path,
+    requests: Path,
+    fields: dict[str, object],
+    fragments: tuple[str, ...],
+) -> None:
+    base = sample_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **fields}))
+    ended = caraserve("run", "--base", base, "--out", tmp_path / "out", requests)
+    assert_refused(ended, 1, str(base), *fragments)
+
+
+@pytest.mark.parametrize("damage", ["no config", "no weights", "cut weights", "broken tokenizer"])
+def test_a_base_that_is_damaged(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, damage: str
+) -> None:
+    base = sample_base(tmp_path / "base")
+    if damage == "no config":
+        (base / "config.json").unlink()
+    elif damage == "no weights":
+        (base / "model.safetensors").unlink()
+    elif damage == "cut weights":
+        (base / "model.safetensors").write_bytes((SAMPLE / "base" / "model.safetensors").read_bytes()[:5000])
+    else:
+        (base / "tokenizer.json").write_text("{}")
+    ended = caraserve("run", "--base", base, "--out", tmp_path / "out", requests)
+    assert_refused(ended, 1, str(base))
+
+
+def sample_base(folder: Path) -> Path:
+    """A copy of the sample's base that may be damaged."""
+    return shutil.copytree(SAMPLE / "base", folder)
+
+
+def test_adapter_folders_that_cannot_be_used(caraserve: Caraserve, tmp_path: Path, requests: Path) -> None:
+    ended = caraserve(*JOB, "--adapters", tmp_path / "none", "--out", tmp_path / "out", requests)
+    assert_refused(ended, 2, "--adapters", str(tmp_path / "none"), "is not a folder")
+    twice = ("--adapters", SAMPLE / "adapters", "--adapters", SAMPLE / "adapters")
+    ended = caraserve(*JOB, *twice, "--out", tmp_path / "out", requests)
+    assert_refused(ended, 2, "--adapters", "belongs to both")
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        ("--warp 9", ("--warp",)),
+        ("--max-tokens 0", ("--max-tokens", "at least 1, got 0")),
+        ("--max-tokens many", ("--max-tokens", "integer")),
+        ("--temperature -1", ("--temperature", "of at least 0")),
+        ("--temperature nan", ("--temperature", "of at least 0")),
+        ("--top-p 0", ("--top-p", "above 0 and at most 1")),
+        ("--top-k -1", ("--top-k",)),
+        ("--min-p 1.5", ("--min-p",)),
+        ("--repetition-penalty 0", ("--repetition-penalty",)),
+        ("--presence-penalty 2.5", ("--presence-penalty",)),
+        ("--frequency-penalty inf", ("--frequency-penalty",)),
+        ("--logprobs 21", ("--logprobs", "from 0 to 20")),
+        ("--stop-token-ids -1", ("--stop-token-ids",)),
+        ("--deadline-ms 0", ("--deadline-ms", "above 0")),
+        ("--ttft-slo-ms -1", ("--ttft-slo-ms",)),
+        ("--tpot-slo-ms 0", ("--tpot-slo-ms",)),
+        ("--seed -1", ("--seed",)),
+        ("--limit 0", ("--limit",)),
+        ("--retry-errors", ("--retry-errors", "--resume")),
+        ("--dtype float8", ("--dtype", "float8")),
+        ("--device tpu", ("--device", "tpu")),
+        ("--device cpu --dtype float16", ("--dtype", "float16")),
+        ("--weights good", ("--weights", "good")),
+        ("--kv-memory lots", ("--kv-memory", "lots", "4.3GB")),
+        ("--kv-memory 3", ("--kv-memory", "no unit")),
+        ("--kv-memory 1KB", ("--kv-memory", "one block")),
+        ("--adapter-memory 0GB", ("--adapter-memory",)),
+        ("--host-adapter-memory x", ("--host-adapter-memory",)),
+        ("--max-running 0", ("--max-running",)),
+        ("--max-running 4096", ("--max-batch-tokens", "less than --max-running 4096")),
+        ("--prefill-chunk-tokens 0", ("--prefill-chunk-tokens",)),
+        ("--kv-block-tokens -2", ("--kv-block-tokens",)),
+    ],
+)
+def test_options_that_are_wrong(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, options: str, fragments: tuple[str, ...]
+) -> None:
+    ended = caraserve(*JOB, "--out", tmp_path / "out", *options.split(), requests)
+    assert_refused(ended, 2, *fragments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (("bake",), "bake"),
+        (("run", "a", "b"), "extra argument"),
+        (("run", "only-requests.jsonl"), "--base: missing"),
+        (("run", "--base", "llama2-7b"), "REQUESTS: missing"),
+        (("run", "--base"), "--base"),
+    ],
+)
+def test_command_lines_that_make_no_sense(
+    caraserve: Caraserve, arguments: tuple[str, ...], fragment: str
+) -> None:
+    assert_refused(caraserve(*arguments), 2, fragment)
