@@ -6,6 +6,7 @@ Imports peft, which only the extra `caraserve[test]` installs. Knows nothing of 
 from __future__ import annotations
 
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -37,19 +38,26 @@ class LoadedPeft:
         # PEFT's names become module names, which may hold neither dots nor slashes.
         self._names = {name: f"adapter{number}" for number, name in enumerate(workload.adapters)}
         self._eos_token_ids = workload.eos_token_ids
+        with warnings.catch_warnings():
+            # About merging adapters, which nobody does here, and about names inside the libraries.
+            warnings.simplefilter("ignore")
+            self._model = self._load(workload)
+        self._model.eval()
+
+    def _load(self, workload: Workload) -> PeftModel:
         base = AutoModelForCausalLM.from_pretrained(workload.base, dtype=workload.dtype)
         torch.nn.Module.to(base, workload.device)
         base.generation_config.eos_token_id = list(workload.eos_token_ids) or None
         first, *others = workload.adapters
         # Adapters in the base's dtype, as CaraServe has them, instead of always in float32.
-        self._model = PeftModel.from_pretrained(
+        model = PeftModel.from_pretrained(
             base, workload.adapters[first], adapter_name=self._names[first], autocast_adapter_dtype=False
         )
         for name in others:
-            self._model.load_adapter(
+            model.load_adapter(
                 workload.adapters[name], adapter_name=self._names[name], autocast_adapter_dtype=False
             )
-        self._model.eval()
+        return model
 
     def answer_mixed(self, batch: Sequence[Request]) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(id, output tokens) of requests with any adapters, in one batch."""

@@ -52,6 +52,7 @@ class RecipeTable:
 
     def optional_count(self, key: str) -> int | None:
         """A whole number of at least 1, or None where the key is left out."""
+        self._taken.add(key)
         return self.count(key, None) if key in self._values else None
 
     def positive(self, key: str) -> float:

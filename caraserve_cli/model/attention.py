@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache with torch's scaled_dot_product_attention: right on any device.
+"""Attention over the paged KV cache in plain PyTorch: right on any device, and the CPU's way.
 
 A step's sequences are computed in groups of similar length, padded to the longest of their group: all
 decoding sequences of similar context are one call. Knows the ragged batch, not where it came from.
@@ -39,13 +39,14 @@ class AttentionSpan(NamedTuple):
 class KvCache:
     """Keys and values of all layers in blocks of `block_tokens` tokens.
 
-    Shapes: `keys` and `values` are [layers, blocks, block_tokens, kv heads, head_dim].
+    Shapes: `keys` and `values` are [layers, kv heads, blocks, block_tokens, head_dim]. A head's tokens lie
+    together, so that what is gathered by blocks is multiplied without another copy.
     """
 
     def __init__(
         self, shape: BaseShape, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        size = (shape.num_layers, num_blocks, block_tokens, shape.num_kv_heads, shape.head_dim)
+        size = (shape.num_layers, shape.num_kv_heads, num_blocks, block_tokens, shape.head_dim)
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
         self.block_tokens = block_tokens
@@ -60,9 +61,9 @@ class KvCache:
 class _Group:
     """Sequences computed in one call, padded to `num_queries` new tokens and whole blocks of keys.
 
-    Shapes: `query_index` [sequences, queries] into the flat batch; `blocks` [sequences * blocks];
-    `masks` by window, each [sequences, 1, 1, queries, keys]; `tokens` and `rows` pair the flat tokens with
-    their rows among the padded queries.
+    Shapes: `query_index` [sequences * queries] into the flat batch; `blocks` [sequences * blocks]; `masks` by
+    window, each [sequences, queries, keys], 0 where a query sees a key and -inf elsewhere; `tokens` and `rows`
+    pair the flat tokens with their rows among the padded queries.
     """
 
     num_sequences: int
@@ -79,7 +80,7 @@ class PagedSdpaAttention:
 
     Args:
         cache: where keys and values live; attended positions are already in it or written by this step.
-        spans: the step's sequences; together they cover the flat batch.
+        spans: the step's sequences, in the order of the flat batch, which together they cover.
         windows: the sliding window of each layer, None where a layer sees everything.
     """
 
@@ -94,9 +95,6 @@ class PagedSdpaAttention:
                 for span in spans
                 for position in range(span.start, span.num_keys)
             ]
-        )
-        self._written_tokens = self._tensor(
-            [t for span in spans for t in range(span.first_token, span.first_token + span.num_tokens)]
         )
         self._groups = [self._prepare(group) for group in _group_spans(spans)]
 
@@ -113,8 +111,8 @@ class PagedSdpaAttention:
             [tokens, heads * head_dim].
         """
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys.flatten(0, 1).index_copy_(0, self._slot_mapping, key.index_select(0, self._written_tokens))
-        values.flatten(0, 1).index_copy_(0, self._slot_mapping, value.index_select(0, self._written_tokens))
+        keys.flatten(1, 2).index_copy_(1, self._slot_mapping, key.transpose(0, 1))
+        values.flatten(1, 2).index_copy_(1, self._slot_mapping, value.transpose(0, 1))
         num_heads, head_dim = query.shape[1:]
         output = torch.empty_like(query)
         for group in self._groups:
@@ -128,20 +126,25 @@ class PagedSdpaAttention:
         """[sequences * queries, heads, head_dim], padding included."""
         batch, num_queries = group.num_sequences, group.num_queries
         num_heads, head_dim = query.shape[1:]
-        num_kv_heads = keys.shape[2]
+        num_kv_heads = keys.shape[0]
         share = num_heads // num_kv_heads  # query heads that read the same key head
         # The heads that share a key head become further queries of it, so that keys are never repeated.
-        grouped = query.index_select(0, group.query_index.flatten())
-        grouped = grouped.view(batch, num_queries, num_kv_heads, share, head_dim).permute(0, 2, 3, 1, 4)
-        grouped = grouped.reshape(batch, num_kv_heads, share * num_queries, head_dim)
-        mask = group.masks[window]
-        mask = mask.expand(batch, 1, share, num_queries, -1).reshape(batch, 1, share * num_queries, -1)
+        grouped = query.index_select(0, group.query_index)
+        grouped = grouped.view(batch, num_queries, num_kv_heads, share, head_dim).permute(2, 0, 3, 1, 4)
+        grouped = grouped.reshape(num_kv_heads, batch, share * num_queries, head_dim)
         key, value = (
-            cache.index_select(0, group.blocks).view(batch, -1, num_kv_heads, head_dim).transpose(1, 2)
+            cache.flatten(2).index_select(1, group.blocks).view(num_kv_heads, batch, -1, head_dim)
             for cache in (keys, values)
         )
-        attended = scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
-        attended = attended.view(batch, num_kv_heads, share, num_queries, head_dim).permute(0, 3, 1, 2, 4)
+        mask = group.masks[window][:, None].expand(batch, share, num_queries, -1)
+        mask = mask.reshape(1, batch, share * num_queries, -1)
+        if num_queries == 1:
+            # Measured, 86 sequences of 96 keys, 2 threads: 2.6 ms; scaled_dot_product_attention 4.1 ms.
+            scores = torch.matmul(grouped * head_dim**-0.5, key.transpose(2, 3)).add_(mask)
+            attended = torch.matmul(scores.softmax(dim=-1), value)
+        else:
+            attended = scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+        attended = attended.view(num_kv_heads, batch, share, num_queries, head_dim).permute(1, 3, 0, 2, 4)
         return attended.reshape(batch * num_queries, num_heads, head_dim)
 
     def _prepare(self, spans: Sequence[AttentionSpan]) -> _Group:
@@ -180,10 +183,12 @@ class PagedSdpaAttention:
         key = torch.arange(num_keys, device=self._device)[None, None, :]
         position = torch.minimum(starts + query, ends)
         causal = key <= position
-        return {
-            window: (causal if window is None else causal & (key > position - window))[:, None, None]
+        visible = {
+            window: causal if window is None else causal & (key > position - window)
             for window in set(self._windows)
         }
+        unseen = torch.tensor(-torch.inf, dtype=self._cache.keys.dtype, device=self._device)
+        return {window: torch.where(seen, 0.0, unseen) for window, seen in visible.items()}
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -42,3 +42,39 @@ def test_other_answers_mean_other_work() -> None:
     assert comparison.systems[1].equal_answers == 1
     assert comparison.verdict is Verdict.CANNOT_TELL
     assert comparison.verdict.exit_status == ExitStatus.CANNOT_TELL
+
+
+def test_the_first_system_is_compared_with_each_other_and_then_what_is_required() -> None:
+    measured = {"x": runs(1.0), "y": runs(4.0), "z": runs(2.0)}
+    requirements = [
+        Requirement(ours="z", over="y", at_least=2.0),
+        Requirement(ours="x", over="y", at_least=3.0),
+    ]
+    comparison = compare(measured, requirements)
+    assert [(each.ours, each.over, each.ratio.median, each.at_least) for each in comparison.ratios] == [
+        ("x", "y", 4.0, 3.0),
+        ("x", "z", 2.0, None),
+        ("z", "y", 2.0, 2.0),
+    ]
+    assert comparison.verdict is Verdict.MET
+
+
+def test_one_missed_requirement_is_enough() -> None:
+    measured = {"ours": runs(1.0), "theirs": runs(2.0), "z": runs(9.0)}
+    met = Requirement(ours="ours", over="z", at_least=5.0)
+    assert compare(measured, [met, *require(3.0)]).verdict is Verdict.MISSED
+
+
+def test_without_requirements_nothing_is_missed() -> None:
+    assert compare({"ours": runs(5.0), "theirs": runs(1.0)}, ()).verdict is Verdict.MET
+
+
+@pytest.mark.parametrize("other", [{"a": (1, 2), "b": (4,)}, {"a": (1, 2, 3)}], ids=["shorter", "missing"])
+def test_less_work_is_other_work(other: dict[str, tuple[int, ...]]) -> None:
+    comparison = compare({"ours": runs(1.0), "theirs": runs(50.0, answers=other)}, require(2.0))
+    assert comparison.verdict is Verdict.CANNOT_TELL
+
+
+def test_a_system_must_agree_with_itself() -> None:
+    measured = {"ours": [*runs(1.0), *runs(1.0, answers={**ANSWERS, "a": (1,)})]}
+    assert compare(measured, ()).verdict is Verdict.CANNOT_TELL

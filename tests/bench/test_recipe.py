@@ -52,6 +52,22 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ("at_least = 1.5", "at_least = -1", "at_least"),
         ("output_tokens = 9", "output_tokens = 'x'", "output_tokens"),
         ("[workload]", "[workload", "not TOML"),
+        ("[workload]", "[workload]\nlimits = 3", "[workload]: unknown key 'limits'; did you mean 'limit'?"),
+        (
+            "at_least = 1.5",
+            "at_least = 1.5\nzz = 1",
+            "[[require]]: unknown key 'zz'; known are at_",
+        ),
+        ("batch_size = 4", "batch_size = true", "'batch_size' must be a whole number, got True"),
+        ("batch_size = 4", "batch_size = 4\nwarmups = -1", "'warmups' must be at least 0, got -1"),
+        ("batch_size = 4", 'batch_size = 4\ndtype = "auto"', "'dtype' must be one of float32, bfloat16"),
+        ("at_least = 1.5", "at_least = nan", "'at_least' must be a number above zero, got nan"),
+        ('over = "peft-mixed"', 'over = "caraserve"', "'over' must be another system than 'ours'"),
+        ('"peft-mixed"]', '"caraserve"]', "'systems' must be a list of systems without repetition"),
+        ('"peft-mixed"]', "3]", "'systems' must be a list of texts, got 3"),
+        ('"a test"', '""', "'description' must be a text that is not empty, got ''"),
+        ("[[require]]", "[require]", "'require' must be tables, each written [[require]]"),
+        ("[workload]", "[[workload]]", "'workload' must be a table, written [workload]"),
     ],
 )
 def test_what_cannot_be_honoured_is_named(tmp_path: Path, old: str, new: str, fragment: str) -> None:
@@ -61,6 +77,23 @@ def test_what_cannot_be_honoured_is_named(tmp_path: Path, old: str, new: str, fr
     assert fragment in str(refused.value)
     assert "mine.toml" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    text = GOOD.replace("repeats = 2\n", "").replace("output_tokens = 9\n", "")
+    recipe = load_recipe(write(tmp_path, text))
+    assert (recipe.device, recipe.dtype, recipe.warmups, recipe.repeats) == ("cpu", "float32", 1, 5)
+    assert (recipe.workload.output_tokens, recipe.workload.limit) == (None, None)
+
+
+def test_a_base_that_is_no_folder_is_left_to_the_hub(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, GOOD)).workload.base == "base"
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b'description = "\xe9"')
+    with pytest.raises(OptionError, match=r"latin\.toml' is not UTF-8"):
+        load_recipe(tmp_path / "latin.toml")
 
 
 def test_embedded_recipes_are_found_and_valid() -> None:

@@ -41,9 +41,7 @@ def test_an_empty_file_is_nothing_to_do(caraserve: Caraserve, tmp_path: Path, co
         ("no.gz/requests.jsonl", "does not exist"),
     ],
 )
-def test_requests_that_cannot_be_read(
-    caraserve: Caraserve, tmp_path: Path, name: str, fragment: str
-) -> None:
+def test_requests_that_cannot_be_read(caraserve: Caraserve, tmp_path: Path, name: str, fragment: str) -> None:
     (tmp_path / "folder").mkdir()
     assert_refused(caraserve(*JOB, "--out", tmp_path / "out", tmp_path / name), 1, name, fragment)
     assert not (tmp_path / "out").exists(), "nothing is left behind"
@@ -141,9 +139,7 @@ def test_a_base_that_cannot_be_honoured(
 
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "cut weights", "broken tokenizer"])
-def test_a_base_that_is_damaged(
-    caraserve: Caraserve, tmp_path: Path, requests: Path, damage: str
-) -> None:
+def test_a_base_that_is_damaged(caraserve: Caraserve, tmp_path: Path, requests: Path, damage: str) -> None:
     base = sample_base(tmp_path / "base")
     if damage == "no config":
         (base / "config.json").unlink()

@@ -82,8 +82,8 @@ def test_matches_dense_attention(
         for span, (keys, values) in zip(spans, histories, strict=True):
             for position in range(span.start):
                 block, offset = span.block_table[position // BLOCK_TOKENS], position % BLOCK_TOKENS
-                cache.keys[layer, block, offset] = keys[position]
-                cache.values[layer, block, offset] = values[position]
+                cache.keys[layer, :, block, offset] = keys[position]
+                cache.values[layer, :, block, offset] = values[position]
         output = attention.attend(layer, query, key, value)
         for span, (keys, values) in zip(spans, histories, strict=True):
             own = slice(span.first_token, span.first_token + span.num_tokens)
