@@ -62,8 +62,8 @@ class _Group:
     """Sequences computed in one call, padded to `num_queries` new tokens and whole blocks of keys.
 
     Shapes: `query_index` [sequences * queries] into the flat batch; `blocks` [sequences * blocks]; `masks` by
-    window, each [sequences, queries, keys], 0 where a query sees a key and -inf elsewhere; `tokens` and `rows`
-    pair the flat tokens with their rows among the padded queries.
+    window, each [sequences, queries, keys], 0 where a query sees a key and -inf elsewhere; `tokens` and
+    `rows` pair the flat tokens with their rows among the padded queries.
     """
 
     num_sequences: int
