@@ -19,7 +19,7 @@ from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.config import DecoderConfig
 
 # Shares of the memory that is free before the base is loaded. They leave room for activations and for the
-# rest of the machine; issue-sized pools of real adapters fit the defaults on 16 GB hosts.
+# rest of the machine. Chosen, not measured.
 KV_SHARE = 0.2
 DEVICE_ADAPTER_SHARE = 0.1
 HOST_ADAPTER_SHARE = 0.25
@@ -42,8 +42,8 @@ def choose_dtype(name: str, device: torch.device, checkpoint_dtype: torch.dtype 
     """The dtype an option means.
 
     `auto` is the checkpoint's, but on the CPU only what the CPU computes natively. Measured, 256 × 512
-    product of 32 tokens, one thread, without AVX512-BF16: float32 156 µs, bfloat16 1276 µs; float16 runs at
-    about 1 GFLOP/s on any x86.
+    product of 32 tokens, one thread, without AVX512-BF16: float32 156 µs, bfloat16 1276 µs; float16 ran at
+    about 1 GFLOP/s a thread on a Zen 4.
 
     Raises:
         OptionError: float16 on the CPU.
