@@ -4,14 +4,11 @@ Semantics, for token t with adapter g(t), for each module m of a fused projectio
 
     y[t, columns(m)] += (x[t] @ a[g(t), m].T) @ b_rows[g(t), m] + bias[g(t), m]
 
-`b_rows` is B transposed, with the adapter's scale folded in. Two forms, both unpadded (time follows the sum
-of ranks, not the largest times the count):
+`b_rows` is B transposed, with the adapter's scale folded in. Two forms:
 
-- `add_lora_segment`: one adapter, many tokens; two matrix products.
-- `add_lora_stacked`: many adapters, few tokens each; the rank rows of all adapters lie one below the other,
-  every token is multiplied with all of them in one product, and a mask keeps the rows of its own adapter.
-  It computes more than needed and launches far less: at one token an adapter, where time is launches and
-  memory traffic, it reads each rank row once, which is the floor.
+- `add_lora_segment`: one adapter, many tokens; two matrix products a module, nothing padded.
+- `add_lora_stacked`: several adapters of similar rank, few tokens each; batched products over the adapters,
+  padded to the largest rank and the most tokens among them. It computes a little more and launches far less.
 
 `add_lora_reference` is the float32 truth that both are checked against.
 """
@@ -41,8 +38,8 @@ class LoraPart(NamedTuple):
 class StackedPart(NamedTuple):
     """One module's rank rows of all stacked adapters.
 
-    Shapes: `b_rows` [rows, out]; `first_row` is where they begin in the stack's `a`; `bias` is
-    [adapters, out] or None, with zero rows for adapters that have none.
+    Shapes: `b_rows` [adapters, rows, out], zero where an adapter has fewer rows or has not the module;
+    `first_row` is where its rows begin in the stack's `a`; `bias` is [adapters, 1, out] or None.
     """
 
     first_row: int
@@ -54,41 +51,50 @@ class StackedPart(NamedTuple):
 class LoraStack(NamedTuple):
     """The rank rows of several adapters for one fused projection of one layer.
 
-    Shapes: `a` [rows, in], module by module and within a module adapter by adapter; `row_adapter` [rows]
-    says which of the stacked adapters owns each row.
+    Shapes: `a` [adapters, rows, in], module by module, zero rows where an adapter has fewer.
     """
 
     a: Tensor
-    row_adapter: Tensor
     parts: tuple[StackedPart, ...]
 
 
+class StackTokens(NamedTuple):
+    """Which tokens a stack's adapters get, the same number each.
+
+    Shapes: `padded` [adapters * tokens each] are indices into the tokens of the run, any where an adapter has
+    fewer; `places` [tokens of the run] says where each token stands in `padded`.
+    """
+
+    padded: Tensor
+    places: Tensor
+
+
 def stack_parts(adapters: Sequence[Sequence[LoraPart]]) -> LoraStack | None:
-    """Lay the parts of several adapters one below the other; None if no adapter has any part."""
-    a_rows: list[Tensor] = []
-    owners: list[int] = []
+    """Lay the parts of several adapters side by side; None if no adapter has any part."""
+    columns = sorted({part.column for parts in adapters for part in parts})
+    if not columns:
+        return None
     stacked: list[StackedPart] = []
-    for column in sorted({part.column for parts in adapters for part in parts}):
+    a_rows: list[Tensor] = []
+    first_row = 0
+    for column in columns:
         members = [(i, part) for i, parts in enumerate(adapters) for part in parts if part.column == column]
-        first_row = len(owners)
-        for adapter, part in members:
-            a_rows.append(part.a)
-            owners += [adapter] * part.a.shape[0]
-        b_rows = torch.cat([part.b_rows for _, part in members])
-        stacked.append(StackedPart(first_row, b_rows, _stack_bias(members, len(adapters)), column))
-    if not stacked:
-        return None
-    a = torch.cat(a_rows)
-    return LoraStack(a, torch.tensor(owners, device=a.device), tuple(stacked))
+        a = _stack_rows([(i, part.a) for i, part in members], len(adapters))
+        b_rows = _stack_rows([(i, part.b_rows) for i, part in members], len(adapters))
+        biases = [(i, part.bias[None]) for i, part in members if part.bias is not None]
+        bias = _stack_rows(biases, len(adapters)) if biases else None
+        stacked.append(StackedPart(first_row, b_rows, bias, column))
+        a_rows.append(a)
+        first_row += a.shape[1]
+    return LoraStack(torch.cat(a_rows, dim=1), tuple(stacked))
 
 
-def _stack_bias(members: Sequence[tuple[int, LoraPart]], num_adapters: int) -> Tensor | None:
-    biases = [(adapter, part.bias) for adapter, part in members if part.bias is not None]
-    if not biases:
-        return None
-    stacked = biases[0][1].new_zeros(num_adapters, biases[0][1].shape[0])
-    for adapter, bias in biases:
-        stacked[adapter] = bias
+def _stack_rows(members: Sequence[tuple[int, Tensor]], num_adapters: int) -> Tensor:
+    """[adapters, most rows, width], zero where a member has fewer rows or an adapter is no member."""
+    most_rows = max(rows.shape[0] for _, rows in members)
+    stacked = members[0][1].new_zeros(num_adapters, most_rows, members[0][1].shape[1])
+    for adapter, rows in members:
+        stacked[adapter, : rows.shape[0]] = rows
     return stacked
 
 
@@ -101,23 +107,24 @@ def add_lora_segment(x: Tensor, y: Tensor, parts: Sequence[LoraPart]) -> None:
             columns.add_(part.bias)
 
 
-def add_lora_stacked(x: Tensor, y: Tensor, stack: LoraStack, row_mask: Tensor, one_hot: Tensor) -> None:
-    """Add to each token of `x` the adapter that the masks choose, in place in `y`.
+def add_lora_stacked(x: Tensor, y: Tensor, stack: LoraStack, tokens: StackTokens) -> None:
+    """Add to each token of `x` its adapter of the stack, in place in `y`.
 
     Args:
         x: [tokens, in].
         y: [tokens, sum of out].
         stack: the adapters' rank rows.
-        row_mask: [tokens, rows] of x's dtype, 1 where the row belongs to the token's adapter, else 0.
-        one_hot: [tokens, adapters] of x's dtype, the token's adapter among the stacked ones.
+        tokens: whose they are.
     """
-    shrunk = torch.mm(x, stack.a.t()).mul_(row_mask)
+    padded = x.index_select(0, tokens.padded).view(stack.a.shape[0], -1, x.shape[1])
+    shrunk = torch.bmm(padded, stack.a.transpose(1, 2))
     for part in stack.parts:
-        num_rows, width = part.b_rows.shape
-        columns = y[:, part.column : part.column + width]
-        columns.addmm_(shrunk[:, part.first_row : part.first_row + num_rows], part.b_rows)
+        num_rows, width = part.b_rows.shape[1:]
+        own = shrunk[:, :, part.first_row : part.first_row + num_rows]
+        delta = torch.bmm(own, part.b_rows)
         if part.bias is not None:
-            columns.addmm_(one_hot, part.bias)
+            delta.add_(part.bias)
+        y[:, part.column : part.column + width].add_(delta.view(-1, width).index_select(0, tokens.places))
 
 
 def add_lora_reference(

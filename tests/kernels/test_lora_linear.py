@@ -7,6 +7,7 @@ import torch
 
 from caraserve_kernels.lora_linear import (
     LoraPart,
+    StackTokens,
     add_lora_reference,
     add_lora_segment,
     add_lora_stacked,
@@ -45,6 +46,17 @@ def make_adapter(
     return parts
 
 
+def stack_tokens(token_adapter: list[int], num_adapters: int) -> StackTokens:
+    """Each adapter's tokens padded, with the first token, to as many as the most popular one has."""
+    each = max(token_adapter.count(adapter) for adapter in range(num_adapters))
+    padded = [0] * (num_adapters * each)
+    places = []
+    for token, adapter in enumerate(token_adapter):
+        places.append(adapter * each + token_adapter[:token].count(adapter))
+        padded[places[-1]] = token
+    return StackTokens(torch.tensor(padded), torch.tensor(places))
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.float() - expected).abs().max() / expected.abs().max())
 
@@ -71,10 +83,8 @@ class TestAgainstReference:
         expected = add_lora_reference(x, y, adapters, token_adapter)
         stack = stack_parts(adapters)
         assert stack is not None
-        owners = torch.tensor(token_adapter)
-        row_mask = (owners[:, None] == stack.row_adapter[None, :]).to(dtype)
-        one_hot = torch.nn.functional.one_hot(owners, len(adapters)).to(dtype)
-        add_lora_stacked(x, y, stack, row_mask, one_hot)
+        tokens = stack_tokens(token_adapter, len(adapters))
+        add_lora_stacked(x, y, stack, tokens)
         assert relative_error(y, expected) < TOLERANCE[dtype]
 
     def test_segments(

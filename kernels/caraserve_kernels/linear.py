@@ -1,0 +1,291 @@
+"""y = x · Wᵀ + bias for few tokens, at the speed at which the weights can be read.
+
+Semantics, for token t and output column n:
+
+    y[t, n] = round(sum over k of x[t, k] * weight[n, k] + bias[n])        summed in float32
+
+- x      [tokens, width_in]      bfloat16, float16 or float32; rows may be strided, columns may not
+- weight [width_out, width_in]   x's dtype, contiguous
+- bias   [width_out] or None     x's dtype
+- y      [tokens, width_out]     x's dtype
+
+At few tokens the product is the time to read `weight` once. Each program owns a few rows of `weight` and
+walks along them with many bytes on the way at any time. One token is a multiplication and a sum ("GEMV").
+More tokens go through the tensor cores with the weights as the wide operand (yᵀ = W · xᵀ), so that 8 tokens
+fill an instruction that would otherwise be padded to 64. Where `width_out` gives too few programs for the
+device, several share the same rows, each with a part of `width_in`; the last one to finish adds the parts in
+a fixed order, so that a run gives the same bits every time (split-K with a semaphore, as in cuBLAS and in
+Marlin, Frantar et al. 2024).
+
+Kernels start before the one in front of them has ended (programmatic dependent launch), ask for their first
+weights to be brought to the L2 cache, and only then wait for x. That is safe whatever ran before: the L2
+cache is coherent, and nothing else is read or written before the wait.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# Above this cuBLAS reads its tiles as fast; see `choose_tile`.
+MAX_STREAMED_TOKENS = 32
+# Outputs from which a product has programs enough for tiles of 8 rows; see `choose_tile`.
+_WIDE_OUTPUT = 8192
+# Programs that share a product's bytes evenly keep about two of themselves on each of a Hopper's 132
+# multiprocessors. H200, one layer, 8 tokens, 132 / 264 / 396: 107 / 109 / 109 µs each alone, within noise.
+_WANTED_PROGRAMS = 264
+_MAX_SPLITS = 8
+# 16 lets Triton 3.6 use warpgroup instructions, 8 saves padding: 109.5 and 109.7 µs a layer on an H200.
+_MIN_TOKENS_BLOCK = 16
+_MAX_ROW_BLOCKS = 1 << 16
+
+
+class Tile(NamedTuple):
+    """How one program cuts the product.
+
+    Attributes:
+        rows: of `weight`, owned by a program; 64 and more use Hopper's warpgroup instructions.
+        columns: read in one step.
+        num_warps: of a program.
+        num_stages: steps whose reads are on the way at a time.
+        num_splits: programs that share the same rows.
+        columns_ahead: of each row, asked for before x is there; a multiple of `columns`, or 0.
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+    num_splits: int
+    columns_ahead: int
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · Wᵀ + bias: [T, width_in] x [width_out, width_in] -> [T, width_out].
+
+    Products that run at the same time, on two streams of one device, must not both be split (see `Tile`):
+    they would share the counters. Call it once per shape before capturing it in a graph.
+    """
+    streamed = x.is_cuda and x.dtype != torch.float32 and 0 < x.shape[0] <= MAX_STREAMED_TOKENS
+    if not streamed:
+        # float32 too: a run in float32 promises the tokens of the reference, and cuBLAS is it.
+        return F.linear(x, weight, bias)
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+    launch_linear(x, weight, bias, out, choose_tile(x.shape[0], *reversed(weight.shape)))
+    return out
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The semantics in float32, not rounded."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+
+
+def choose_tile(num_tokens: int, width_in: int, width_out: int) -> Tile:
+    """The tile for a shape.
+
+    H200, the four products of a Llama-2-7B layer, µs, cuBLAS against these: one token 113 / 101, 2 to 16
+    tokens 113 / 106, 32 tokens 114 / 111, 64 tokens 116 / 142. At one token, (rows, columns) by product: qkv
+    and gate_up (8, 512): 25.9 and 43.7, (4, 1024): 27.8 and 48.8; o and down (8, 512): 12.5 and 24.6,
+    (4, 1024): 9.7 and 21.7.
+    """
+    if num_tokens == 1:
+        rows, most_columns = (8, 512) if width_out >= _WIDE_OUTPUT else (4, 1024)
+        columns = min(most_columns, triton.next_power_of_2(width_in))
+        return Tile(rows, columns, num_warps=4, num_stages=1, num_splits=1, columns_ahead=columns)
+    rows = 64
+    columns = 128 if num_tokens <= 32 else 64
+    num_splits = _WANTED_PROGRAMS // triton.cdiv(width_out, rows)
+    num_steps = triton.cdiv(width_in, columns)
+    # A part of fewer than four steps would be all ramp.
+    num_splits = max(1, min(num_splits, _MAX_SPLITS, num_steps // 4))
+    return Tile(rows, columns, num_warps=4, num_stages=4, num_splits=num_splits, columns_ahead=columns)
+
+
+def launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tile: Tile) -> None:
+    """Run the Triton product with a given tile; `out` [tokens, width_out] is overwritten."""
+    num_tokens, width_in = x.shape
+    width_out = weight.shape[0]
+    row_blocks = triton.cdiv(width_out, tile.rows)
+    overlap = can_overlap(x.device)
+    # The copy engine takes 16-byte units, and nothing past a row's end.
+    ahead = tile.columns_ahead if width_in % 8 == 0 and tile.columns_ahead <= width_in else 0
+    constants = {
+        "block_rows": tile.rows,
+        "block_columns": tile.columns,
+        "loop_stages": tile.num_stages,
+        "even": width_in % tile.columns == 0,
+        "ahead": ahead,
+        "ahead_chunks": ahead_chunks(tile),
+        "overlap": overlap,
+    }
+    options = {"num_warps": tile.num_warps, **({"launch_pdl": True} if overlap else {})}
+    if num_tokens == 1:
+        _vector_kernel[(row_blocks,)](x, weight, bias, out, width_in, width_out, **constants, **options)
+        return
+    block_tokens = tokens_block(num_tokens)
+    parts, arrivals = None, None
+    if tile.num_splits > 1:
+        shape = (tile.num_splits, row_blocks, tile.rows, block_tokens)
+        parts = torch.empty(shape, dtype=torch.float32, device=x.device)
+        arrivals = arrival_counters(x.device)
+    constants |= {"block_tokens": block_tokens, "num_splits": tile.num_splits}
+    _tile_kernel[(row_blocks, tile.num_splits)](
+        *(x, weight, bias, out, parts, arrivals, num_tokens, width_in, width_out, x.stride(0)),
+        **constants,
+        **options,
+    )
+
+
+def tokens_block(num_tokens: int) -> int:
+    """The columns of yᵀ that a program computes: a kernel is compiled for each."""
+    return int(max(_MIN_TOKENS_BLOCK, triton.next_power_of_2(num_tokens)))
+
+
+def ahead_chunks(tile: Tile) -> int:
+    """Into how many pieces a row's first bytes are cut, so that each thread asks for one."""
+    threads_per_row = max(1, 32 * tile.num_warps // tile.rows)
+    return max(1, min(threads_per_row, tile.columns_ahead // 8))
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether a kernel on `device` may start before the one in front of it has ended (Hopper and later)."""
+    return device.type == "cuda" and _capability(device)[0] >= 9
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def arrival_counters(device: torch.device) -> Tensor:
+    """Zeros that every split product leaves as zeros: made once, so that no launch has to clear them."""
+    return torch.zeros(_MAX_ROW_BLOCKS, dtype=torch.int32, device=device)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _ask_ahead(  # type: ignore[no-untyped-def]
+    row_pointers, ahead: tl.constexpr, ahead_chunks: tl.constexpr
+):
+    """Ask for the first `ahead` elements of each row ([rows, 1] pointers) to be brought to the L2 cache."""
+    chunk: tl.constexpr = ahead // ahead_chunks
+    element_bytes: tl.constexpr = row_pointers.dtype.element_ty.primitive_bitwidth // 8
+    pointers = row_pointers + (tl.arange(0, ahead_chunks) * chunk)[None, :]
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
+        "=r,l,r",
+        [pointers.to(tl.int64), tl.full(pointers.shape, chunk * element_bytes, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _vector_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, weight_ptr, bias_ptr, out_ptr, width_in, width_out,
+    block_rows: tl.constexpr, block_columns: tl.constexpr, loop_stages: tl.constexpr, even: tl.constexpr,
+    ahead: tl.constexpr, ahead_chunks: tl.constexpr, overlap: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    columns = tl.arange(0, block_columns)
+    # Rows past the end read the last row instead, which keeps reads unmasked; the store drops them.
+    row_pointers = weight_ptr + tl.minimum(rows, width_out - 1).to(tl.int64)[:, None] * width_in
+    if overlap:
+        if ahead > 0:
+            _ask_ahead(row_pointers, ahead, ahead_chunks)
+        gdc_launch_dependents()
+        gdc_wait()
+    # One sum per column until the end: a sum over threads in every step would cost more than the reads.
+    sums = tl.zeros([block_rows, block_columns], tl.float32)
+    for start in tl.range(0, width_in, block_columns, num_stages=loop_stages):
+        at = start + columns
+        inside = (at < width_in) | even
+        w = tl.load(
+            row_pointers + at[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first"
+        )
+        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
+    y = tl.sum(sums, axis=1)
+    inside_rows = rows < width_out
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + rows, mask=inside_rows, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=inside_rows)
+
+
+# A kernel for each block of tokens, not for each number of them.
+@triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
+def _tile_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, weight_ptr, bias_ptr, out_ptr, parts_ptr, arrivals_ptr, num_tokens, width_in, width_out, x_stride,
+    block_tokens: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr,
+    num_splits: tl.constexpr, loop_stages: tl.constexpr, even: tl.constexpr,
+    ahead: tl.constexpr, ahead_chunks: tl.constexpr, overlap: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    columns = tl.arange(0, block_columns)
+    tokens = tl.arange(0, block_tokens)
+    steps = tl.cdiv(tl.cdiv(width_in, block_columns), num_splits)
+    first = tl.program_id(1) * steps * block_columns
+    last = tl.minimum(first + steps * block_columns, width_in)
+    # Rows past the end read the last row instead, which keeps reads unmasked; the store drops them.
+    row_pointers = weight_ptr + tl.minimum(rows, width_out - 1).to(tl.int64)[:, None] * width_in
+    if overlap:
+        if ahead > 0 and first + ahead <= width_in:
+            _ask_ahead(row_pointers + first, ahead, ahead_chunks)
+        gdc_launch_dependents()
+        gdc_wait()
+    inside_tokens = tokens < num_tokens
+    token_pointers = x_ptr + tokens.to(tl.int64)[None, :] * x_stride
+    sums = tl.zeros([block_rows, block_tokens], tl.float32)
+    for start in tl.range(first, last, block_columns, num_stages=loop_stages):
+        at = start + columns
+        inside = (at < width_in) | even
+        w = tl.load(
+            row_pointers + at[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first"
+        )
+        x = tl.load(token_pointers + at[:, None], mask=inside[:, None] & inside_tokens[None, :], other=0.0)
+        sums = tl.dot(w, x, sums, input_precision="ieee")
+    _finish(sums, bias_ptr, out_ptr, parts_ptr, arrivals_ptr, rows, tokens, num_tokens, width_out, num_splits)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _finish(  # type: ignore[no-untyped-def]
+    sums, bias_ptr, out_ptr, parts_ptr, arrivals_ptr, rows, tokens, num_tokens, width_out,
+    num_splits: tl.constexpr,
+):  # fmt: skip
+    """Store a program's sums, [rows, tokens]; of several programs that share rows, the last one stores."""
+    if num_splits == 1:
+        _store(sums, bias_ptr, out_ptr, rows, tokens, num_tokens, width_out)
+    else:
+        part_size: tl.constexpr = sums.shape[0] * sums.shape[1]
+        split_stride = tl.num_programs(0) * part_size
+        in_part = tl.arange(0, sums.shape[0])[:, None] * sums.shape[1] + tokens[None, :]
+        first_part = parts_ptr + tl.program_id(0) * part_size + in_part
+        tl.store(first_part + tl.program_id(1) * split_stride, sums)
+        # One thread raises the counter: the barrier puts the stores of the others before it.
+        tl.debug_barrier()
+        counter = arrivals_ptr + tl.program_id(0)
+        if tl.atomic_add(counter, 1, sem="acq_rel") == num_splits - 1:
+            total = tl.zeros(sums.shape, tl.float32)
+            for split in tl.static_range(num_splits):
+                # Past the L1 cache, which other multiprocessors' stores do not reach.
+                total += tl.load(first_part + split * split_stride, cache_modifier=".cg")
+            tl.store(counter, 0)
+            _store(total, bias_ptr, out_ptr, rows, tokens, num_tokens, width_out)
+
+
+@triton.jit
+def _store(sums, bias_ptr, out_ptr, rows, tokens, num_tokens, width_out):  # type: ignore[no-untyped-def]
+    inside_rows = rows < width_out
+    if bias_ptr is not None:
+        sums += tl.load(bias_ptr + rows, mask=inside_rows, other=0.0).to(tl.float32)[:, None]
+    pointers = out_ptr + tokens.to(tl.int64)[None, :] * width_out + rows[:, None]
+    inside = inside_rows[:, None] & (tokens < num_tokens)[None, :]
+    tl.store(pointers, sums.to(out_ptr.dtype.element_ty), mask=inside)

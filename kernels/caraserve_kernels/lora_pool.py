@@ -1,0 +1,270 @@
+"""y += LoRA(x) on the GPU, for adapters of mixed ranks in one flat device pool.
+
+*Semantics*, for each token t that has an adapter g(t), in one layer, for each module m of a fused group:
+
+    h[t, m]          = x[t] @ A[g(t), m].T                          (shrink, accumulated in float32)
+    y[t, columns(m)] += h[t, m] @ B[g(t), m] + bias[g(t), m]   (expand, rounded once)
+
+Shapes: x [tokens, in], y [tokens, sum of out], both of the pool's dtype; A [lora_rank, in] and B [lora_rank,
+out] in the pool, see `lora_layout`; h float32 [splits, max_tokens, modules, max_rank], scratch. Tokens
+without an adapter are in no tile: they cost nothing and are not touched.
+
+Both kernels run a fixed number of programs, which share out the tiles of the step's work lists; what is in
+the lists, and how long they are, is read on the device, so one CUDA graph serves every set of adapters and
+ranks. Nothing is padded: a tile reads the rows that the adapter has in this layer. The padded form (`bgmv`)
+is the same kernels on a padded layout and lists that cover the batch's largest rank (Punica, arXiv
+2310.18547; the unpadded form is S-LoRA's MBGMV, arXiv 2311.03285). Each element of h and y is written by one
+program: no atomics, equal results in every run.
+
+With one token a tile (decode, adapters mostly distinct) the kernels multiply and sum: every weight is used
+once, so memory bandwidth is all there is to gain. With 16 or more they use tensor cores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import triton
+from torch import Tensor
+
+from caraserve_kernels import lora_layout
+from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModuleKey
+from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
+from caraserve_kernels.lora_pool_kernels import expand_kernel, shrink_kernel
+
+# The smallest side of a tensor core product that every Triton version takes.
+MIN_DOT_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkConfig:
+    """How the shrink kernel runs: A tiles of `block_rows` x `block_k`, the input width in `split_k` parts."""
+
+    block_rows: int
+    block_k: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandConfig:
+    """How the expand kernel runs: B tiles of `block_rank` x `block_cols`."""
+
+    block_cols: int
+    block_rank: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """How a step is computed. Its work lists must be built with the same `block_tokens` and `block_rows`.
+
+    `overlap`: programmatic dependent launch (Hopper and later): a kernel's programs take their places while
+    the kernel before it ends, and read work, table and pool before it has. So these must be written by
+    copies (a copy is waited for), never by the kernel that is launched directly before.
+    """
+
+    block_tokens: int
+    shrink: ShrinkConfig
+    expand: ExpandConfig
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        smallest = min(self.block_tokens, self.shrink.block_rows, self.shrink.block_k, self.expand.block_rank)
+        if self.block_tokens != 1 and smallest < MIN_DOT_BLOCK:
+            raise ValueError(f"blocks of several tokens need {MIN_DOT_BLOCK} or more of everything: {self}")
+
+
+# DECODE: adapters mostly distinct, SHARED: several tokens an adapter. H200, Llama-2-7B's q, k, v, one layer,
+# adapters of ranks 8/16/32/64, µs for 32 / 256 distinct ones: shrink (rows x k, warps, stages, programs an
+# SM) (4 x 1024, 4, 3, 4): 9.1 / 47.6, (4 x 1024, 4, 1, 8): 8.6 / 64.5, (8 x 1024, 8, 1, 3): 10.1; expand
+# (columns x rank) (1024 x 8, 4, 2, 4): 11.0 / 52.3, (512 x 16, 4, 1, 4): 14.0 / 78.3, (256 x 16, 4, 2, 7):
+# 23.6; their bytes take 5.5 / 43.9. SHARED, q, k, v and o of 32 layers, 256 tokens of 32 adapters: 1.44 ms,
+# one token a tile 3.36 ms. PREFILL, 8,192 tokens of 32 adapters: shrink (64 rows) 44 µs, expand (128 x 32, 4
+# warps) 204 µs, (8 warps) 333 µs.
+DECODE_CONFIG = LoraConfig(1, ShrinkConfig(4, 1024, 1, 4, 3, 4), ExpandConfig(1024, 8, 4, 2, 4))
+SHARED_CONFIG = LoraConfig(16, ShrinkConfig(16, 256, 4, 4, 4, 4), ExpandConfig(128, 32, 4, 2, 8))
+PREFILL_CONFIG = LoraConfig(64, ShrinkConfig(64, 128, 1, 4, 3, 3), ExpandConfig(128, 32, 4, 2, 2))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PooledLora:
+    """The buffers that the kernels work on, at fixed addresses, and how they run.
+
+    Attributes:
+        groups: the fused groups, in the order of the table's third dimension.
+        pool: [elements], of the run's dtype; the adapters' blobs.
+        table: int64 [adapter slots, layers, groups, TABLE_FIELDS].
+        work: int32 [capacity], what `build_work` wrote for this step.
+        h: float32 [splits, max_tokens, most modules of a group, max_rank], scratch; max_rank is a
+            multiple of 4, so that it can be read 16 bytes at a time.
+        config: how the kernels run; `dataclasses.replace` gives the same buffers another.
+        num_sms: multiprocessors of the device.
+    """
+
+    groups: tuple[FusedGroup, ...]
+    pool: Tensor
+    table: Tensor
+    work: Tensor
+    h: Tensor
+    config: LoraConfig
+    num_sms: int
+
+    def __post_init__(self) -> None:
+        if self.h.shape[0] < self.config.shrink.split_k:
+            raise ValueError(f"h has {self.h.shape[0]} splits; {self.config.shrink.split_k} are used")
+        if self.h.shape[3] % 4 or not self.h.is_contiguous():
+            raise ValueError(f"h must be contiguous, its ranks a multiple of 4; got {self.h.shape}")
+
+    def add(self, layer: int, group: int, x: Tensor, y: Tensor) -> None:
+        """y += LoRA(x), in place, for the tokens in the work lists.
+
+        Args:
+            layer: the table's second index.
+            group: the table's third index.
+            x: [tokens, in], elements of a row side by side.
+            y: [tokens, sum of out], elements of a row side by side.
+        """
+        if x.is_cuda:
+            shrink(self, layer, group, x)
+            expand(self, layer, group, y)
+        else:
+            y.copy_(add_pooled_reference(self, layer, group, x, y))
+
+
+def shrink(lora: PooledLora, layer: int, group: int, x: Tensor) -> None:
+    """Launch h = x A for one group of one layer. It needs only x: it may run beside the base's product."""
+    config, shape = lora.config.shrink, lora.groups[group]
+    num_tokens = _checked_tokens(lora, x, shape.in_width)
+    most_rows = len(shape.modules) * lora.h.shape[3]
+    most_tiles = num_tokens * (most_rows // config.block_rows + len(shape.modules)) * config.split_k
+    shrink_kernel[(min(lora.num_sms * config.programs_per_sm, most_tiles),)](
+        x,
+        lora.h,
+        lora.pool,
+        lora.table,
+        lora.work,
+        _table_field(lora, layer, group),
+        x.stride(0),
+        LIST=lora_layout.FIRST_SHRINK_LIST + 2 * group,
+        SLOT_STRIDE=lora.table.stride(0),
+        H_SPLIT_STRIDE=lora.h.stride(0),
+        H_STRIDE=lora.h.stride(1),
+        H_MODULE_STRIDE=lora.h.stride(2),
+        IN_WIDTH=shape.in_width,
+        NUM_MODULES=len(shape.modules),
+        BLOCK_TOKENS=lora.config.block_tokens,
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_K=min(config.block_k, max(MIN_DOT_BLOCK, triton.next_power_of_2(shape.in_width))),
+        SPLIT_K=config.split_k,
+        STAGES=config.num_stages,
+        **_launch_options(lora, config.num_warps),
+    )
+
+
+def expand(lora: PooledLora, layer: int, group: int, y: Tensor) -> None:
+    """Launch y += h B + bias for one group of one layer, after its `shrink`."""
+    config, widths = lora.config.expand, lora.groups[group].out_widths
+    num_tokens = _checked_tokens(lora, y, sum(widths))
+    most_tiles = num_tokens * sum(-(-width // config.block_cols) for width in widths)
+    width0, width1, width2 = (*widths, 0, 0)[: lora_layout.MAX_GROUP_MODULES]
+    expand_kernel[(min(lora.num_sms * config.programs_per_sm, most_tiles),)](
+        y,
+        lora.h,
+        lora.pool,
+        lora.table,
+        lora.work,
+        _table_field(lora, layer, group),
+        y.stride(0),
+        SLOT_STRIDE=lora.table.stride(0),
+        H_SPLIT_STRIDE=lora.h.stride(0),
+        H_STRIDE=lora.h.stride(1),
+        H_MODULE_STRIDE=lora.h.stride(2),
+        WIDTH0=width0,
+        WIDTH1=width1,
+        WIDTH2=width2,
+        WIDTH_ALIGN=math.gcd(lora_layout.PIECE_ALIGN_ELEMENTS, *widths),
+        BLOCK_TOKENS=lora.config.block_tokens,
+        BLOCK_COLS=config.block_cols,
+        BLOCK_RANK=config.block_rank,
+        SPLIT_K=lora.config.shrink.split_k,
+        STAGES=config.num_stages,
+        **_launch_options(lora, config.num_warps),
+    )
+
+
+def _launch_options(lora: PooledLora, num_warps: int) -> dict[str, int | bool]:
+    options: dict[str, int | bool] = {"num_warps": num_warps, "OVERLAP": lora.config.overlap}
+    if lora.config.overlap:
+        options["launch_pdl"] = True
+    return options
+
+
+def _table_field(lora: PooledLora, layer: int, group: int) -> int:
+    return (layer * lora.table.shape[2] + group) * lora_layout.TABLE_FIELDS
+
+
+def _checked_tokens(lora: PooledLora, tokens: Tensor, width: int) -> int:
+    """The number of rows of `tokens` [tokens, width]; ValueError if the kernels cannot take them."""
+    num_tokens = tokens.shape[0]
+    if tokens.shape[1] != width or tokens.stride(1) != 1 or tokens.dtype != lora.pool.dtype:
+        raise ValueError(f"expected {width} {lora.pool.dtype} columns; got {tokens.shape}, {tokens.dtype}")
+    if not 0 < num_tokens <= lora.h.shape[1]:
+        raise ValueError(f"{num_tokens} tokens; there is room for 1 to {lora.h.shape[1]}")
+    return num_tokens
+
+
+def write_blob(
+    blob: Tensor, layout: AdapterLayout, weights: Mapping[ModuleKey, tuple[Tensor, Tensor, Tensor | None]]
+) -> None:
+    """Fill an adapter's extent of the pool, or of the host's copy of it; what is padding becomes zero.
+
+    Args:
+        blob: [layout.num_elements].
+        layout: where the pieces go.
+        weights: for each module A [lora_rank, in], B rows [lora_rank, out], and its bias [out] or None.
+    """
+    blob.zero_()
+    for key, piece in layout.pieces.items():
+        a, b_rows, bias = weights[key]
+        blob[piece.a_offset :][: a.numel()].copy_(a.reshape(-1))
+        blob[piece.b_offset :][: b_rows.numel()].copy_(b_rows.reshape(-1))
+        if bias is not None:
+            blob[piece.bias_offset :][: bias.numel()].copy_(bias)
+
+
+def add_pooled_reference(lora: PooledLora, layer: int, group: int, x: Tensor, y: Tensor) -> Tensor:
+    """The semantics above in float32, from the same pool, table and work; returns a new tensor."""
+    first, count = lora.work[lora_layout.TOKEN_LIST :][:2].tolist()
+    fields = lora_layout.TOKEN_TILE_FIELDS
+    tiles = lora.work[first : first + count * fields].view(-1, fields).tolist()
+    token_adapter = [-1] * x.shape[0]
+    adapters = [_pooled_parts(lora, adapter_slot, layer, group) for adapter_slot, _, _ in tiles]
+    for index, (_, first_token, num_tokens) in enumerate(tiles):
+        token_adapter[first_token : first_token + num_tokens] = [index] * num_tokens
+    return add_lora_reference(x, y, adapters, token_adapter)
+
+
+def _pooled_parts(lora: PooledLora, adapter_slot: int, layer: int, group: int) -> list[LoraPart]:
+    """One adapter's parts of one group of one layer, as views of the pool."""
+    shape, entry = lora.groups[group], lora.table[adapter_slot, layer, group].tolist()
+    rank_limit = int(lora.work[lora_layout.RANK_LIMIT])
+    parts, column = [], 0
+    for index, out_width in enumerate(shape.out_widths):
+        first = lora_layout.FIRST_MODULE + index * lora_layout.MODULE_FIELDS
+        stored_rank, row, b_offset, bias_offset = entry[first : first + lora_layout.MODULE_FIELDS]
+        lora_rank = min(stored_rank, rank_limit)
+        if lora_rank:
+            a_offset = entry[lora_layout.A_OFFSET] + row * shape.in_width
+            a = lora.pool[a_offset:][: lora_rank * shape.in_width].view(lora_rank, -1)
+            b_rows = lora.pool[b_offset:][: lora_rank * out_width].view(lora_rank, -1)
+            bias = None if bias_offset == lora_layout.NO_BIAS else lora.pool[bias_offset:][:out_width]
+            parts.append(LoraPart(a, b_rows, bias, column))
+        column += out_width
+    return parts

@@ -1,0 +1,190 @@
+"""Attention of one new token per sequence over the paged KV cache.
+
+*Semantics*, for sequence s, head h and its kv head g = h // (H / KVH), over the keys
+j = max(0, len[s] - window) … len[s] - 1 (from 0 where window is 0):
+
+    out[s, h] = sum_j softmax_j(scale * query[s, h] . K[g, j]) V[g, j]
+
+and 0 where len[s] is 0: a padding row, of which nothing is read.
+
+Shapes and dtypes: `query`, `out` [S, H, D]; `key_cache`, `value_cache` [KVH, blocks, block_tokens, D]; all of
+one dtype. `block_tables` [S, blocks of the longest] int32; `context_lens` [S] int32, the new token included,
+whose key and value are already in the cache. `DecodeScratch` holds float32 partial results.
+
+The keys of a sequence are split among `num_splits` programs a kv head, a launch argument, so that a captured
+launch serves every length. Each leaves a partial maximum, sum and weighted values; the program that arrives
+last merges them in the order of the splits, whatever the order of arrival. With one split there is no merge.
+
+Source: FlashDecoding (Dao et al. 2023) for the splits, PagedAttention (Kwon et al. 2023) for the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from caraserve_kernels.linear import can_overlap
+from caraserve_kernels.paged_attention import (
+    LOG2_E,
+    attend_sequence_reference,
+    check_cache,
+    padded_head_dim,
+)
+from caraserve_kernels.paged_decode_kernel import paged_decode_kernel
+
+# Splits of a sequence at most: what the merging program reads at once.
+MAX_SPLITS = 32
+# Programs that a launch should have for each multiprocessor, and splits that are worth their merging. H200,
+# one sequence of 512 tokens, 32 kv heads, 4 / 8 / 16 / 32 splits: 8.4 / 7.7 / 11.5 / 16.9 µs; 8 kv heads, 8 /
+# 16 / 32 splits: 7.4 / 10.2 / 14.0 µs, and with 2,048 tokens 12.7 / 12.8 / 15.3 µs.
+PROGRAMS_PER_SM = 2
+_WORTHWHILE_SPLITS = 16
+# tl.dot takes no fewer rows; the heads of a group are padded to them.
+_MIN_DOT_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLaunch:
+    """How the kernel is launched: keys a tile, warps a program, and tiles in flight (only where heads share
+    a kv head, the other kernel is not pipelined by Triton)."""
+
+    block_keys: int
+    num_warps: int
+    num_stages: int
+
+
+# H200, bfloat16, 32 heads of 128, 32 sequences of 512 / 256 of 192 / 32 of 4,096 tokens, by (keys, warps),
+# µs: (64, 4): 74 / 210 / 509, (32, 2): 107 / 321 / 821, (128, 8): 93 / 387 / 558; the memory's floor is 62 /
+# 187 / 499. With 8 kv heads and 3 stages: (64, 4): 26 / 56 / 169, (128, 8): 21 / 74 / 128; floor 16 / 47 /
+# 125.
+SINGLE_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=1)
+GROUPED_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=3)
+FLOAT32_GROUPED_LAUNCH = DecodeLaunch(block_keys=32, num_warps=8, num_stages=1)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeScratch:
+    """Memory of the splits, for any launch that it is large enough for; launches that may overlap need their
+    own.
+
+    Shapes: `partial` [sequences * heads * splits * padded head_dim] and `stats` [sequences * heads * splits
+    * 2] (maximum and sum) float32; `arrivals` [sequences * kv heads] int32, zero between launches.
+    """
+
+    partial: Tensor
+    stats: Tensor
+    arrivals: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        max_rows: int,
+        max_sequences: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+    ) -> DecodeScratch:
+        """For launches of at most `max_sequences`, whose sequences * splits is at most `max_rows`."""
+        float_rows = max_rows * num_heads
+        return cls(
+            torch.empty(float_rows * padded_head_dim(head_dim), dtype=torch.float32, device=device),
+            torch.empty(float_rows * 2, dtype=torch.float32, device=device),
+            torch.zeros(max_sequences * num_kv_heads, dtype=torch.int32, device=device),
+        )
+
+
+def choose_num_splits(num_sequences: int, num_kv_heads: int, num_sms: int) -> int:
+    """Splits that fill the device, by what is known when a launch is captured: not the lengths."""
+    wanted = PROGRAMS_PER_SM * num_sms // max(1, num_sequences * num_kv_heads)
+    return max(1, min(_WORTHWHILE_SPLITS, wanted))
+
+
+def paged_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    window: int,
+    scale: float,
+    out: Tensor,
+    scratch: DecodeScratch | None,
+    num_splits: int,
+) -> None:
+    """The operator described above, by the device of its tensors; `scratch` only for more than one split."""
+    if query.is_cuda:
+        launch_paged_decode(
+            query, key_cache, value_cache, block_tables, context_lens, window, scale, out, scratch, num_splits
+        )
+    else:
+        paged_decode_reference(query, key_cache, value_cache, block_tables, context_lens, window, scale, out)
+
+
+def launch_paged_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    window: int,
+    scale: float,
+    out: Tensor,
+    scratch: DecodeScratch | None,
+    num_splits: int,
+    launch: DecodeLaunch | None = None,
+) -> None:
+    """The Triton kernel; `launch` is for measurements."""
+    num_sequences, num_heads, head_dim = query.shape
+    num_kv_heads, _, block_tokens, _ = key_cache.shape
+    group = num_heads // num_kv_heads
+    check_cache(query, key_cache, value_cache, block_tables)
+    assert out.stride(2) == 1
+    assert 1 <= num_splits <= MAX_SPLITS
+    if scratch is not None:
+        assert scratch.stats.numel() >= num_sequences * num_heads * num_splits * 2
+        assert scratch.partial.numel() >= num_sequences * num_heads * num_splits * padded_head_dim(head_dim)
+        assert scratch.arrivals.numel() >= num_sequences * num_kv_heads
+    assert scratch is not None or num_splits == 1
+    if num_sequences == 0:
+        return
+    overlap = can_overlap(query.device)
+    if launch is None:
+        grouped = FLOAT32_GROUPED_LAUNCH if query.dtype == torch.float32 else GROUPED_LAUNCH
+        launch = SINGLE_LAUNCH if group == 1 else grouped
+    paged_decode_kernel[(num_kv_heads, num_sequences, num_splits)](
+        query, key_cache, value_cache, block_tables, context_lens, out, scratch.partial if scratch else out,
+        scratch.stats if scratch else out, scratch.arrivals if scratch else context_lens, scale * LOG2_E,
+        num_splits, query.stride(0), query.stride(1), out.stride(0), out.stride(1), key_cache.stride(0),
+        key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
+        num_heads=num_heads, num_kv_heads=num_kv_heads,
+        group_rows=1 if group == 1 else max(_MIN_DOT_ROWS, triton.next_power_of_2(group)), head_dim=head_dim,
+        block_dim=padded_head_dim(head_dim), block_tokens=block_tokens, block_keys=launch.block_keys,
+        window=window, max_splits=MAX_SPLITS, alone=num_splits == 1, overlap=overlap,
+        num_warps=launch.num_warps, num_stages=launch.num_stages, **({"launch_pdl": True} if overlap else {}),
+    )  # fmt: skip
+
+
+def paged_decode_reference(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    window: int,
+    scale: float,
+    out: Tensor,
+) -> None:
+    """The semantics above in plain PyTorch, in float32; on any device, but it waits for the device."""
+    for sequence, context_len in enumerate(context_lens.tolist()):
+        if context_len == 0:
+            out[sequence] = 0
+            continue
+        one_query = query[sequence : sequence + 1]
+        attended = attend_sequence_reference(
+            one_query, key_cache, value_cache, block_tables[sequence], context_len, window, scale
+        )
+        out[sequence] = attended[0].to(out.dtype)
