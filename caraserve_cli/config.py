@@ -13,6 +13,7 @@ from caraserve_cli.errors import OptionError
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*$", re.IGNORECASE)
 _DECIMAL_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_TOO_LARGE_BYTES = 2**63
 
 
 def parse_size(option: str, text: str, total_bytes: int) -> int:
@@ -30,9 +31,12 @@ def parse_size(option: str, text: str, total_bytes: int) -> int:
     if not match[2]:
         if number > 1:
             raise OptionError(f"{option}: '{text}' has no unit; write {text}GB, or a fraction up to 1")
-        size_bytes = int(number * total_bytes)
+        size = number * total_bytes
     else:
-        size_bytes = int(number * (_BINARY_UNITS.get(unit) or _DECIMAL_UNITS[unit]))
+        size = number * (_BINARY_UNITS.get(unit) or _DECIMAL_UNITS[unit])
+    if size >= _TOO_LARGE_BYTES:
+        raise OptionError(f"{option}: '{text}' is more than any memory; give a smaller size")
+    size_bytes = int(size)
     if size_bytes <= 0:
         raise OptionError(f"{option}: '{text}' is no memory at all; give a size above zero")
     return size_bytes
@@ -54,6 +58,7 @@ class EngineConfig:
     max_batch_tokens: int = 2048
     prefill_chunk_tokens: int = 512
     prefix_caching: bool = True
+    max_resident_adapters: int = 1024
 
     def __post_init__(self) -> None:
         for field in fields(self):

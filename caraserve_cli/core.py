@@ -133,10 +133,15 @@ class Sequence:
     timings: Timings
     token_ids: list[int]
     num_prompt_tokens: int
+    max_output_tokens: int
     status: SequenceStatus = SequenceStatus.WAITING
     # Tokens whose keys and values are in the cache; falls to 0 when the sequence is preempted.
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    # Full blocks at the head of the table that later prompts can find.
+    num_findable_blocks: int = 0
+    # Tokens that steps under way will add to `token_ids`.
+    num_pending_tokens: int = 0
     adapter_slot: int | None = None
     cold_start: ColdStart = ColdStart.NONE
     num_cached_tokens: int = 0
@@ -149,8 +154,18 @@ class Sequence:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
+    def num_tokens(self) -> int:
+        """Prompt and output, the tokens under way included."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its last token is under way: nothing more is to be computed."""
+        return self.num_tokens - self.num_prompt_tokens >= self.max_output_tokens
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -159,38 +174,63 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledChunk:
-    """Tokens `start` to `start + num_tokens` of one sequence, to be computed in one step."""
+    """Tokens `start` to `start + num_tokens` of one sequence, to be computed in one step.
+
+    `yields_token`: whether it ends at the sequence's last token, so that a next one is sampled.
+    """
 
     sequence: Sequence
     start: int
     num_tokens: int
+    yields_token: bool
 
-    @property
-    def yields_token(self) -> bool:
-        """Whether this chunk ends at the sequence's last token, so that a next one is sampled."""
-        return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+class AdapterEviction(NamedTuple):
+    """Forget what is in `adapter_slot`; its bytes of the device pool may be written over."""
+
+    adapter_slot: int
+
+
+class AdapterMove(NamedTuple):
+    """Slide the bytes of `adapter_slot` to a lower address of the device pool.
+
+    The two ranges may overlap: copy as memmove does, from the lowest address up.
+    """
+
+    adapter_slot: int
+    from_offset_bytes: int
+    to_offset_bytes: int
+    num_bytes: int
 
 
 class AdapterLoad(NamedTuple):
-    """Bring `adapter` into `adapter_slot` of the device pool."""
+    """Bring `adapter` into `adapter_slot`, at `offset_bytes` of the device pool."""
 
     adapter: str
     adapter_slot: int
+    offset_bytes: int
+
+
+# What changes the device pool. A later one may undo an earlier one's place, so that their order counts.
+PoolOp = AdapterEviction | AdapterMove | AdapterLoad
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes. Evictions come before loads, loads before chunks."""
+    """What one step computes. `pool_ops` come before the chunks, one after the other."""
 
     chunks: tuple[ScheduledChunk, ...]
-    evictions: tuple[int, ...] = ()
-    loads: tuple[AdapterLoad, ...] = ()
+    pool_ops: tuple[PoolOp, ...] = ()
     num_preempted: int = 0
     num_cached_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
         return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def num_adapter_loads(self) -> int:
+        return sum(isinstance(op, AdapterLoad) for op in self.pool_ops)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

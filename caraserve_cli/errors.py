@@ -4,6 +4,7 @@ CaraServeError
 ├── OptionError           wrong options                                       exit status 2
 ├── InputError            the run cannot start or go on: a missing file, …    exit status 1
 │   ├── BaseModelError    the base is missing or cannot be honoured
+│   ├── DeviceMemoryError a step does not fit the device's memory
 │   └── OutputError       the output folder cannot be used
 ├── RowError              one row of the requests is refused or failed        a line in errors.jsonl
 └── AdapterError          one adapter is refused; its requests become RowErrors
@@ -64,6 +65,10 @@ class InputError(CaraServeError):
 
 class BaseModelError(InputError):
     """The base model is missing, unreadable, or its config holds something that cannot be honoured."""
+
+
+class DeviceMemoryError(InputError):
+    """The device's memory does not hold a step; the engine tries a smaller one before a user meets this."""
 
 
 class OutputError(InputError):

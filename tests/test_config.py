@@ -22,7 +22,9 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size("--x", text, 1000) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 apples", "1e9", "1.5", "0", "0GB", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "4 apples", "1e9", "1.5", "0", "0GB", "nan", "9" * 400 + "GB"]
+)
 def test_what_is_no_size_names_the_option(text: str) -> None:
     with pytest.raises(OptionError, match=r"^--kv-memory: "):
         parse_size("--kv-memory", text, 1000)

@@ -5,18 +5,25 @@ Knows the library and how to load, not the device: what is fetched is used, or c
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter
+from caraserve_cli.adapters.packing import Packer
 from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.core import AdapterInfo, BaseShape
 from caraserve_cli.errors import AdapterError
+
+# Name, folder, the base's shape, the run's dtype -> the weights; raises AdapterError.
+LoadAdapter: TypeAlias = Callable[[str, Path, BaseShape, torch.dtype], AdapterWeights]
 
 
 @dataclass(slots=True)
@@ -37,15 +44,25 @@ class HostStore:
         shape: the base that they must fit.
         dtype: of the weights in memory.
         capacity_bytes: of the weights kept. A larger adapter is served all the same, but not kept.
+        packer: packs what is loaded for a device pool; None where the weights are used from host memory.
+        load: makes the weights of what is not in memory.
     """
 
     def __init__(
-        self, library: AdapterLibrary, shape: BaseShape, dtype: torch.dtype, capacity_bytes: int
+        self,
+        library: AdapterLibrary,
+        shape: BaseShape,
+        dtype: torch.dtype,
+        capacity_bytes: int,
+        packer: Packer | None = None,
+        load: LoadAdapter = load_adapter,
     ) -> None:
         self._library = library
         self._shape = shape
         self._dtype = dtype
         self._capacity_bytes = capacity_bytes
+        self._packer = packer
+        self._load_adapter = load
         self._kept: OrderedDict[str, AdapterWeights] = OrderedDict()
         self._kept_bytes = 0
         # Small, and kept for good: planning asks for them long after the weights are dropped.
@@ -103,8 +120,9 @@ class HostStore:
     def _load(self, name: str, folder: Path) -> AdapterWeights:
         start = time.perf_counter()
         try:
-            weights = load_adapter(name, folder, self._shape, self._dtype)
-            self._remember(weights)
+            loaded = self._load_adapter(name, folder, self._shape, self._dtype)
+            weights = loaded if self._packer is None else self._packer.pack(loaded)
+            self._remember(dataclasses.replace(loaded.info(), num_bytes=weights.num_bytes))
         except AdapterError as error:
             # Remembered without its traceback, which would keep half-read tensors alive.
             self._refused[name] = AdapterError(error.adapter, error.reason)
@@ -114,11 +132,10 @@ class HostStore:
         self.counters.load_ms += (time.perf_counter() - start) * 1000
         return weights
 
-    def _remember(self, weights: AdapterWeights) -> None:
-        """Notes the adapter's info: what was planned and cached with it must hold when it is read again."""
-        info = self._infos.setdefault(weights.name, weights.info())
-        if info.content_hash != weights.content_hash:
-            raise AdapterError(weights.name, "its files changed during the run; run again with the new ones")
+    def _remember(self, info: AdapterInfo) -> None:
+        """Notes an adapter's info: what was planned and cached with it must hold when it is read again."""
+        if self._infos.setdefault(info.name, info).content_hash != info.content_hash:
+            raise AdapterError(info.name, "its files changed during the run; run again with the new ones")
 
     def _keep(self, weights: AdapterWeights) -> None:
         if weights.num_bytes > self._capacity_bytes:

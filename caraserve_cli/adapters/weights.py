@@ -15,6 +15,7 @@ from hashlib import blake2b
 import torch
 
 from caraserve_cli.core import LORA_MODULES, AdapterInfo
+from caraserve_kernels.lora_layout import AdapterLayout
 
 # (layer index, one of LORA_MODULES)
 ModuleKey = tuple[int, str]
@@ -52,12 +53,22 @@ class LoraPair:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeights:
+    """All weights of an adapter as a device pool holds them: one flat tensor on the host, and its layout."""
+
+    layout: AdapterLayout
+    blob: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class AdapterWeights:
-    """One adapter in host memory. `pairs` is never empty and runs in the order of the forward pass."""
+    """One adapter in host memory. `pairs` is never empty and runs in the order of the forward pass; where the
+    adapter is packed they are views of `packed.blob`."""
 
     name: str
     pairs: Mapping[ModuleKey, LoraPair]
+    packed: PackedWeights | None = None
 
     @cached_property
     def content_hash(self) -> bytes:
@@ -72,7 +83,9 @@ class AdapterWeights:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Size of all rank rows and biases in the dtype of the run."""
+        """Size of all rank rows and biases in the dtype of the run, with the gaps between them if packed."""
+        if self.packed is not None:
+            return self.packed.blob.nbytes
         return sum(pair.num_bytes for pair in self.pairs.values())
 
     @property

@@ -7,13 +7,18 @@ back completions and failures.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
+    AdapterEviction,
     AdapterInfo,
+    AdapterLoad,
+    AdapterMove,
     Completion,
     EventSink,
     Failure,
@@ -21,24 +26,48 @@ from caraserve_cli.core import (
     Request,
     ScheduledChunk,
     Sequence,
+    SequenceStatus,
     StepPlan,
     StepRecord,
     Timings,
 )
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.scheduler import Scheduler
-from caraserve_cli.errors import AdapterError, RowErrorCode
-from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
+from caraserve_cli.model.sampler import Sampled, needs_lockstep
+
+
+class StepResult(Protocol):
+    """The tokens of a step that is under way."""
+
+    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
+        """Wait for the step; the next token of each chunk that yields one."""
+        ...
 
 
 class Runner(Protocol):
-    """What the engine needs of a model runner."""
+    """What the engine needs of a model runner.
+
+    `max_in_flight`: plans that may be under way at once; with more than 1 the runner feeds a sequence's
+    pending token to its next step by itself.
+    """
+
+    @property
+    def max_in_flight(self) -> int: ...
 
     def evict_adapter(self, adapter_slot: int) -> None: ...
 
-    def load_adapter(self, adapter: str, adapter_slot: int) -> None: ...
+    def move_adapter(self, move: AdapterMove) -> None: ...
 
-    def execute(self, plan: StepPlan) -> list[tuple[ScheduledChunk, Sampled]]: ...
+    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None: ...
+
+    def launch(self, plan: StepPlan) -> StepResult:
+        """Start computing a plan. Plans are computed in the order of their launches.
+
+        Raises:
+            DeviceMemoryError: the device's memory does not hold it; it is as if it had not been launched.
+        """
+        ...
 
 
 class TextStream(Protocol):
@@ -50,6 +79,16 @@ class TextStream(Protocol):
     def push(self, token_id: int) -> bool:
         """Take the next token; True when a stop string has appeared."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step under way."""
+
+    plan: StepPlan
+    result: StepResult
+    start_ms: float
+    adapter_load_ms: float
 
 
 class Engine:
@@ -84,6 +123,10 @@ class Engine:
         self._clock_ms = clock_ms
         self._events = events
         self._texts: dict[Sequence, TextStream] = {}
+        self._in_flight: deque[_Launched] = deque()
+        self._last_end_ms = 0.0
+        # Sequences in the engine whose next token cannot be chosen before the last one is known.
+        self._num_lockstep = 0
 
     @property
     def has_work(self) -> bool:
@@ -105,7 +148,9 @@ class Engine:
             timings=Timings(arrival_ms=request.arrival_ms),
             token_ids=list(request.prompt_token_ids),
             num_prompt_tokens=len(request.prompt_token_ids),
+            max_output_tokens=max_output_tokens(self.config, request),
         )
+        self._num_lockstep += needs_lockstep(request.sampling)
         if self.config.prefix_caching:
             sequence.prefix_root = self._prefix_root(request, adapter)
         if self._open_text is not None:
@@ -113,19 +158,48 @@ class Engine:
         self.scheduler.add(sequence, adapter)
 
     def step(self) -> list[Completion | Failure]:
-        """Run one step; what ended with it."""
+        """Launch the next step, if there is one, and take the tokens of those that must be known by then.
+
+        With a runner that allows two steps in flight, this step is planned and launched while the last one is
+        computed. An answer that turns out to have ended there is then given one token too many, and it is
+        dropped.
+        """
         start_ms = self._clock_ms()
-        plan = self.scheduler.plan()
-        plan, failures = self._move_adapters(plan)
-        loaded_ms = self._clock_ms()
-        sampled = self._runner.execute(plan) if plan.chunks else []
-        self.scheduler.commit(plan)
+        plan, failures = self._move_adapters(self.scheduler.plan())
+        most_in_flight = 0
+        if plan.chunks:
+            load_ms = self._clock_ms() - start_ms if plan.num_adapter_loads else 0.0
+            if result := self._launch(plan):
+                self._in_flight.append(_Launched(plan, result, start_ms, load_ms))
+                self.scheduler.commit(plan)
+                most_in_flight = 0 if self._num_lockstep else self._runner.max_in_flight - 1
+        outcomes = failures
+        while len(self._in_flight) > most_in_flight:
+            outcomes += self._take_step(self._in_flight.popleft())
+        return outcomes
+
+    def _launch(self, plan: StepPlan) -> StepResult | None:
+        """Start a plan; None if it does not fit the device, in which case the next ones will be smaller.
+
+        Raises:
+            DeviceMemoryError: they cannot be smaller.
+        """
+        try:
+            return self._runner.launch(plan)
+        except DeviceMemoryError:
+            if not self.scheduler.halve_batch():
+                raise
+            return None
+
+    def _take_step(self, launched: _Launched) -> list[Completion | Failure]:
+        """Wait for a step's tokens; what ended with them."""
+        sampled = launched.result.sampled()
         now_ms = self._clock_ms()
-        completions = [
+        completions: list[Completion | Failure] = [
             done for chunk, token in sampled if (done := self._take(chunk.sequence, token, now_ms))
         ]
-        self._record(plan, start_ms, loaded_ms - start_ms)
-        return [*failures, *completions]
+        self._record(launched, now_ms)
+        return completions
 
     def _prefix_root(self, request: Request, adapter: AdapterInfo | None) -> bytes:
         """Equal only where equal tokens have equal keys and values: same adapter, same frequencies."""
@@ -134,15 +208,21 @@ class Engine:
         return blake2b(b"%d:%b" % (variant, content), digest_size=16).digest()
 
     def _move_adapters(self, plan: StepPlan) -> tuple[StepPlan, list[Completion | Failure]]:
-        """Evict and load as planned; requests whose adapter cannot be loaded any more fail alone."""
-        for adapter_slot in plan.evictions:
-            self._runner.evict_adapter(adapter_slot)
+        """Evict, move and load as planned; requests whose adapter cannot be loaded any more fail alone."""
         failures: list[Completion | Failure] = []
-        for adapter, adapter_slot in plan.loads:
-            try:
-                self._runner.load_adapter(adapter, adapter_slot)
-            except AdapterError as error:
-                failures += self._fail_users(adapter, str(error))
+        empty_slots: set[int] = set()  # a failed load leaves nothing to move
+        for op in plan.pool_ops:
+            match op:
+                case AdapterLoad():
+                    try:
+                        self._runner.load_adapter(op.adapter, op.adapter_slot, op.offset_bytes)
+                    except AdapterError as error:
+                        empty_slots.add(op.adapter_slot)
+                        failures += self._fail_users(op.adapter, str(error))
+                case AdapterMove() if op.adapter_slot not in empty_slots:
+                    self._runner.move_adapter(op)
+                case AdapterEviction():  # never of what this plan loads: that is in use
+                    self._runner.evict_adapter(op.adapter_slot)
         if failures:
             failed = {failure.request.id for failure in failures}
             chunks = tuple(c for c in plan.chunks if c.sequence.request.id not in failed)
@@ -152,13 +232,16 @@ class Engine:
     def _fail_users(self, adapter: str, message: str) -> list[Failure]:
         users = self.scheduler.users_of(adapter)
         for sequence in users:
-            self.scheduler.finish(sequence)
+            self._leave(sequence)
             self._texts.pop(sequence, None)
         self.scheduler.residency.discard(adapter)
         return [Failure(user.request, RowErrorCode.ADAPTER_REFUSED, message) for user in users]
 
     def _take(self, sequence: Sequence, sampled: Sampled, now_ms: float) -> Completion | None:
         """Append a chosen token; the completion if it ends the answer."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return None  # a step launched before its end was known
+        sequence.num_pending_tokens -= 1
         sequence.token_ids.append(sampled.token_id)
         if sampled.logprobs is not None:
             sequence.logprobs.append(sampled.logprobs)
@@ -177,12 +260,12 @@ class Engine:
         text = self._texts.get(sequence)
         if text is not None and text.push(token_id):
             return FinishReason.STOP
-        if sequence.num_output_tokens >= max_output_tokens(self.config, sequence.request):
+        if sequence.num_output_tokens >= sequence.max_output_tokens:
             return FinishReason.LENGTH
         return None
 
     def _complete(self, sequence: Sequence, finish_reason: FinishReason) -> Completion:
-        self.scheduler.finish(sequence)
+        self._leave(sequence)
         text = self._texts.pop(sequence, None)
         return Completion(
             request=sequence.request,
@@ -196,21 +279,28 @@ class Engine:
             num_preemptions=sequence.num_preemptions,
         )
 
-    def _record(self, plan: StepPlan, start_ms: float, adapter_load_ms: float) -> None:
+    def _leave(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        self._num_lockstep -= needs_lockstep(sequence.request.sampling)
+
+    def _record(self, launched: _Launched, end_ms: float) -> None:
+        plan = launched.plan
+        # Steps in flight overlap; each accounts for the time since the one before it ended.
+        start_ms, self._last_end_ms = max(launched.start_ms, self._last_end_ms), end_ms
         num_decode = sum(chunk.start >= chunk.sequence.num_prompt_tokens for chunk in plan.chunks)
         blocks = self.scheduler.blocks
         self._events.on_step(
             StepRecord(
                 start_ms=start_ms,
-                end_ms=self._clock_ms(),
+                end_ms=end_ms,
                 num_prefill_tokens=plan.num_tokens - num_decode,
                 num_decode_tokens=num_decode,
                 num_running=len(self.scheduler.running),
                 num_waiting=len(self.scheduler.waiting),
                 num_preempted=plan.num_preempted,
                 num_cached_tokens=plan.num_cached_tokens,
-                num_adapter_loads=len(plan.loads),
-                adapter_load_ms=adapter_load_ms if plan.loads else 0.0,
+                num_adapter_loads=plan.num_adapter_loads,
+                adapter_load_ms=launched.adapter_load_ms,
                 num_kv_blocks_used=blocks.num_used,
                 num_kv_blocks=blocks.num_blocks,
             )

@@ -1,7 +1,7 @@
 """The LoRA context of a step: which tokens belong to which resident adapter, and how they are computed.
 
-Small adapters are stacked in groups that last as long as their members are resident; in each step a group
-with few tokens of several members is computed together, everything else adapter by adapter.
+Small adapters of similar rank are stacked in groups that last as long as their members are resident; in each
+step a group with few tokens of several members is computed together, everything else adapter by adapter.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from caraserve_cli.adapters.device_pool import DevicePool, ResidentAdapter
 from caraserve_cli.core import BaseShape
 from caraserve_kernels.lora_linear import (
     LoraStack,
+    StackTokens,
     add_lora_segment,
     add_lora_stacked,
     stack_parts,
 )
 
-# A group's rank rows times the hidden size. A stack multiplies every token with every row of its group, which
-# pays while that costs less than the launches it saves. Measured on the sample (hidden 256, 13 adapters, 32
-# requests at once, one thread, three runs each), output tokens a second: 4,096: 770-861, 16,384: 832-948,
-# 65,536: 746-915.
-GROUP_ROW_ELEMENTS = 16_384
-# Tokens times row elements up to which a group is computed as a stack.
-STACK_MULTIPLY_ADDS = 16 * GROUP_ROW_ELEMENTS
+# The ranks up to which adapters are padded when they are stacked, and how large a stacked adapter's padded
+# rows times the hidden size may be: beyond it, the product takes longer than its launch.
+RANK_CLASSES = (16, 64)
+STACKABLE_ELEMENTS = 64 * 256
+# Members of a group; a step that uses few of them computes them one by one.
+MOST_MEMBERS = 16
+# A group is computed as a stack while none of its members has more tokens, and padding makes it compute at
+# most so many times the tokens that there are.
+MOST_STACKED_TOKENS = 64
+MAX_PADDING = 3.0
 
 
 class AdapterSegment(NamedTuple):
@@ -43,56 +47,39 @@ class AdapterSegment(NamedTuple):
 class _Group:
     """Adapters that are stacked together, and their stacks, built when first needed."""
 
+    rank_class: int | None
     members: dict[int, ResidentAdapter] = field(default_factory=dict)
-    num_rows: int = 0
     stacks: dict[tuple[int, tuple[str, ...]], LoraStack | None] = field(default_factory=dict)
-    layouts: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def add(self, adapter_slot: int, adapter: ResidentAdapter) -> None:
         self.members[adapter_slot] = adapter
-        self._change(adapter.lora_rank)
+        self.stacks.clear()
 
     def remove(self, adapter_slot: int) -> None:
-        self._change(-self.members.pop(adapter_slot).lora_rank)
-
-    def _change(self, num_rows: int) -> None:
-        self.num_rows += num_rows
+        del self.members[adapter_slot]
         self.stacks.clear()
-        self.layouts.clear()
 
     def stack(self, layer: int, modules: tuple[str, ...]) -> LoraStack | None:
         """The rank rows of all members for one fused projection; None where no member changes it."""
         key = (layer, modules)
         if key not in self.stacks:
-            stack = stack_parts([adapter.parts.get(key, ()) for adapter in self.members.values()])
-            if stack is not None:
-                # Layers usually agree on who owns which row; sharing the tensor lets them share masks.
-                owners = self.layouts.setdefault(tuple(stack.row_adapter.tolist()), stack.row_adapter)
-                stack = stack._replace(row_adapter=owners)
-            self.stacks[key] = stack
+            self.stacks[key] = stack_parts([adapter.parts.get(key, ()) for adapter in self.members.values()])
         return self.stacks[key]
 
 
 @dataclass(slots=True)
 class _StackRun:
-    """A group's stack applied to tokens `first … last` of this step; one mask per layout of rows."""
+    """A group's stack applied to tokens `first … last` of this step."""
 
     group: _Group
     first: int
     last: int
-    token_adapter: Tensor
-    one_hot: Tensor
-    row_masks: dict[int, Tensor] = field(default_factory=dict)
+    tokens: StackTokens
 
     def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
         stack = self.group.stack(layer, modules)
-        if stack is None:
-            return
-        mask = self.row_masks.get(id(stack.row_adapter))
-        if mask is None:
-            mask = (self.token_adapter[:, None] == stack.row_adapter[None, :]).to(x.dtype)
-            self.row_masks[id(stack.row_adapter)] = mask
-        add_lora_stacked(x[self.first : self.last], y[self.first : self.last], stack, mask, self.one_hot)
+        if stack is not None:
+            add_lora_stacked(x[self.first : self.last], y[self.first : self.last], stack, self.tokens)
 
 
 @dataclass(slots=True)
@@ -124,25 +111,34 @@ class LoraStep:
 class LoraBatcher:
     """Makes the LoRA context of each step from the adapters in a device pool."""
 
-    def __init__(self, shape: BaseShape, pool: DevicePool, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shape: BaseShape, pool: DevicePool, device: torch.device) -> None:
         self._pool = pool
-        self._dtype = dtype
         self._device = device
         self._hidden_size = shape.hidden_size
         self._groups: list[_Group] = []
         self._group_of: dict[int, _Group] = {}
 
     def add(self, adapter_slot: int) -> None:
-        """A slot was loaded: give it a group with room for its rows, or one of its own."""
+        """A slot was loaded: give it a group of its rank class, or one of its own."""
         adapter = self._pool[adapter_slot]
-        most_rows = GROUP_ROW_ELEMENTS // self._hidden_size
-        fitting = (g for g in self._groups if g.num_rows + adapter.lora_rank <= most_rows)
-        group = next(fitting, None)
+        rank_class = self._rank_class(adapter.lora_rank)
+        with_room = (
+            group
+            for group in self._groups
+            if rank_class is not None and group.rank_class == rank_class and len(group.members) < MOST_MEMBERS
+        )
+        group = next(with_room, None)
         if group is None:
-            group = _Group()
+            group = _Group(rank_class)
             self._groups.append(group)
         group.add(adapter_slot, adapter)
         self._group_of[adapter_slot] = group
+
+    def _rank_class(self, lora_rank: int) -> int | None:
+        """The rank that an adapter is padded to when it is stacked; None where it never is."""
+        rank_class = next((most for most in RANK_CLASSES if lora_rank <= most), None)
+        is_small = rank_class is not None and rank_class * self._hidden_size <= STACKABLE_ELEMENTS
+        return rank_class if is_small else None
 
     def remove(self, adapter_slot: int) -> None:
         """A slot is evicted."""
@@ -166,17 +162,28 @@ class LoraBatcher:
         """How one group's tokens are computed."""
         group = self._group_of[segments[0].adapter_slot]
         num_tokens = sum(segment.num_tokens for segment in segments)
-        is_small = num_tokens * group.num_rows * self._hidden_size <= STACK_MULTIPLY_ADDS
-        if len(segments) > 1 and is_small:
-            return [self._stack_run(group, segments, num_tokens)]
+        most_tokens = max(segment.num_tokens for segment in segments)
+        is_dense = most_tokens * len(group.members) <= MAX_PADDING * num_tokens
+        if len(segments) > 1 and most_tokens <= MOST_STACKED_TOKENS and is_dense:
+            return [self._stack_run(group, segments, num_tokens, most_tokens)]
         return [
             _SegmentRun(self._pool[slot], first, first + num_tokens) for slot, first, num_tokens in segments
         ]
 
-    def _stack_run(self, group: _Group, segments: Sequence[AdapterSegment], num_tokens: int) -> _StackRun:
-        place = {adapter_slot: i for i, adapter_slot in enumerate(group.members)}
-        owners = [place[s.adapter_slot] for s in segments for _ in range(s.num_tokens)]
-        token_adapter = torch.tensor(owners, device=self._device)
-        one_hot = torch.nn.functional.one_hot(token_adapter, len(place)).to(self._dtype)
+    def _stack_run(
+        self, group: _Group, segments: Sequence[AdapterSegment], num_tokens: int, most_tokens: int
+    ) -> _StackRun:
         first = segments[0].first_token
-        return _StackRun(group, first, first + num_tokens, token_adapter, one_hot)
+        place = {adapter_slot: i * most_tokens for i, adapter_slot in enumerate(group.members)}
+        padded = [0] * (len(place) * most_tokens)
+        places: list[int] = []
+        for segment in segments:
+            start = place[segment.adapter_slot]
+            places += range(start, start + segment.num_tokens)
+            padded[start : start + segment.num_tokens] = range(
+                segment.first_token - first, segment.first_token - first + segment.num_tokens
+            )
+        tokens = StackTokens(
+            torch.tensor(padded, device=self._device), torch.tensor(places, device=self._device)
+        )
+        return _StackRun(group, first, first + num_tokens, tokens)

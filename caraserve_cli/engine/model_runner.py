@@ -1,4 +1,4 @@
-"""Executes step plans: from sequences to tensors, through the decoder, to tokens.
+"""Executes step plans on the CPU: from sequences to tensors, through the decoder, to tokens.
 
 Knows no queues, no admission and no requests' text.
 """
@@ -12,15 +12,29 @@ from torch import Tensor
 
 from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
-from caraserve_cli.core import ScheduledChunk, StepPlan
+from caraserve_cli.core import AdapterMove, ScheduledChunk, StepPlan
 from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher
 from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAttention
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.sampler import Sampled, sample
 
 
+class KnownTokens:
+    """The `StepResult` of a step that has been computed."""
+
+    def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]]) -> None:
+        self._tokens = tokens
+
+    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
+        """See `StepResult`."""
+        return self._tokens
+
+
 class ModelRunner:
     """The decoder, its KV cache and the adapters on its device."""
+
+    # A step is computed when `launch` returns.
+    max_in_flight = 1
 
     def __init__(
         self, decoder: Decoder, host_store: HostStore, num_kv_blocks: int, kv_block_tokens: int
@@ -31,15 +45,18 @@ class ModelRunner:
         shape = decoder.config.shape
         self._cache = KvCache(shape, num_kv_blocks, kv_block_tokens, decoder.dtype, decoder.device)
         self._pool = DevicePool(shape, decoder.device)
-        self._lora = LoraBatcher(shape, self._pool, decoder.dtype, decoder.device)
+        self._lora = LoraBatcher(shape, self._pool, decoder.device)
 
     def evict_adapter(self, adapter_slot: int) -> None:
         """Free a slot of the device pool."""
         self._lora.remove(adapter_slot)
         self._pool.evict(adapter_slot)
 
-    def load_adapter(self, adapter: str, adapter_slot: int) -> None:
-        """Bring an adapter into a slot.
+    def move_adapter(self, move: AdapterMove) -> None:
+        """Nothing to move: resident adapters share the host store's memory, and have no place in a pool."""
+
+    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int = 0) -> None:
+        """Bring an adapter into a slot; `offset_bytes` has no meaning where nothing is copied.
 
         Raises:
             AdapterError: its files have become unreadable since it was first seen.
@@ -48,8 +65,8 @@ class ModelRunner:
         self._lora.add(adapter_slot)
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> list[tuple[ScheduledChunk, Sampled]]:
-        """Compute a plan's chunks; the next token of each chunk that yields one."""
+    def launch(self, plan: StepPlan) -> KnownTokens:
+        """Compute a plan's chunks."""
         chunks = sorted(plan.chunks, key=self._place_in_batch)
         hidden = self._forward(chunks)
         yielding, last_tokens, num_tokens = [], [], 0
@@ -59,9 +76,10 @@ class ModelRunner:
                 yielding.append(chunk)
                 last_tokens.append(num_tokens - 1)
         if not yielding:
-            return []
-        logits = self._decoder.logits(hidden.index_select(0, self._tensor(last_tokens)))
-        return list(zip(yielding, sample(logits, [c.sequence for c in yielding]), strict=True))
+            return KnownTokens([])
+        logits = self._decoder.logits(hidden.index_select(0, self._tensor(last_tokens))).float()
+        sampled = sample(logits, [c.sequence for c in yielding])
+        return KnownTokens(list(zip(yielding, sampled, strict=True)))
 
     def _forward(self, chunks: SequenceOf[ScheduledChunk]) -> Tensor:
         """Hidden states [tokens, hidden] of all chunks, side by side."""
@@ -75,11 +93,13 @@ class ModelRunner:
             token_ids += sequence.token_ids[chunk.start : end]
             positions += range(chunk.start, end)
             variants += [self._decoder.rope.variant(sequence.num_prompt_tokens)] * chunk.num_tokens
-        rope = self._decoder.rope
+        rope, config = self._decoder.rope, self._decoder.config
         rotation = rope.rotation(self._tensor(positions), torch.tensor(variants) if any(variants) else None)
-        attention = PagedSdpaAttention(self._cache, spans, self._decoder.config.sliding_window)
+        attention = PagedSdpaAttention(
+            self._cache, spans, config.sliding_window, rotation, config.rms_norm_eps
+        )
         lora = self._lora.begin(_adapter_segments(chunks))
-        return self._decoder.forward(self._tensor(token_ids), rotation, attention, lora)
+        return self._decoder.forward(self._tensor(token_ids), attention, lora)
 
     def _place_in_batch(self, chunk: ScheduledChunk) -> tuple[bool, tuple[int, int]]:
         """Chunks of one adapter side by side; those without an adapter last, where LoRA never looks."""

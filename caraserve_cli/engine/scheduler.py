@@ -1,6 +1,7 @@
 """Decides what each step computes: continuous batching, chunked prefill, admission, preemption.
 
-`plan()` takes blocks and adapter slots and returns a `StepPlan`; `commit()` books what the plan computed.
+`plan()` takes blocks and adapter slots and returns a `StepPlan`; `commit()` books what the plan computes once
+it is under way, so that the next one can be planned before its tokens are known.
 Knows no tensors, no clock but the one given, and no policy beyond first come, first served; the simulator
 runs the very same class.
 
@@ -19,8 +20,8 @@ from dataclasses import dataclass, field
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
     AdapterInfo,
-    AdapterLoad,
     ColdStart,
+    PoolOp,
     ScheduledChunk,
     Sequence,
     SequenceStatus,
@@ -40,16 +41,14 @@ class _Draft:
 
     budget_tokens: int
     chunks: list[ScheduledChunk] = field(default_factory=list)
-    evictions: list[int] = field(default_factory=list)
-    loads: list[AdapterLoad] = field(default_factory=list)
+    pool_ops: list[PoolOp] = field(default_factory=list)
     num_preempted: int = 0
     num_cached_tokens: int = 0
 
     def freeze(self) -> StepPlan:
         return StepPlan(
             tuple(self.chunks),
-            tuple(self.evictions),
-            tuple(self.loads),
+            tuple(self.pool_ops),
             self.num_preempted,
             self.num_cached_tokens,
         )
@@ -61,8 +60,9 @@ class Scheduler:
     def __init__(self, config: EngineConfig, clock_ms: Callable[[], float]) -> None:
         self._config = config
         self._clock_ms = clock_ms
+        self._max_batch_tokens = config.max_batch_tokens
         self.blocks = BlockPool(config.num_kv_blocks)
-        self.residency = AdapterResidency(config.adapter_memory_bytes)
+        self.residency = AdapterResidency(config.adapter_memory_bytes, config.max_resident_adapters)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._adapters: dict[str, AdapterInfo] = {}
@@ -80,21 +80,31 @@ class Scheduler:
         self._order[sequence] = self._num_added
         self._num_added += 1
         self.waiting.append(sequence)
+        self.residency.note_waiting(sequence.request.adapter, +1)
 
     def plan(self) -> StepPlan:
-        """Choose the chunks of the next step. Empty only when nothing is waiting or running."""
-        draft = _Draft(self._config.max_batch_tokens)
+        """Choose the chunks of the next step. Empty when all that is running waits for its last token."""
+        draft = _Draft(self._max_batch_tokens)
         self._plan_running(draft)
         if not draft.num_preempted:
             self._plan_waiting(draft)
         return draft.freeze()
 
+    def halve_batch(self) -> bool:
+        """Plan smaller steps, since one did not fit the device; False if they cannot be smaller."""
+        if self._max_batch_tokens == 1:
+            return False
+        self._max_batch_tokens //= 2
+        return True
+
     def commit(self, plan: StepPlan) -> None:
-        """Book the computed tokens and make full blocks findable by later prompts."""
+        """Book the tokens of a plan that is under way: later steps are computed after it, and may build on
+        its keys and values."""
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-            self._remember_blocks(sequence, chunk.start)
+            self._remember_blocks(sequence)
+            sequence.num_pending_tokens += chunk.yields_token
 
     def finish(self, sequence: Sequence) -> None:
         """Take a running or waiting sequence out and give back all that it holds."""
@@ -103,6 +113,7 @@ class Scheduler:
             self._give_back(sequence)
         else:
             self.waiting.remove(sequence)
+            self.residency.note_waiting(sequence.request.adapter, -1)
         sequence.status = SequenceStatus.FINISHED
         del self._order[sequence]
 
@@ -116,6 +127,9 @@ class Scheduler:
         index = 0
         while index < len(self.running) and draft.budget_tokens:
             sequence = self.running[index]
+            if sequence.is_ending:
+                index += 1
+                continue
             num_tokens = self._chunk_tokens(sequence, draft)
             if not self._extend(sequence, num_tokens, draft):
                 return
@@ -142,10 +156,12 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         insort(self.waiting, sequence, key=self._order.__getitem__)
+        self.residency.note_waiting(sequence.request.adapter, +1)
 
     def _give_back(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
+        sequence.num_findable_blocks = 0
         if sequence.request.adapter is not None:
             self.residency.release(sequence.request.adapter)
         sequence.adapter_slot = None
@@ -188,6 +204,7 @@ class Scheduler:
             return False
         self.blocks.share(cached_blocks)
         sequence.block_table = list(cached_blocks)
+        sequence.num_findable_blocks = len(cached_blocks)
         sequence.num_computed_tokens = len(cached_blocks) * self._config.kv_block_tokens
         if sequence.timings.first_scheduled_ms is None:
             sequence.timings.first_scheduled_ms = self._clock_ms()
@@ -195,6 +212,7 @@ class Scheduler:
         draft.num_cached_tokens += sequence.num_computed_tokens
         self._acquire_adapter(sequence, draft)
         self.waiting.remove(sequence)
+        self.residency.note_waiting(sequence.request.adapter, -1)
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
         num_tokens = self._chunk_tokens(sequence, draft)
@@ -208,20 +226,20 @@ class Scheduler:
             return
         acquired = self.residency.acquire(self._adapters[adapter])
         sequence.adapter_slot = acquired.adapter_slot
-        draft.evictions += acquired.evicted_slots
-        if acquired.needs_load:
-            draft.loads.append(AdapterLoad(adapter, acquired.adapter_slot))
+        draft.pool_ops += acquired.pool_ops
         if sequence.num_preemptions == 0:
             sequence.cold_start = ColdStart.ON_DEMAND if acquired.needs_load else ColdStart.RESIDENT
 
     # Chunks and blocks
 
     def _chunk_tokens(self, sequence: Sequence, draft: _Draft) -> int:
-        num_left = len(sequence.token_ids) - sequence.num_computed_tokens
+        num_left = sequence.num_tokens - sequence.num_computed_tokens
         return min(num_left, draft.budget_tokens, self._config.prefill_chunk_tokens)
 
     def _schedule(self, sequence: Sequence, num_tokens: int, draft: _Draft) -> None:
-        draft.chunks.append(ScheduledChunk(sequence, sequence.num_computed_tokens, num_tokens))
+        start = sequence.num_computed_tokens
+        yields_token = start + num_tokens == sequence.num_tokens
+        draft.chunks.append(ScheduledChunk(sequence, start, num_tokens, yields_token))
         draft.budget_tokens -= num_tokens
 
     def _num_blocks(self, num_tokens: int) -> int:
@@ -238,13 +256,16 @@ class Scheduler:
         self._hash_blocks(sequence, num_reusable)
         return sequence.block_hashes[:num_reusable]
 
-    def _remember_blocks(self, sequence: Sequence, start: int) -> None:
+    def _remember_blocks(self, sequence: Sequence) -> None:
+        """Make full blocks findable by later prompts, as far as their tokens are known."""
         if sequence.prefix_root is None:
             return
-        num_full = sequence.num_computed_tokens // self._config.kv_block_tokens
+        num_known = min(sequence.num_computed_tokens, len(sequence.token_ids))
+        num_full = num_known // self._config.kv_block_tokens
         self._hash_blocks(sequence, num_full)
-        for index in range(start // self._config.kv_block_tokens, num_full):
+        for index in range(sequence.num_findable_blocks, num_full):
             self.blocks.remember(sequence.block_table[index], sequence.block_hashes[index])
+        sequence.num_findable_blocks = max(sequence.num_findable_blocks, num_full)
 
     def _hash_blocks(self, sequence: Sequence, num_blocks: int) -> None:
         size, hashes = self._config.kv_block_tokens, sequence.block_hashes
@@ -261,7 +282,7 @@ class Scheduler:
             AssertionError: blocks, pins or queues do not add up.
         """
         self.blocks.check_integrity(s.block_table for s in self.running)
-        self.residency.check_integrity()
+        self.residency.check_integrity(s.request.adapter for s in self.waiting)
         assert all(not s.block_table and s.adapter_slot is None for s in self.waiting)
         assert set(self._order) == {*self.waiting, *self.running}
         assert len(self.running) <= self._config.max_running

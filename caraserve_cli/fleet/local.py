@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.host_store import HostStore, LoadAdapter
 from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.adapters.loader import load_adapter
+from caraserve_cli.adapters.packing import Packer
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterInfo, EventSink, Failure, Request
-from caraserve_cli.engine.engine import Engine, TextStream
+from caraserve_cli.core import AdapterInfo, EventSink, Failure, Request, StepRecord
+from caraserve_cli.engine.engine import Engine, Runner, TextStream
 from caraserve_cli.engine.limits import check_fits
 from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import AdapterError, RowError, RowErrorCode
-from caraserve_cli.fleet.machine import MemoryPlan, choose_device, choose_dtype, describe_device, plan_memory
+from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
+from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.model.checkpoint import load_decoder, random_decoder
+from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.detokenizer import Detokenizer
 from caraserve_cli.model.resolve import ResolvedBase, resolve_base
 from caraserve_cli.model.rope import Rope
 from caraserve_cli.model.tokenizer import Tokenizer, load_tokenizer
+
+
+def copies_adapters(device: torch.device) -> bool:
+    """Whether adapters are copied to a pool on the device; if not, they are used from host memory."""
+    return device.type == "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """Which adapters there are, and what makes weights of one."""
+
+    library: AdapterLibrary
+    load: LoadAdapter = load_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +50,13 @@ class Surroundings:
     tokenizer: Tokenizer | None
     library: AdapterLibrary
     host_store: HostStore
-    engine_config: EngineConfig
+    memory: MemoryPlan
     device: torch.device
     dtype: torch.dtype
 
     @classmethod
-    def prepare(cls, options: ReplicaOptions) -> Surroundings:
-        """Resolve what the options name.
+    def prepare(cls, options: ReplicaOptions, adapters: AdapterSource | None = None) -> Surroundings:
+        """Resolve what the options name; `adapters` are there in place of those below the options' folders.
 
         Raises:
             OptionError: an option cannot be met on this machine.
@@ -48,11 +65,19 @@ class Surroundings:
         base = resolve_base(options.base, options.weights)
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, device, base.config.dtype)
-        library = AdapterLibrary.scan(options.adapter_roots)
-        memory: MemoryPlan = plan_memory(options, base.config, dtype, device)
-        host_store = HostStore(library, base.config.shape, dtype, memory.host_adapter_bytes)
+        source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
+        memory = plan_memory(options, base.config, dtype, device)
+        shape = base.config.shape
+        packer = Packer(shape, None, pinned=device.type == "cuda") if copies_adapters(device) else None
+        host_store = HostStore(
+            source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load
+        )
         tokenizer = None if base.folder is None else load_tokenizer(base.folder)
-        return cls(base, tokenizer, library, host_store, memory.engine, device, dtype)
+        return cls(base, tokenizer, source.library, host_store, memory, device, dtype)
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        return self.memory.engine
 
     @property
     def device_description(self) -> str:
@@ -80,6 +105,13 @@ class Surroundings:
         check_fits(self.engine_config, request, self.describe_adapter(request))
 
 
+class NoEvents:
+    """An event sink for a run whose steps nobody looks at."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """Forget the step."""
+
+
 class LocalReplica:
     """An engine in this process, stepped by `poll`."""
 
@@ -97,11 +129,11 @@ class LocalReplica:
         else:
             decoder = load_decoder(base.folder, base.config, dtype, device)
         config = surroundings.engine_config
-        runner = ModelRunner(decoder, surroundings.host_store, config.num_kv_blocks, config.kv_block_tokens)
+        self._runner = self._make_runner(decoder, config)
         rope: Rope = decoder.rope
         self._engine = Engine(
             config,
-            runner,
+            self._runner,
             frozenset(base.config.eos_token_ids),
             rope.variant,
             None if surroundings.tokenizer is None else self._open_text,
@@ -133,6 +165,19 @@ class LocalReplica:
             outcomes += self._engine.step()
         return outcomes
 
+    def evict_adapters(self, adapters: Iterable[str]) -> None:
+        """Take those of these adapters that are on the device off it: their next use is a cold start.
+
+        Raises:
+            ValueError: one of them is in use.
+        """
+        residency = self._engine.scheduler.residency
+        for name in filter(residency.is_resident, adapters):
+            adapter_slot = residency.acquire(self._surroundings.host_store.info(name)).adapter_slot
+            residency.release(name)
+            residency.discard(name)
+            self._runner.evict_adapter(adapter_slot)
+
     def check_integrity(self) -> None:
         """For tests, after every step.
 
@@ -141,6 +186,15 @@ class LocalReplica:
         """
         self._engine.scheduler.check_integrity()
         self._surroundings.host_store.check_integrity()
+
+    def _make_runner(self, decoder: Decoder, config: EngineConfig) -> Runner:
+        host_store = self._surroundings.host_store
+        if not copies_adapters(decoder.device):
+            return ModelRunner(decoder, host_store, config.num_kv_blocks, config.kv_block_tokens)
+        # Triton compiles for the GPU; where there is none, nothing of it is imported.
+        from caraserve_cli.engine.gpu_runner import GpuRunner
+
+        return GpuRunner(decoder, host_store, config)
 
     def _open_text(self, request: Request) -> TextStream:
         tokenizer = self._surroundings.tokenizer

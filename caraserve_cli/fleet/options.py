@@ -21,6 +21,7 @@ class ReplicaOptions:
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
     seed: int = 0
+    gpu_memory: str | None = None
     kv_memory: str | None = None
     adapter_memory: str | None = None
     host_adapter_memory: str | None = None

@@ -12,20 +12,18 @@ from torch import Tensor
 
 
 class AttentionContext(Protocol):
-    """The ragged structure of one batch, and its key/value cache."""
+    """The ragged structure of one batch, its positions, and its key/value cache."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Writes `key` and `value` to the cache of `layer`, then attends.
+    def attend(self, layer: int, qkv: Tensor, qk_norm: Tensor | None) -> Tensor:
+        """Normalises and rotates queries and keys, writes keys and values to the cache, then attends.
 
         Args:
             layer: index of the decoder layer, from 0.
-            query: [T, num_heads, head_dim], rotated. Its rows may be strided (a view of the fused
-                projection); the last dimension is contiguous. Not scaled yet.
-            key: [T, num_kv_heads, head_dim], rotated; strided as `query`.
-            value: [T, num_kv_heads, head_dim]; strided as `query`.
+            qkv: [T, (num_heads + 2 * num_kv_heads) * head_dim], the fused projection's output.
+            qk_norm: [num_heads + num_kv_heads, head_dim], the weights of the heads' RMS norm, or None.
 
         Returns:
-            [T, num_heads * head_dim], in the dtype of `query`.
+            [T, num_heads * head_dim], in the dtype of `qkv`.
         """
         ...
 

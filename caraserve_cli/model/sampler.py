@@ -42,14 +42,33 @@ def _splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
+def needs_lockstep(sampling: SamplingParams) -> bool:
+    """Whether a token can only be chosen where the host knows all before it, and is looked at at once."""
+    return _has_penalties(sampling) or sampling.logprobs > 0
+
+
 def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled]:
-    """Choose the next token of each sequence.
+    """Choose the next token of each sequence, and describe it where the request asks for that.
 
     Args:
         logits: [sequences, vocabulary], float32; not kept.
         sequences: one per row.
     """
     logprobs = _logprob_rows(logits, sequences)
+    chosen: list[int] = choose_tokens(logits, sequences).tolist()
+    return [
+        Sampled(token_id, _describe(logprobs[i], token_id, sequences[i]) if i in logprobs else None)
+        for i, token_id in enumerate(chosen)
+    ]
+
+
+def choose_tokens(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
+    """The next token of each sequence, [sequences] int64, where the logits are.
+
+    Args:
+        logits: [sequences, vocabulary], float32; not kept.
+        sequences: one per row.
+    """
     adjusted = _penalise(logits, sequences)
     token_ids = adjusted.argmax(dim=-1)
     random_rows = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0]
@@ -57,11 +76,7 @@ def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled]:
         rows = torch.tensor(random_rows, device=logits.device)
         drawn = _draw(adjusted.index_select(0, rows), [sequences[i] for i in random_rows])
         token_ids.index_copy_(0, rows, drawn)
-    chosen: list[int] = token_ids.tolist()
-    return [
-        Sampled(token_id, _describe(logprobs[i], token_id, sequences[i]) if i in logprobs else None)
-        for i, token_id in enumerate(chosen)
-    ]
+    return token_ids
 
 
 def _penalise(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
@@ -117,7 +132,7 @@ def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
     # The most likely token always stays, whatever rounding did to the bounds.
     probs[:, 0] = torch.where(probs[:, 0] > 0, probs[:, 0], 1.0)
     cumulated = probs.cumsum(dim=-1)
-    draws = column([uniform(s.request.sampling.seed or 0, len(s.token_ids)) for s in sequences])
+    draws = column([uniform(s.request.sampling.seed or 0, s.num_tokens) for s in sequences])
     # The first place whose cumulated mass exceeds the draw; never one past the last token that has mass.
     places = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True)
     last_possible = (probs > 0).sum(dim=-1, keepdim=True) - 1

@@ -10,18 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from caraserve_cli.core import Completion, Failure, FinishReason, Request, SamplingParams, StepRecord
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.core import Completion, Failure, FinishReason, Request, SamplingParams
+from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.cli.command import SAMPLE
 from tests.fleet.families import VOCAB_SIZE, write_base
-
-
-class NoEvents:
-    def on_step(self, record: StepRecord) -> None:
-        del record
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import FUSED_MODULES, BaseShape
-from caraserve_cli.engine.lora_batch import GROUP_ROW_ELEMENTS, AdapterSegment, LoraBatcher
+from caraserve_cli.engine.lora_batch import MOST_MEMBERS, STACKABLE_ELEMENTS, AdapterSegment, LoraBatcher
 from caraserve_kernels.lora_linear import add_lora_reference
 
 SHAPE = BaseShape(
@@ -41,7 +41,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.pool = DevicePool(SHAPE, CPU)
-        self.batcher = LoraBatcher(SHAPE, self.pool, torch.float32, CPU)
+        self.batcher = LoraBatcher(SHAPE, self.pool, CPU)
 
     def load(self, adapter_slot: int, weights: AdapterWeights) -> None:
         self.pool.load(adapter_slot, weights)
@@ -91,11 +91,26 @@ def test_a_slot_that_changes_its_content_is_computed_anew() -> None:
     batch.assert_right({0: 1, 1: 1, 2: 1})
 
 
-def test_groups_are_bounded() -> None:
-    """A stack must not make every token pay for hundreds of rows."""
+def test_members_without_tokens_are_padding() -> None:
     batch = Batch()
-    most_rows = GROUP_ROW_ELEMENTS // SHAPE.hidden_size
     for slot in range(4):
-        batch.load(slot, make_weights(most_rows // 2, slot, ("q_proj",)))
-    groups = {batch.batcher.order(slot)[0] for slot in range(4)}
-    assert groups == {0, 1}
+        batch.load(slot, make_weights(4, slot, ("q_proj", "v_proj")))
+    batch.assert_right({0: 2, 1: 1, 3: 2})
+    batch.assert_right({1: 1, 3: 5}, num_plain=0)
+
+
+def test_groups_are_bounded_and_of_similar_ranks() -> None:
+    batch = Batch()
+    for slot in range(MOST_MEMBERS + 1):
+        batch.load(slot, make_weights(4, slot, ("q_proj",)))
+    batch.load(90, make_weights(17, 90, ("q_proj",)))
+    batch.load(91, make_weights(64, 91, ("q_proj",)))
+    groups = [batch.batcher.order(slot)[0] for slot in (0, MOST_MEMBERS - 1, MOST_MEMBERS, 90, 91)]
+    assert groups == [0, 0, 1, 2, 2]
+
+
+def test_large_adapters_are_never_padded() -> None:
+    batch = Batch()
+    for slot in range(2):
+        batch.load(slot, make_weights(STACKABLE_ELEMENTS // SHAPE.hidden_size + 1, slot, ("q_proj",)))
+    assert {batch.batcher.order(slot)[0] for slot in range(2)} == {0, 1}

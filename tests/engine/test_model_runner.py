@@ -16,6 +16,7 @@ from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import AdapterError
 from caraserve_cli.model.checkpoint import load_decoder
 from caraserve_cli.model.config import load_decoder_config
+from caraserve_cli.model.sampler import Sampled
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.fleet.families import write_base
 
@@ -43,9 +44,13 @@ def runner(folder: Path) -> ModelRunner:
 
 def make_sequence(prompt: tuple[int, ...], block_table: list[int], adapter_slot: int | None) -> Sequence:
     request = Request(id=str(prompt), line=1, prompt_token_ids=prompt)
-    sequence = Sequence(request, Timings(0.0), list(prompt), len(prompt))
+    sequence = Sequence(request, Timings(0.0), list(prompt), len(prompt), max_output_tokens=4)
     sequence.block_table, sequence.adapter_slot = block_table, adapter_slot
     return sequence
+
+
+def run(runner: ModelRunner, *chunks: ScheduledChunk) -> list[tuple[ScheduledChunk, Sampled]]:
+    return runner.launch(StepPlan(chunks)).sampled()
 
 
 def next_token(folder: Path, prompt: tuple[int, ...], adapter: str | None) -> int:
@@ -65,9 +70,9 @@ def test_each_token_belongs_to_its_chunk(folder: Path, runner: ModelRunner) -> N
     first, second, third = (
         make_sequence(prompt, table, slot) for prompt, table, slot in zip(PROMPTS, tables, slots, strict=True)
     )
-    early = runner.execute(StepPlan((ScheduledChunk(first, 0, 3), ScheduledChunk(second, 0, 3))))
+    early = run(runner, ScheduledChunk(first, 0, 3, False), ScheduledChunk(second, 0, 3, True))
     assert [chunk.sequence for chunk, _ in early] == [second], "half a prompt yields no token"
-    late = runner.execute(StepPlan((ScheduledChunk(first, 3, 4), ScheduledChunk(third, 0, 5))))
+    late = run(runner, ScheduledChunk(first, 3, 4, True), ScheduledChunk(third, 0, 5, True))
     chosen = {chunk.sequence.request.id: sampled.token_id for chunk, sampled in (*early, *late)}
     adapters = (ADAPTERS[1], None, ADAPTERS[0])
     assert chosen == {
@@ -81,7 +86,7 @@ def test_a_slot_holds_what_was_loaded_last(folder: Path, runner: ModelRunner) ->
     runner.evict_adapter(0)
     runner.load_adapter(ADAPTERS[1], 0)
     sequence = make_sequence(PROMPTS[0], [1, 3], 0)
-    ((_, sampled),) = runner.execute(StepPlan((ScheduledChunk(sequence, 0, 7),)))
+    ((_, sampled),) = run(runner, ScheduledChunk(sequence, 0, 7, True))
     assert sampled.token_id == next_token(folder, PROMPTS[0], ADAPTERS[1])
     assert sampled.token_id != next_token(folder, PROMPTS[0], ADAPTERS[0]), "a stale slot would be seen"
 

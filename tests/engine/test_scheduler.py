@@ -6,16 +6,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterInfo, ColdStart, Request, SamplingParams, Sequence, StepPlan, Timings
+from caraserve_cli.core import (
+    AdapterEviction,
+    AdapterInfo,
+    AdapterLoad,
+    AdapterMove,
+    ColdStart,
+    Request,
+    SamplingParams,
+    Sequence,
+    StepPlan,
+    Timings,
+)
+from caraserve_cli.engine.extents import ALIGNMENT_BYTES
 from caraserve_cli.engine.scheduler import MAX_BYPASSES, Scheduler
 
 BLOCK_TOKENS = 4
+UNIT = ALIGNMENT_BYTES
 
 
 def make_scheduler(**changes: int | bool) -> Scheduler:
     settings = {
         "num_kv_blocks": 16,
-        "adapter_memory_bytes": 100,
+        "adapter_memory_bytes": 100 * UNIT,
         "max_context_tokens": 64,
         "kv_block_tokens": BLOCK_TOKENS,
         "max_running": 8,
@@ -26,8 +39,8 @@ def make_scheduler(**changes: int | bool) -> Scheduler:
     return Scheduler(EngineConfig(**settings), clock_ms=lambda: 0.0)  # type: ignore[arg-type]
 
 
-def make_adapter(name: str, num_bytes: int = 40) -> AdapterInfo:
-    return AdapterInfo(name=name, lora_rank=8, num_bytes=num_bytes, content_hash=name.encode())
+def make_adapter(name: str, num_units: int = 40) -> AdapterInfo:
+    return AdapterInfo(name=name, lora_rank=8, num_bytes=num_units * UNIT, content_hash=name.encode())
 
 
 def add(
@@ -46,7 +59,7 @@ def add(
         adapter=adapter.name if adapter else None,
         sampling=SamplingParams(max_tokens=max_tokens),
     )
-    sequence = Sequence(request, Timings(0.0), list(token_ids), len(token_ids))
+    sequence = Sequence(request, Timings(0.0), list(token_ids), len(token_ids), max_tokens)
     sequence.prefix_root = adapter.content_hash if adapter else b""
     scheduler.add(sequence, adapter)
     return sequence
@@ -59,6 +72,7 @@ def run_step(scheduler: Scheduler) -> StepPlan:
     scheduler.commit(plan)
     for chunk in plan.chunks:
         if chunk.yields_token:
+            chunk.sequence.num_pending_tokens -= 1
             chunk.sequence.token_ids.append(7)
             if chunk.sequence.num_output_tokens >= chunk.sequence.request.sampling.max_tokens:
                 scheduler.finish(chunk.sequence)
@@ -134,12 +148,42 @@ def test_adapters_are_loaded_once_and_evicted_when_room_is_needed() -> None:
     again = add(scheduler, "2", 2, max_tokens=1, adapter=a)
     add(scheduler, "3", 2, max_tokens=2, adapter=b)
     plan = run_step(scheduler)
-    assert [load.adapter for load in plan.loads] == ["a", "b"]
+    assert plan.pool_ops == (AdapterLoad("a", 0, 0), AdapterLoad("b", 1, 40 * UNIT))
+    assert plan.num_adapter_loads == 2
     assert (first.cold_start, again.cold_start) == (ColdStart.ON_DEMAND, ColdStart.RESIDENT)
     add(scheduler, "4", 2, max_tokens=1, adapter=c)
     plan = run_step(scheduler)
-    assert plan.evictions == (0,), "a is unused, b is in use"
-    assert [(load.adapter, load.adapter_slot) for load in plan.loads] == [("c", 0)]
+    assert plan.pool_ops == (AdapterEviction(0), AdapterLoad("c", 0, 0)), "a is unused, b is in use"
+
+
+def test_a_later_load_may_move_what_an_earlier_one_of_the_plan_brought() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, "1", 2, max_tokens=1, adapter=make_adapter("left", 30))
+    add(scheduler, "2", 2, max_tokens=9, adapter=make_adapter("stays", 40))
+    run_step(scheduler)
+    add(scheduler, "3", 2, max_tokens=9, adapter=make_adapter("new", 20))
+    add(scheduler, "4", 2, max_tokens=9, adapter=make_adapter("newer", 40))
+    assert run_step(scheduler).pool_ops == (
+        AdapterLoad("new", 2, 70 * UNIT),
+        AdapterEviction(0),
+        AdapterMove(1, 30 * UNIT, 0, 40 * UNIT),
+        AdapterMove(2, 70 * UNIT, 40 * UNIT, 20 * UNIT),
+        AdapterLoad("newer", 0, 60 * UNIT),
+    )
+
+
+def test_the_adapter_of_a_waiting_request_is_kept_if_another_can_leave() -> None:
+    scheduler = make_scheduler(max_running=2)
+    wanted, unwanted, new = make_adapter("wanted"), make_adapter("unwanted"), make_adapter("new")
+    add(scheduler, "1", 2, max_tokens=1, adapter=wanted)
+    add(scheduler, "2", 2, max_tokens=1, adapter=unwanted)
+    run_step(scheduler)
+    add(scheduler, "3", 2, max_tokens=2)
+    add(scheduler, "4", 2, max_tokens=2, adapter=new)
+    waiting = add(scheduler, "5", 2, max_tokens=1, adapter=wanted)
+    assert run_step(scheduler).pool_ops == (AdapterEviction(1), AdapterLoad("new", 1, 40 * UNIT))
+    scheduler.finish(waiting)
+    scheduler.check_integrity()
 
 
 def test_a_blocked_adapter_may_be_passed_only_so_often() -> None:

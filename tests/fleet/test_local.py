@@ -8,22 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from caraserve_cli.core import Completion, Failure, Request, SamplingParams, StepRecord
+from caraserve_cli.core import Completion, Failure, Request, SamplingParams
 from caraserve_cli.errors import RowError
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from tests.adapters.bad_adapters import edit_config
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.fleet.families import write_base
 
 GOOD = VARIANTS[0].name
-
-
-class NoEvents:
-    """An event sink for whoever wants to know nothing."""
-
-    def on_step(self, record: StepRecord) -> None:
-        del record
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from caraserve_cli.core import Completion, Request, SamplingParams, StepRecord
+from caraserve_cli.fleet import local
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.options import DeviceName, ReplicaOptions
 from tests.adapters.peft_variants import write_variants
@@ -129,6 +130,26 @@ def test_the_batch_changes_nothing(oracle: Oracle, max_running: int) -> None:
     """Any order, any company."""
     shuffled = random.Random(max_running).sample(oracle.requests, k=60 if max_running < 256 else 208)
     assert_same(oracle, answer(oracle, shuffled, max_running=max_running)[0])
+
+
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_the_gpu_way_on_cpu_tensors(oracle: Oracle, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's runner, pool and work lists, a step ahead of its tokens, with plain operators."""
+    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    answers, steps = answer(
+        oracle,
+        oracle.requests,
+        prefill_chunk_tokens=chunk,
+        kv_block_tokens=4,
+        kv_memory="200KB",
+        adapter_memory="500KB",  # pieces of tiny adapters are mostly the gaps between them
+        max_running=32,
+        max_batch_tokens=256,
+    )
+    assert len(answers) == len(oracle.requests)
+    assert_same(oracle, answers)
+    assert sum(record.num_preempted for record in steps.records) > 0
+    assert sum(record.num_adapter_loads for record in steps.records) > 25
 
 
 def test_a_wrong_adapter_would_be_seen(oracle: Oracle) -> None:

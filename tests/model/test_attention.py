@@ -7,6 +7,7 @@ import torch
 
 from caraserve_cli.core import BaseShape
 from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAttention
+from caraserve_cli.model.rope import Rotation
 
 BLOCK_TOKENS = 4
 NUM_BLOCKS = 64
@@ -77,14 +78,17 @@ def test_matches_dense_attention(
     histories = [(random(s.start, num_kv_heads, 8), random(s.start, num_kv_heads, 8)) for s in spans]
     query = random(first_token, num_heads, 8)
     key, value = random(first_token, num_kv_heads, 8), random(first_token, num_kv_heads, 8)
-    attention = PagedSdpaAttention(cache, spans, windows)
+    # Every position's angle is 0; rotations are tested with the decoder.
+    unrotated = Rotation(torch.ones(first_token, 1, 8), torch.zeros(first_token, 1, 8))
+    attention = PagedSdpaAttention(cache, spans, windows, unrotated, eps=1e-6)
+    qkv = torch.cat([query, key, value], dim=1).flatten(1)
     for layer, window in enumerate(windows):
         for span, (keys, values) in zip(spans, histories, strict=True):
             for position in range(span.start):
                 block, offset = span.block_table[position // BLOCK_TOKENS], position % BLOCK_TOKENS
                 cache.keys[layer, :, block, offset] = keys[position]
                 cache.values[layer, :, block, offset] = values[position]
-        output = attention.attend(layer, query, key, value)
+        output = attention.attend(layer, qkv, None)
         for span, (keys, values) in zip(spans, histories, strict=True):
             own = slice(span.first_token, span.first_token + span.num_tokens)
             expected = dense_attention(

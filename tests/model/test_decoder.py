@@ -102,8 +102,8 @@ def test_lora_meets_every_fused_group_of_every_layer_and_changes_the_result(tmp_
     decoder = random_decoder(config, torch.float32, CPU, seed=0)
     token_ids, lora = some_token_ids(5), RecordingLora()
     with torch.inference_mode():
-        rotation = decoder.rope.rotation(torch.arange(5))
-        adapted = decoder.logits(decoder.forward(token_ids, rotation, DenseAttention(config), lora))
+        attention = DenseAttention(config, decoder.rope.rotation(torch.arange(5)))
+        adapted = decoder.logits(decoder.forward(token_ids, attention, lora))
     widths = {
         group: (config.shape.module_shape(group[0])[0], sum(config.shape.module_shape(m)[1] for m in group))
         for group in FUSED_MODULES
@@ -116,7 +116,7 @@ def test_layers_attend_in_order(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     config = load_decoder_config(tmp_path)
     decoder = random_decoder(config, torch.float32, CPU, seed=0)
-    attention = DenseAttention(config)
     with torch.inference_mode():
-        decoder.forward(some_token_ids(3), decoder.rope.rotation(torch.arange(3)), attention, RecordingLora())
+        attention = DenseAttention(config, decoder.rope.rotation(torch.arange(3)))
+        decoder.forward(some_token_ids(3), attention, RecordingLora())
     assert attention.layers == [0, 1]

@@ -25,7 +25,7 @@ def make_sequence(
     sampling: SamplingParams, prompt: tuple[int, ...] = (1, 2, 3), output: tuple[int, ...] = ()
 ) -> Sequence:
     request = Request(id="r", line=1, prompt_token_ids=prompt, sampling=sampling)
-    return Sequence(request, Timings(0.0), [*prompt, *output], len(prompt))
+    return Sequence(request, Timings(0.0), [*prompt, *output], len(prompt), sampling.max_tokens)
 
 
 def make_logits(num_rows: int, seed: int = 0) -> torch.Tensor:

@@ -24,6 +24,7 @@ from transformers import (
 from caraserve_cli.model.config import DecoderConfig
 from caraserve_cli.model.contexts import NoLora
 from caraserve_cli.model.decoder import Decoder
+from caraserve_cli.model.rope import Rotation
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 128
@@ -86,13 +87,19 @@ def write_checkpoint(
 class DenseAttention:
     """All tokens are one sequence, attended at once; checks that layers come in order."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, rotation: Rotation) -> None:
         self._config = config
+        self._rotation = rotation
         self.layers: list[int] = []
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, layer: int, qkv: Tensor, qk_norm: Tensor | None) -> Tensor:
         self.layers.append(layer)
-        num_tokens = query.shape[0]
+        num_tokens, shape = qkv.shape[0], self._config.shape
+        sizes = (shape.num_heads + shape.num_kv_heads, shape.num_kv_heads)
+        qk, value = qkv.view(num_tokens, -1, shape.head_dim).split(sizes, dim=1)
+        if qk_norm is not None:
+            qk = F.rms_norm(qk, qk.shape[-1:], None, self._config.rms_norm_eps) * qk_norm
+        query, key = self._rotation.apply(qk).split((shape.num_heads, shape.num_kv_heads), dim=1)
         distance = torch.arange(num_tokens)[:, None] - torch.arange(num_tokens)
         visible = distance >= 0
         window = self._config.sliding_window[layer]
@@ -109,7 +116,8 @@ def logits_of(decoder: Decoder, token_ids: Tensor) -> Tensor:
     positions = torch.arange(token_ids.shape[0])
     variants = torch.full_like(positions, decoder.rope.variant(token_ids.shape[0]))
     rotation = decoder.rope.rotation(positions, variants)
-    return decoder.logits(decoder.forward(token_ids, rotation, DenseAttention(decoder.config), NoLora()))
+    attention = DenseAttention(decoder.config, rotation)
+    return decoder.logits(decoder.forward(token_ids, attention, NoLora())).float()
 
 
 def some_token_ids(num_tokens: int) -> Tensor:

@@ -1,0 +1,95 @@
+"""The device pool of a GPU: one flat tensor in which every resident adapter is one contiguous extent.
+
+Moves bytes where `engine.residency` planned them, in the order of the current stream; decides nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caraserve_cli.adapters.packing import fused_groups
+from caraserve_cli.adapters.weights import AdapterWeights
+from caraserve_cli.core import AdapterMove, BaseShape
+from caraserve_kernels.lora_layout import AdapterLayout, empty_table
+
+# Bytes that an extent is moved by at a time, through a buffer of that size, since an extent may overlap the
+# place it is moved to. Large enough that the two copies run at the memory's bandwidth. Chosen, not measured.
+MOVE_BUFFER_BYTES = 64 * 2**20
+
+
+class PackedPool:
+    """Resident adapters of one GPU, by slot.
+
+    Args:
+        shape: the base's.
+        capacity_bytes: of the pool, a multiple of the residency's alignment.
+        max_adapters: slots of the table, that many adapters can be resident.
+        dtype: of the run.
+        device: the GPU.
+
+    Attributes:
+        groups: the base's fused projections, in the order of the table's third dimension.
+        weights: [elements], all extents.
+        table: int64 [max_adapters, layers, groups, TABLE_FIELDS], where the kernels find what.
+        stacked_rows: int32 [max_adapters, groups] on the host, `AdapterLayout.stacked_rows` of each slot.
+    """
+
+    def __init__(
+        self,
+        shape: BaseShape,
+        capacity_bytes: int,
+        max_adapters: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.groups = fused_groups(shape)
+        self.weights = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
+        host_table = empty_table(max_adapters, shape.num_layers, len(self.groups))
+        self.table = torch.from_numpy(host_table).to(device)
+        self.stacked_rows = np.zeros((max_adapters, len(self.groups)), dtype=np.int32)
+        self._layouts: dict[int, AdapterLayout] = {}
+        self._pinned = device.type == "cuda"
+        self._move_buffer: Tensor | None = None
+
+    def load(self, adapter_slot: int, weights: AdapterWeights, offset_bytes: int) -> None:
+        """Copy a packed adapter in; the host does not wait for it."""
+        assert weights.packed is not None
+        layout, blob = weights.packed.layout, weights.packed.blob
+        first = offset_bytes // blob.itemsize
+        self.weights[first : first + blob.numel()].copy_(blob, non_blocking=True)
+        self._layouts[adapter_slot] = layout
+        self.stacked_rows[adapter_slot] = layout.stacked_rows
+        self._write_table(adapter_slot, layout.placed(first))
+
+    def move(self, move: AdapterMove) -> None:
+        """Slide an extent down, piece by piece from its lowest address."""
+        itemsize = self.weights.itemsize
+        source, target, end = (
+            num_bytes // itemsize
+            for num_bytes in (
+                move.from_offset_bytes,
+                move.to_offset_bytes,
+                move.from_offset_bytes + move.num_bytes,
+            )
+        )
+        if self._move_buffer is None:
+            self._move_buffer = self.weights.new_empty(MOVE_BUFFER_BYTES // itemsize)
+        for first in range(source, end, self._move_buffer.numel()):
+            size = min(self._move_buffer.numel(), end - first)
+            piece = self._move_buffer[:size]
+            piece.copy_(self.weights[first : first + size])
+            self.weights[first - source + target :][:size].copy_(piece)
+        self._write_table(move.adapter_slot, self._layouts[move.adapter_slot].placed(target))
+
+    def evict(self, adapter_slot: int) -> None:
+        """Forget what a slot holds."""
+        del self._layouts[adapter_slot]
+        self.stacked_rows[adapter_slot] = 0
+
+    def _write_table(self, adapter_slot: int, entries: NDArray[np.int64]) -> None:
+        rows = torch.from_numpy(entries)
+        # The allocator of pinned memory keeps what a copy still reads.
+        self.table[adapter_slot].copy_(rows.pin_memory() if self._pinned else rows, non_blocking=True)

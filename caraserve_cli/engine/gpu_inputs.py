@@ -1,0 +1,142 @@
+"""How a step's numbers reach the GPU: fixed buffers there, filled from pinned memory, without waiting.
+
+Kernels and CUDA graphs read the same addresses in every step. Two sets of pinned memory take turns, so that
+the next step can be written down while the copies of the last one wait for their turn on the GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caraserve_cli.engine.step_batch import StepBatch
+from caraserve_cli.engine.stream_mark import StreamMark
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchFields:
+    """Views of one flat buffer, int32; see `StepBatch`. `tiles` [tokens, 2] are those of paged prefill."""
+
+    token_ids: Tensor
+    feed_rows: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    context_lens: Tensor
+    first_tokens: Tensor
+    last_tokens: Tensor
+    tiles: Tensor
+
+    @classmethod
+    def views(cls, flat: Tensor, max_tokens: int, max_sequences: int) -> BatchFields:
+        """Cut a flat buffer of `num_elements` into its fields."""
+        parts = torch.split(flat, cls._sizes(max_tokens, max_sequences))
+        token_ids, feed_rows, positions, slot_mapping, context_lens, first_tokens, last_tokens, tiles = parts
+        return cls(
+            token_ids,
+            feed_rows,
+            positions,
+            slot_mapping,
+            context_lens,
+            first_tokens,
+            last_tokens,
+            tiles.view(-1, 2),
+        )
+
+    @classmethod
+    def num_elements(cls, max_tokens: int, max_sequences: int) -> int:
+        """Size of the flat buffer."""
+        return sum(cls._sizes(max_tokens, max_sequences))
+
+    @staticmethod
+    def _sizes(max_tokens: int, max_sequences: int) -> list[int]:
+        return [*[max_tokens] * 4, max_sequences, max_sequences + 1, max_sequences, 2 * max_tokens]
+
+
+class _PinnedSet:
+    """One set of pinned memory; it may be written again once `copied`."""
+
+    def __init__(self, flat_size: int, work_size: int, table_size: int, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self.flat = torch.zeros(flat_size, dtype=torch.int32, pin_memory=pinned)
+        self.work = torch.zeros(work_size, dtype=torch.int32, pin_memory=pinned)
+        self.tables = torch.zeros(table_size, dtype=torch.int32, pin_memory=pinned)
+        self.copied = StreamMark(device)
+
+
+class GpuInputs:
+    """The inputs of steps of up to `max_tokens` tokens in `max_sequences` sequences.
+
+    Attributes:
+        fields: on the device.
+        block_tables: [max_sequences, max_blocks] on the device.
+        work: [work_capacity] on the device, the work lists of LoRA.
+    """
+
+    def __init__(
+        self,
+        max_tokens: int,
+        max_sequences: int,
+        max_blocks: int,
+        work_capacity: int,
+        device: torch.device,
+    ) -> None:
+        self._max_tokens, self._max_sequences = max_tokens, max_sequences
+        flat_size = BatchFields.num_elements(max_tokens, max_sequences)
+        self._flat = torch.zeros(flat_size, dtype=torch.int32, device=device)
+        self.fields = BatchFields.views(self._flat, max_tokens, max_sequences)
+        self.block_tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32, device=device)
+        self.work = torch.zeros(work_capacity, dtype=torch.int32, device=device)
+        self._pinned = [
+            _PinnedSet(flat_size, work_capacity, max_sequences * max_blocks, device) for _ in range(2)
+        ]
+
+    def begin(self) -> Ints:
+        """Start writing down a step; the work list to be filled."""
+        self._pinned.reverse()
+        self._pinned[0].copied.wait()
+        work: Ints = self._pinned[0].work.numpy()
+        return work
+
+    def send(self, batch: StepBatch, num_padded: int, tiles: Ints | None, num_work: int) -> None:
+        """Bring a step to the device, after `begin`.
+
+        Args:
+            batch: the step.
+            num_padded: sequences of one token that fill the batch up; they see nothing and write nothing.
+            tiles: of paged prefill, None for a step that only decodes.
+            num_work: elements of the work list in use.
+        """
+        pinned = self._pinned[0]
+        fields = BatchFields.views(pinned.flat, self._max_tokens, self._max_sequences)
+        for name, padding in (("token_ids", 0), ("feed_rows", -1), ("positions", 0), ("slot_mapping", -1)):
+            _fill(getattr(fields, name), getattr(batch, name), num_padded, padding)
+        _fill(fields.context_lens, batch.context_lens, num_padded, 0)
+        _fill(fields.first_tokens, batch.first_tokens, 0, 0)
+        _fill(fields.last_tokens, batch.last_tokens, 0, 0)
+        if tiles is not None:
+            _fill(fields.tiles, tiles, 0, 0)
+        self._flat.copy_(pinned.flat, non_blocking=True)
+        self.work[:num_work].copy_(pinned.work[:num_work], non_blocking=True)
+        self._send_tables(batch, pinned)
+        pinned.copied.record()
+
+    def _send_tables(self, batch: StepBatch, pinned: _PinnedSet) -> None:
+        """Only as wide as the longest table, side by side; spread to their fixed places on the device."""
+        rows, columns = len(batch.chunks), batch.most_blocks
+        compact = pinned.tables[: rows * columns].view(rows, columns)
+        batch.write_block_tables(compact.numpy())
+        self.block_tables[:rows, :columns].copy_(
+            compact.to(self.block_tables.device, non_blocking=True), non_blocking=True
+        )
+
+
+def _fill(target: Tensor, values: Ints, num_padded: int, padding: int) -> None:
+    array = target.numpy()
+    array[: values.shape[0]] = values
+    array[values.shape[0] : values.shape[0] + num_padded] = padding

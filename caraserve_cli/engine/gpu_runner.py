@@ -1,0 +1,251 @@
+"""Executes step plans on a GPU, one step ahead of the host.
+
+A launch writes the step down in pinned memory, queues the copies, the computation and the tokens' way back,
+and returns. A sequence's pending token never visits the host before it is used: the next step takes it from
+the last one's output on the GPU. Steps that only decode replay a CUDA graph.
+
+All of it also runs on CPU tensors, through the operators' plain references: slowly, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.packed_pool import PackedPool
+from caraserve_cli.config import EngineConfig
+from caraserve_cli.core import AdapterMove, ScheduledChunk, StepPlan
+from caraserve_cli.engine.decode_graphs import DecodeGraphs, padded_size
+from caraserve_cli.engine.extents import aligned_bytes
+from caraserve_cli.engine.gpu_inputs import GpuInputs
+from caraserve_cli.engine.model_runner import KnownTokens
+from caraserve_cli.engine.pool_lora import PoolLora
+from caraserve_cli.engine.step_batch import StepBatch
+from caraserve_cli.engine.stream_mark import StreamMark
+from caraserve_cli.errors import DeviceMemoryError
+from caraserve_cli.model.attention import KvCache
+from caraserve_cli.model.contexts import LoraContext, NoLora
+from caraserve_cli.model.decoder import Decoder
+from caraserve_cli.model.rope import BASE_VARIANT
+from caraserve_cli.model.sampler import Sampled, choose_tokens, needs_lockstep, sample
+from caraserve_cli.model.triton_attention import ChunkAttention, DecodeAttention, PagedBatch
+from caraserve_kernels.lora_pool import LoraConfig
+from caraserve_kernels.paged_decode import MAX_SPLITS, DecodeScratch
+from caraserve_kernels.paged_prefill import PrefillTiling, build_prefill_tiles, choose_prefill_tiling
+
+
+class TokensUnderWay:
+    """The `StepResult` of a step that the GPU has not finished."""
+
+    def __init__(self, chunks: SequenceOf[ScheduledChunk], tokens: Tensor) -> None:
+        self._chunks = chunks
+        self._tokens = torch.empty(len(chunks), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
+        self._tokens.copy_(tokens[: len(chunks)], non_blocking=True)
+        self._arrived = StreamMark(tokens.device)
+        self._arrived.record()
+
+    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
+        """See `StepResult`."""
+        self._arrived.wait()
+        tokens: list[int] = self._tokens.tolist()
+        return [(chunk, Sampled(token, None)) for chunk, token in zip(self._chunks, tokens, strict=True)]
+
+
+class GpuRunner:
+    """The decoder, its KV cache, the device pool, and the buffers and graphs of steps.
+
+    Args:
+        decoder: the base, on a GPU.
+        host_store: where adapters are loaded from, packed.
+        config: sizes and limits.
+    """
+
+    max_in_flight = 2
+
+    def __init__(self, decoder: Decoder, host_store: HostStore, config: EngineConfig) -> None:
+        self._decoder, self._host_store, self._config = decoder, host_store, config
+        shape, device = decoder.config.shape, decoder.device
+        self._num_sms = _num_sms(device)
+        self._cache = KvCache(shape, config.num_kv_blocks, config.kv_block_tokens, decoder.dtype, device)
+        self._pool = PackedPool(
+            shape,
+            aligned_bytes(config.adapter_memory_bytes),
+            config.max_resident_adapters,
+            decoder.dtype,
+            device,
+        )
+        self._decode_inputs, self._decode_lora = self._buffers(config.max_running, decoding=True)
+        self._inputs, self._lora = self._buffers(config.max_batch_tokens, decoding=False)
+        self._scratch = DecodeScratch.allocate(
+            max(config.max_running, MAX_SPLITS * self._num_sms),
+            config.max_running,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            device,
+        )
+        self._graphs = DecodeGraphs(self._decode_logits, device)
+        # The tokens that the last step chose, and the row of each sequence that has one there.
+        self._chosen = torch.zeros(config.max_running, dtype=torch.int64, device=device)
+        self._feed_row_of: dict[int, int] = {}
+
+    def _buffers(self, max_tokens: int, *, decoding: bool) -> tuple[GpuInputs, PoolLora]:
+        config, device = self._config, self._decoder.device
+        max_blocks = -(-config.max_context_tokens // config.kv_block_tokens)
+        capacity = PoolLora.work_capacity(max_tokens, config.max_running, decoding=decoding)
+        inputs = GpuInputs(max_tokens, config.max_running, max_blocks, capacity, device)
+        return inputs, PoolLora(self._pool, inputs.work, max_tokens, self._num_sms, decoding=decoding)
+
+    def evict_adapter(self, adapter_slot: int) -> None:
+        """Free a slot of the device pool."""
+        self._pool.evict(adapter_slot)
+
+    def move_adapter(self, move: AdapterMove) -> None:
+        """Slide an adapter's extent down."""
+        self._pool.move(move)
+
+    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None:
+        """Bring an adapter into a slot.
+
+        Raises:
+            AdapterError: its files have become unreadable since it was first seen.
+        """
+        self._pool.load(adapter_slot, self._host_store.fetch(adapter), offset_bytes)
+
+    def launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
+        """Queue a plan's computation.
+
+        Raises:
+            DeviceMemoryError: the GPU's memory does not hold it.
+        """
+        try:
+            return self._launch(plan)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise DeviceMemoryError(
+                f"the GPU's memory does not hold a step of {plan.num_tokens} tokens; "
+                "lower --gpu-memory, so that more is left for steps"
+            ) from error
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
+        batch = StepBatch.build(plan.chunks, self._config.kv_block_tokens, self._feed_row_of)
+        variants = self._rope_variants(batch)
+        if batch.is_decode and variants is None:
+            logits = self._launch_decode(batch)
+        else:
+            logits = self._launch_chunks(batch, variants)
+        yielding = batch.yielding
+        return self._choose(logits[: len(yielding)], yielding)
+
+    def _choose(self, logits: Tensor, yielding: SequenceOf[ScheduledChunk]) -> TokensUnderWay | KnownTokens:
+        """Choose the tokens, and keep them where the next step finds them."""
+        sequences = [chunk.sequence for chunk in yielding]
+        self._feed_row_of = {id(sequence): row for row, sequence in enumerate(sequences)}
+        if any(needs_lockstep(sequence.request.sampling) for sequence in sequences):
+            return KnownTokens(list(zip(yielding, sample(logits.float(), sequences), strict=True)))
+        if any(sequence.request.sampling.temperature > 0 for sequence in sequences):
+            chosen = choose_tokens(logits.float(), sequences)
+        else:
+            chosen = logits.argmax(dim=-1)
+        self._chosen[: len(sequences)].copy_(chosen)
+        return TokensUnderWay(yielding, self._chosen)
+
+    def _rope_variants(self, batch: StepBatch) -> Tensor | None:
+        """Each token's variant in host memory; None where all are the base's."""
+        rope = self._decoder.rope
+        of_chunk = [rope.variant(chunk.sequence.num_prompt_tokens) for chunk in batch.chunks]
+        if all(variant == BASE_VARIANT for variant in of_chunk):
+            return None
+        return torch.from_numpy(np.repeat(of_chunk, np.diff(batch.first_tokens)))
+
+    # Steps that only decode
+
+    def _launch_decode(self, batch: StepBatch) -> Tensor:
+        num_sequences = len(batch.chunks)
+        size = padded_size(num_sequences, self._config.max_running)
+        lora, num_work = self._write_work(self._decode_inputs, self._decode_lora, batch)
+        self._decode_inputs.send(batch, size - num_sequences, None, num_work)
+        return self._graphs.run(size, lora)
+
+    def _decode_logits(self, size: int, lora: Hashable) -> Tensor:
+        """[size, vocabulary], from the decoding steps' buffers; `lora` is a LoraConfig, None without LoRA."""
+        inputs = self._decode_inputs
+        fields = inputs.fields
+        batch = PagedBatch(
+            self._cache,
+            self._decoder.config.sliding_window,
+            self._decoder.config.rms_norm_eps,
+            self._decoder.rope.rotation(fields.positions[:size]),
+            fields.slot_mapping[:size],
+            inputs.block_tables[:size],
+            fields.context_lens[:size],
+        )
+        attention = DecodeAttention(batch, self._scratch, self._num_sms)
+        context = self._decode_lora.context(lora) if isinstance(lora, LoraConfig) else NoLora()
+        return self._decoder.logits(self._decoder.forward(self._token_ids(inputs, size), attention, context))
+
+    # Any other steps
+
+    def _launch_chunks(self, batch: StepBatch, variants: Tensor | None) -> Tensor:
+        """Logits [yielding chunks, vocabulary]."""
+        tiling, tiles = self._cut_chunks(batch)
+        lora, num_work = self._write_work(self._inputs, self._lora, batch)
+        self._inputs.send(batch, 0, tiles, num_work)
+        fields, num_tokens, num_sequences = self._inputs.fields, batch.num_tokens, len(batch.chunks)
+        paged = PagedBatch(
+            self._cache,
+            self._decoder.config.sliding_window,
+            self._decoder.config.rms_norm_eps,
+            self._decoder.rope.rotation(fields.positions[:num_tokens], variants),
+            fields.slot_mapping[:num_tokens],
+            self._inputs.block_tables[:num_sequences],
+            fields.context_lens[:num_sequences],
+        )
+        attention = ChunkAttention(
+            paged, fields.first_tokens[: num_sequences + 1], fields.tiles[: len(tiles)], tiling
+        )
+        context: LoraContext = NoLora() if lora is None else self._lora.context(lora)
+        hidden = self._decoder.forward(self._token_ids(self._inputs, num_tokens), attention, context)
+        last_tokens = fields.last_tokens[: batch.last_tokens.shape[0]]
+        return self._decoder.logits(hidden.index_select(0, last_tokens))
+
+    def _cut_chunks(
+        self, batch: StepBatch
+    ) -> tuple[PrefillTiling, np.ndarray[tuple[int, int], np.dtype[np.int32]]]:
+        shape = self._decoder.config.shape
+        num_queries = np.diff(batch.first_tokens).tolist()
+        group = shape.num_heads // shape.num_kv_heads
+        tiling = choose_prefill_tiling(max(num_queries), group, shape.head_dim, self._decoder.dtype)
+        tiles = build_prefill_tiles(num_queries, batch.context_lens.tolist(), tiling.query_tokens(group))
+        return tiling, np.array(tiles, np.int32)
+
+    # Both
+
+    def _token_ids(self, inputs: GpuInputs, num_tokens: int) -> Tensor:
+        """[tokens]: those the host knew, and those that the last step chose."""
+        feed_rows = inputs.fields.feed_rows[:num_tokens]
+        fed = self._chosen[feed_rows.clamp(min=0)]
+        return torch.where(feed_rows >= 0, fed, inputs.fields.token_ids[:num_tokens])
+
+    def _write_work(
+        self, inputs: GpuInputs, lora: PoolLora, batch: StepBatch
+    ) -> tuple[LoraConfig | None, int]:
+        """Start writing a step down; how its LoRA is computed, and how much of the work list that takes."""
+        work = inputs.begin()
+        if not batch.segments.shape[0]:
+            return None, 0
+        config = lora.choose(batch.segments)
+        return config, lora.write_work(work, batch.segments, config)
+
+
+def _num_sms(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count

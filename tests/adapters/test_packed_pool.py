@@ -1,0 +1,114 @@
+"""What is packed, loaded, moved and evicted is computed as the weights it came from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from caraserve_cli.adapters import packed_pool
+from caraserve_cli.adapters.packed_pool import PackedPool
+from caraserve_cli.adapters.packing import Packer, fused_groups
+from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
+from caraserve_cli.core import FUSED_MODULES, AdapterMove, BaseShape
+from caraserve_kernels.lora_layout import build_work
+from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
+from caraserve_kernels.lora_pool import DECODE_CONFIG, PooledLora
+
+CPU = torch.device("cpu")
+SHAPE = BaseShape(
+    num_layers=2,
+    hidden_size=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=40,
+    vocab_size=10,
+)
+CAPACITY_BYTES = 256 * 1024
+
+
+def make_weights(name: str, lora_rank: int, modules: tuple[str, ...]) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(lora_rank)
+    pairs = {}
+    for layer in range(SHAPE.num_layers):
+        for module in modules:
+            width_in, width_out = SHAPE.module_shape(module)
+            pairs[layer, module] = LoraPair(
+                torch.randn(lora_rank + layer, width_in, generator=generator),
+                torch.randn(lora_rank + layer, width_out, generator=generator),
+                torch.randn(width_out, generator=generator) if lora_rank % 2 else None,
+            )
+    return AdapterWeights(name, pairs)
+
+
+def packed(weights: AdapterWeights, padded_rank: int | None = None) -> AdapterWeights:
+    return Packer(SHAPE, padded_rank, pinned=False).pack(weights)
+
+
+def assert_computed(pool: PackedPool, adapters: dict[int, AdapterWeights]) -> None:
+    """One token of each slot, in every layer and group, against the weights as they were before packing."""
+    slots = sorted(adapters)
+    work = torch.zeros(4096, dtype=torch.int32)
+    segments = torch.tensor([[slot, token, 1] for token, slot in enumerate(slots)]).numpy()
+    build_work(work.numpy(), segments, pool.stacked_rows, 1, DECODE_CONFIG.shrink.block_rows)
+    h = torch.full((1, len(slots), 3, 64), torch.nan)
+    lora = PooledLora(pool.groups, pool.weights, pool.table, work, h, DECODE_CONFIG, num_sms=1)
+    for layer in range(SHAPE.num_layers):
+        for index, modules in enumerate(FUSED_MODULES):
+            x = torch.randn(len(slots), SHAPE.module_shape(modules[0])[0])
+            y = torch.randn(len(slots), sum(SHAPE.module_shape(module)[1] for module in modules))
+            parts = [parts_of(adapters[slot], layer, modules) for slot in slots]
+            expected = add_lora_reference(x, y, parts, range(len(slots)))
+            lora.add(layer, index, x, y)
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def parts_of(weights: AdapterWeights, layer: int, modules: tuple[str, ...]) -> list[LoraPart]:
+    parts, column = [], 0
+    for module in modules:
+        if pair := weights.pairs.get((layer, module)):
+            parts.append(LoraPart(pair.a, pair.b_rows, pair.bias, column))
+        column += SHAPE.module_shape(module)[1]
+    return parts
+
+
+def test_packing_keeps_the_weights_and_adds_only_gaps() -> None:
+    weights = make_weights("a", 5, ("q_proj", "v_proj", "down_proj"))
+    result = packed(weights)
+    assert result.packed is not None
+    assert result.content_hash == weights.content_hash
+    assert result.num_bytes == result.packed.blob.nbytes
+    gaps_bytes = 64 * 4 * 3 * len(weights.pairs)
+    assert weights.num_bytes <= result.num_bytes <= weights.num_bytes + gaps_bytes
+    for key, pair in weights.pairs.items():
+        for mine, theirs in zip(result.pairs[key].tensors, pair.tensors, strict=True):
+            assert torch.equal(mine, theirs)
+            assert mine.untyped_storage().data_ptr() == result.packed.blob.untyped_storage().data_ptr()
+
+
+def test_a_padded_pool_takes_the_same_for_every_rank() -> None:
+    sizes = {packed(make_weights("a", lora_rank, ("q_proj",)), 32).num_bytes for lora_rank in (2, 8, 30)}
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("buffer_bytes", [256, 64 * 2**20], ids=["small pieces", "one piece"])
+def test_load_move_evict(buffer_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_pool, "MOVE_BUFFER_BYTES", buffer_bytes)
+    pool = PackedPool(SHAPE, CAPACITY_BYTES, 4, torch.float32, CPU)
+    pool.weights.fill_(torch.nan)
+    first = packed(make_weights("first", 3, ("q_proj", "v_proj", "o_proj")))
+    second = packed(make_weights("second", 8, ("k_proj", "gate_proj", "down_proj")))
+    pool.load(2, first, offset_bytes=512)
+    pool.load(0, second, offset_bytes=64 * 1024)
+    assert_computed(pool, {2: first, 0: second})
+    # Down by less than its own size: the two ranges overlap.
+    pool.move(AdapterMove(0, 64 * 1024, 64 * 1024 - 1024, second.num_bytes))
+    assert_computed(pool, {2: first, 0: second})
+    pool.evict(2)
+    pool.load(2, packed(make_weights("third", 4, ("up_proj",))), offset_bytes=0)
+    assert_computed(pool, {2: make_weights("third", 4, ("up_proj",)), 0: second})
+
+
+def test_groups_are_the_decoders() -> None:
+    assert [group.modules for group in fused_groups(SHAPE)] == list(FUSED_MODULES)
+    assert fused_groups(SHAPE)[0].out_widths == (32, 16, 16)

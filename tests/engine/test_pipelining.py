@@ -1,0 +1,149 @@
+"""A runner that is one step ahead of its tokens gives the answers of one that is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from caraserve_cli.config import EngineConfig
+from caraserve_cli.core import (
+    AdapterMove,
+    Completion,
+    FinishReason,
+    Request,
+    SamplingParams,
+    ScheduledChunk,
+    Sequence,
+    SequenceStatus,
+    StepPlan,
+)
+from caraserve_cli.engine.engine import Engine
+from caraserve_cli.errors import DeviceMemoryError
+from caraserve_cli.fleet.local import NoEvents
+from caraserve_cli.model.sampler import Sampled
+
+EOS = 0
+
+
+def token_at(sequence: Sequence, position: int) -> int:
+    """A made-up model: the token at a position depends on the request and on everything before it."""
+    return (hash((sequence.request.prompt_token_ids, position)) % 23) + (position % 11 > 0)
+
+
+class DelayedTokens:
+    """Knows its tokens from the start, and says so only when asked."""
+
+    def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]], runner: AheadRunner) -> None:
+        self._tokens = tokens
+        self._runner = runner
+
+    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
+        self._runner.num_under_way -= 1
+        return self._tokens
+
+
+class AheadRunner:
+    """Keeps what a GPU would keep: how many tokens of each sequence are cached, pending ones included."""
+
+    def __init__(self, max_in_flight: int, most_tokens: int = 1000) -> None:
+        self.max_in_flight = max_in_flight
+        self.most_tokens = most_tokens
+        self.num_under_way = self.most_under_way = 0
+
+    def evict_adapter(self, adapter_slot: int) -> None: ...
+
+    def move_adapter(self, move: AdapterMove) -> None: ...
+
+    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None: ...
+
+    def launch(self, plan: StepPlan) -> DelayedTokens:
+        if plan.num_tokens > self.most_tokens:
+            raise DeviceMemoryError(f"{plan.num_tokens} tokens")
+        self.num_under_way += 1
+        self.most_under_way = max(self.most_under_way, self.num_under_way)
+        tokens = []
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            assert sequence.status is SequenceStatus.RUNNING
+            assert sequence.num_pending_tokens <= self.max_in_flight - 1
+            assert chunk.start + chunk.num_tokens <= sequence.num_tokens
+            if chunk.yields_token:
+                tokens.append((chunk, Sampled(token_at(sequence, sequence.num_tokens), None)))
+        return DelayedTokens(tokens, self)
+
+
+def answer(
+    requests: list[Request], runner: AheadRunner, num_kv_blocks: int
+) -> tuple[dict[str, tuple[tuple[int, ...], FinishReason]], int]:
+    """Each answer, and how often a sequence was preempted."""
+    config = EngineConfig(
+        num_kv_blocks=num_kv_blocks,
+        kv_block_tokens=4,
+        adapter_memory_bytes=1,
+        max_context_tokens=64,
+        max_running=6,
+        max_batch_tokens=24,
+        prefill_chunk_tokens=8,
+    )
+    engine = Engine(config, runner, frozenset({EOS}), lambda _: 0, None, lambda: 0.0, NoEvents())
+    for request in requests:
+        engine.add_request(request, None)
+    answers: dict[str, tuple[tuple[int, ...], FinishReason]] = {}
+    num_preemptions = 0
+    while engine.has_work:
+        for outcome in engine.step():
+            assert isinstance(outcome, Completion)
+            assert outcome.request.id not in answers
+            answers[outcome.request.id] = (tuple(outcome.token_ids), outcome.finish_reason)
+            num_preemptions += outcome.num_preemptions
+        engine.scheduler.check_integrity()
+    return answers, num_preemptions
+
+
+def make_requests(**sampling: float) -> list[Request]:
+    return [
+        Request(
+            id=f"r{i}",
+            line=i,
+            prompt_token_ids=(*range(1, 3 + (5 * i) % 17), i % 7),
+            sampling=SamplingParams(max_tokens=1 + (3 * i) % 20, **sampling),  # type: ignore[arg-type]
+        )
+        for i in range(30)
+    ]
+
+
+@pytest.mark.parametrize("num_kv_blocks", [200, 14], ids=["roomy", "preempting"])
+def test_being_ahead_changes_no_answer(num_kv_blocks: int) -> None:
+    requests = make_requests()
+    expected, _ = answer(requests, AheadRunner(1), num_kv_blocks)
+    runner = AheadRunner(2)
+    ahead, num_preemptions = answer(requests, runner, num_kv_blocks)
+    assert ahead == expected
+    assert runner.most_under_way == 2
+    assert len(ahead) == len(requests)
+    assert {reason for _, reason in ahead.values()} == {FinishReason.STOP, FinishReason.LENGTH}
+    assert (num_preemptions > 0) == (num_kv_blocks < 200)
+
+
+def test_an_answer_is_never_longer_than_asked() -> None:
+    answers, _ = answer(make_requests(), AheadRunner(2), 200)
+    for number, (tokens, _) in enumerate(answers[f"r{i}"] for i in range(30)):
+        assert len(tokens) <= 1 + (3 * number) % 20
+
+
+def test_who_must_know_the_last_token_is_never_ahead() -> None:
+    runner = AheadRunner(2)
+    answers, _ = answer(make_requests(repetition_penalty=1.3), runner, 200)
+    assert len(answers) == 30
+    assert runner.most_under_way == 1
+
+
+@pytest.mark.parametrize("most_tokens", [13, 5, 1])
+def test_what_does_not_fit_the_device_is_computed_in_smaller_steps(most_tokens: int) -> None:
+    requests = make_requests()
+    expected, _ = answer(requests, AheadRunner(1), 200)
+    assert answer(requests, AheadRunner(2, most_tokens), 200)[0] == expected
+
+
+def test_a_device_that_holds_no_token_ends_the_run() -> None:
+    with pytest.raises(DeviceMemoryError, match="1 tokens"):
+        answer(make_requests(), AheadRunner(2, most_tokens=0), 200)
