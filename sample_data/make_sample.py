@@ -25,7 +25,7 @@ from torch import nn
 from train_adapters import RECIPES, AdapterRecipe, train_adapter
 from training import Schedule
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from write_requests import write_requests
+from write_requests import request_lines, write_requests
 
 LOG = logging.getLogger("make_sample")
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     base_seconds = time.monotonic() - start
     trainings = _make_adapters(options, base, out)
     tasks = {recipe.name: recipe.task for recipe in RECIPES}
-    write_requests(out / "requests.jsonl", tasks)
+    write_requests(out / "requests.jsonl", request_lines(tasks))
     scores = score_sample(out, tasks, options.num_prompts)
     evaluation = {
         "seed": options.seed,

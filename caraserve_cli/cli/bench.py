@@ -54,7 +54,7 @@ def _measure(name: str | None, json_file: Path | None) -> int:
     from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
     from caraserve_cli.bench.recipe import load_recipe
 
-    recipe = load_recipe(find_recipe(name or DEFAULT_RECIPE))
+    recipe = load_recipe(find_recipe(DEFAULT_RECIPE if name is None else name))
     if json_file is not None:
         _check_writable(json_file)
 

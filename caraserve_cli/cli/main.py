@@ -35,10 +35,6 @@ app.command()(run)
 app.command()(bench)
 
 
-# What click raises for unknown options and the like; newer typers carry a copy of click.
-_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
-
-
 @app.callback(invoke_without_command=True)
 def _common(
     context: typer.Context,
@@ -57,16 +53,19 @@ def _common(
 def main() -> None:
     """Run the command line; what a user can cause ends in one line on stderr and an exit status."""
     try:
-        sys.exit(app(prog_name="caraserve", standalone_mode=False))
+        exit_status = app(prog_name="caraserve", standalone_mode=False)
     except CaraServeError as error:
         _fail(str(error), error.exit_status)
-    except _UsageError as error:
-        command = error.ctx.command_path if error.ctx else "caraserve"
+    except typer.TyperException as error:  # an unknown option, a missing value and the like
+        context: typer.Context | None = getattr(error, "ctx", None)
+        command = context.command_path if context else "caraserve"
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help", ExitStatus.WRONG_OPTIONS)
     except KeyboardInterrupt:
-        sys.exit(ExitStatus.INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(ExitStatus.FAILED)
+        exit_status = ExitStatus.INTERRUPTED
+    except OSError as error:  # a full disk under stdout, a file that vanished
+        where = f": '{error.filename}'" if error.filename else ""
+        _fail(f"cannot go on: {error.strerror or error}{where}", ExitStatus.FAILED)
+    sys.exit(exit_status)
 
 
 def _fail(message: str, exit_status: int) -> NoReturn:

@@ -1,13 +1,15 @@
 """The progress of a run on stderr: a live display on a terminal, plain lines anywhere else.
 
 Shows a `ProgressState` and computes nothing of it; never writes to stdout. Cheap enough to be told after
-every engine step: it draws at most five times a second and otherwise only keeps the state.
+every engine step: it draws at most five times a second and otherwise only keeps the state. A stderr that
+takes nothing more, such as a log on a full disk, does not stop the run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -55,10 +57,16 @@ class RunProgress:
     ) -> None:
         if self._live is not None:
             # The display goes away: what remains on the screen is the summary that follows.
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
         elif self._state is not None:
             self._print_line(self._state)
+
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+        with suppress(OSError):
+            self._console.print(Text(text), soft_wrap=True)
 
     def update(self, state: ProgressState) -> None:
         """Take the newest state; draws it only when a drawing is due."""
@@ -68,13 +76,15 @@ class RunProgress:
             return
         if self._live is not None:
             self._next_draw_s = now_s + _LIVE_INTERVAL_S
-            self._live.update(_display(state), refresh=True)
+            with suppress(OSError):
+                self._live.update(_display(state), refresh=True)
         else:
             self._next_draw_s = now_s + _PLAIN_INTERVAL_S
             self._print_line(state)
 
     def _print_line(self, state: ProgressState) -> None:
-        self._console.print(Text(", ".join(_parts(state))), soft_wrap=True)
+        with suppress(OSError):
+            self._console.print(Text(", ".join(_parts(state))), soft_wrap=True)
 
 
 def _display(state: ProgressState) -> Group:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from caraserve_cli.requests.row import RowDefaults
 
 _REPLICA = ReplicaOptions(base="")  # for its defaults
+_MAX_INTEGER = 2**63 - 1  # of 64 bits, as JSON's readers and itertools have it
 
 
 def run(
@@ -37,6 +38,7 @@ def run(
     retry_errors: o.RetryErrors = False,
     limit: o.Limit = None,
     dry_run: o.DryRun = False,
+    gpu_memory: o.GpuMemory = None,
     kv_memory: o.KvMemory = None,
     adapter_memory: o.AdapterMemory = None,
     host_adapter_memory: o.HostAdapterMemory = None,
@@ -79,6 +81,9 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
     """
     from caraserve_cli.job.options import RunOptions
 
+    for key, value in given.items():
+        for each in value if isinstance(value, list) else [value]:
+            _check_representable("REQUESTS" if key == "requests" else f"--{key.replace('_', '-')}", each)
     if given["retry_errors"] and not given["resume"]:
         raise OptionError("--retry-errors: it goes with --resume")
     _name_the_job(given)
@@ -86,9 +91,27 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
     own = {key: given[key] for key in RunOptions.__dataclass_fields__ if key in given}
     return RunOptions(
         **own,
-        replica=ReplicaOptions(**replica, adapter_roots=tuple(given["adapters"] or ())),
+        replica=ReplicaOptions(**replica, adapter_roots=tuple(map(Path, given["adapters"] or ()))),
         defaults=_row_defaults(given),
     )
+
+
+def _check_representable(name: str, value: object) -> None:
+    """Refuse what could not be meant, or not be written to report.json."""
+    if value == "":
+        raise OptionError(f"{name}: it is empty; leave it out, or check the shell variable it comes from")
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise OptionError(f"{name}: the number is too large; the largest is {_MAX_INTEGER}")
+    if name in ("--adapter", "--stop") and not _is_utf8(str(value)):
+        raise OptionError(f"{name}: it is not valid UTF-8, which no request could say")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8 come as surrogates
+        return False
+    return True
 
 
 def _name_the_job(given: dict[str, Any]) -> None:
@@ -104,8 +127,15 @@ def _name_the_job(given: dict[str, Any]) -> None:
         missing = "REQUESTS" if requests is None else "--base"
         raise OptionError(f"{missing}: missing; give both --base and REQUESTS, or neither for the sample")
     else:
-        stem = "stdin" if requests == "-" else Path(requests).name.partition(".")[0] or "run"
-    given["out"] = given["out"] or Path("caraserve-out") / stem
+        stem = "stdin" if requests == "-" else _stem(Path(requests))
+    given["out"] = Path(given["out"] or Path("caraserve-out", stem))
+
+
+def _stem(requests: Path) -> str:
+    """The file's name without the ends that tell its kind; `day.2026-01-31.jsonl.gz` keeps its date."""
+    if requests.suffix.lower() in (".gz", ".zst"):
+        requests = requests.with_suffix("")
+    return requests.stem
 
 
 def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
@@ -144,9 +174,15 @@ def _answer(options: RunOptions) -> int:
     stop = threading.Event()
     _stop_on_interrupt(stop)
     with RunProgress() as progress:
-        result = Run(options, progress.update, stop).execute()
+        result = Run(options, progress.update, progress.note, stop).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json")
     render_summary(result.report, Console(), [options.out / name for name in names])
+    if result.num_late:
+        typer.echo(
+            f"{result.num_late:,} rows were submitted late: they stand in the file behind rows that arrive "
+            "later; sort the file by arrival_ms.",
+            err=True,
+        )
     if result.exit_status == ExitStatus.INTERRUPTED:
         typer.echo("Stopped. To go on: the same command with --resume.", err=True)
     elif not result.num_rows:

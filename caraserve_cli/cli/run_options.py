@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,16 +24,22 @@ Base = Annotated[
     str | None,
     typer.Option(help="Base model: a checkpoint folder, a hub id, or a short name such as llama2-7b."),
 ]
+# Folders come as texts: an empty one, which a `Path` takes for the current folder, must be seen.
 Adapters = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
+        metavar="PATH",
         help="Folder of PEFT adapters (repeatable); each is named by its path below the folder.",
         show_default=False,
     ),
 ]
 Out = Annotated[
-    Path | None,
-    typer.Option(help="Output folder. Default: ./caraserve-out/<stem of REQUESTS>.", show_default=False),
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Output folder. Default: ./caraserve-out/<stem of REQUESTS>.",
+        show_default=False,
+    ),
 ]
 Weights = Annotated[WeightsSource, typer.Option(help="Random weights have the shape only, for benchmarks.")]
 Device = Annotated[DeviceName, typer.Option(help="Where the base runs.")]
@@ -65,9 +70,19 @@ DryRun = Annotated[
     ),
 ]
 
+GpuMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="What a GPU gives to all of it: 40GB, 512MiB, or a fraction. [default: 0.9]",
+        rich_help_panel=_MEMORY,
+    ),
+]
 KvMemory = Annotated[
     str | None,
-    typer.Option(help="KV cache: 4.3GB, 512MiB, or a fraction of the free memory.", rich_help_panel=_MEMORY),
+    typer.Option(
+        help="KV cache: 4.3GB, 512MiB, or a fraction of --gpu-memory (CPU: of the free memory).",
+        rich_help_panel=_MEMORY,
+    ),
 ]
 AdapterMemory = Annotated[
     str | None, typer.Option(help="Adapters on the device, likewise.", rich_help_panel=_MEMORY)

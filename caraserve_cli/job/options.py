@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caraserve_cli.fleet.options import ReplicaOptions
-from caraserve_cli.report.run_report import OptionValue
+from caraserve_cli.report.run_report import OptionValue, printable
 from caraserve_cli.requests.row import RowDefaults
 
 
@@ -31,12 +31,14 @@ class RunOptions:
             base: the resolved base.
             dtype: the resolved dtype.
         """
+        adapters = ", ".join(sorted(str(root.resolve()) for root in self.replica.adapter_roots))
+        requests = self.requests if self.requests == "-" else str(Path(self.requests).resolve())
         return {
-            "base": base,
+            "base": printable(base),
             "weights": self.replica.weights,
             "dtype": dtype,
-            "adapters": ", ".join(sorted(str(root.resolve()) for root in self.replica.adapter_roots)),
-            "requests": self.requests if self.requests == "-" else str(Path(self.requests).resolve()),
+            "adapters": printable(adapters),
+            "requests": printable(requests),
             "seed": self.replica.seed,
             "token_ids": self.token_ids,
             **self._defaults(),

@@ -15,6 +15,9 @@ from caraserve_cli.errors import RowError, RowErrorCode
 from caraserve_cli.model.tokenizer import Tokenizer
 from caraserve_cli.requests.stream import RejectedRow
 
+# Longest excerpt of an adapter's name in a message: any text may stand where a name should.
+_MAX_NAME_CHARS = 100
+
 
 class Preparer:
     """Makes requests of rows.
@@ -98,7 +101,8 @@ class Preparer:
             if closest
             else "; `adapter` is its path below an --adapters folder"
         )
-        return f"adapter '{name}' is in none of the --adapters folders{hint}"
+        shown = name if len(name) <= _MAX_NAME_CHARS else name[: _MAX_NAME_CHARS - 1] + "…"
+        return f"adapter '{shown}' is in none of the --adapters folders{hint}"
 
     def _seed_for(self, request_id: str) -> int:
         """The same id gets the same draws in every run with the same run seed."""

@@ -6,25 +6,25 @@ Knows no terminal: progress goes to a callable, and whoever wants the run to sto
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from caraserve_cli import __version__
-from caraserve_cli.adapters.summary import inspect_adapter
-from caraserve_cli.core import Bounds, Completion, Request, RequestRow
+from caraserve_cli.core import Bounds, Completion
 from caraserve_cli.errors import CaraServeError, ExitStatus
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.job.arrivals import Arrivals
 from caraserve_cli.job.clock import RunClock
+from caraserve_cli.job.earlier import EarlierSessions
+from caraserve_cli.job.facts import find_lora_ranks, run_facts
 from caraserve_cli.job.intake import Intake, Prepared
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.job.prepare import Preparer
 from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.progress_state import ProgressState
-from caraserve_cli.report.run_report import RunFacts, build_report, write_report
+from caraserve_cli.report.run_report import build_report, write_report
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.requests.answer import answer_row
 from caraserve_cli.requests.journal import Journal
@@ -42,11 +42,17 @@ IDLE_WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: its report (as written to report.json), the rows answered or rejected in this session,
-    and the exit status."""
+    """How a run ended.
+
+    Attributes:
+        report: as written to report.json.
+        num_rows: rows answered or rejected in this session.
+        num_late: those that were submitted late because of their place in the file.
+    """
 
     report: dict[str, object]
     num_rows: int
+    num_late: int
     exit_status: int
 
 
@@ -56,24 +62,27 @@ class Run:
     Args:
         options: what the user asked for.
         on_progress: told after every step.
+        on_note: told, in a line, what a user should know before the first answer.
         stop: set by whoever wants the run to end early; the step under way is finished.
     """
 
     def __init__(
-        self, options: RunOptions, on_progress: Callable[[ProgressState], None], stop: threading.Event
+        self,
+        options: RunOptions,
+        on_progress: Callable[[ProgressState], None],
+        on_note: Callable[[str], None],
+        stop: threading.Event,
     ) -> None:
         self._options = options
         self._on_progress = on_progress
+        self._on_note = on_note
         self._stop = stop
         self._clock = RunClock()
         self._summary = RunSummary()
-        self._scheduled: list[tuple[float, int, Request]] = []  # a heap by arrival, for those not yet due
+        self._arrivals = Arrivals()
         self._replica: LocalReplica | None = None
         self._input_error: CaraServeError | None = None
-        self._num_earlier_misses = 0
-        self._num_skipped = 0
         self._startup_s = 0.0
-        self._resumed = False
 
     def execute(self) -> RunResult:
         """Answer everything that is not answered yet.
@@ -87,16 +96,16 @@ class Run:
         options = self._options
         surroundings = Surroundings.prepare(options.replica)
         with LineSource(options.requests) as source, self._open_journal(surroundings) as journal:
-            self._restore(journal)
-            num_restored = journal.num_answers + journal.num_errors
+            earlier = EarlierSessions(journal)
+            earlier.restore(self._summary)
             self._startup_s = time.perf_counter() - started_s
-            self._answer_all(surroundings, source, journal)
-            report = build_report(self._summary, self._facts(surroundings), self._lora_ranks(surroundings))
+            self._answer_all(surroundings, source, journal, earlier)
+            report = self._report(surroundings, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
-            num_rows = journal.num_answers + journal.num_errors - num_restored
+            num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
-        return RunResult(report, num_rows, self._exit_status())
+        return RunResult(report, num_rows, self._arrivals.num_late, self._exit_status())
 
     def _open_journal(self, surroundings: Surroundings) -> Journal:
         dtype = str(surroundings.dtype).removeprefix("torch.")
@@ -105,15 +114,9 @@ class Run:
             self._options.out, manifest, resume=self._options.resume, retry_errors=self._options.retry_errors
         )
 
-    def _restore(self, journal: Journal) -> None:
-        """Fold in what earlier sessions of this run left behind."""
-        self._resumed = journal.num_answers + journal.num_errors > 0
-        for row in journal.answers():
-            self._summary.add_answer(row, restored=True)
-        for row in journal.errors():
-            self._summary.add_error(str(row["code"]), carried_bound=False)
-
-    def _answer_all(self, surroundings: Surroundings, source: LineSource, journal: Journal) -> None:
+    def _answer_all(
+        self, surroundings: Surroundings, source: LineSource, journal: Journal, earlier: EarlierSessions
+    ) -> None:
         """The loop."""
         options = self._options
         preparer = Preparer(
@@ -122,13 +125,13 @@ class Run:
             surroundings.base.config.shape.vocab_size,
             options.replica.seed,
         )
-        is_slow = options.requests == "-"
+        is_pipe = source.total_bytes is None  # whoever writes into it may wait for an answer
         intake = Intake(
             iter(RowStream(source, options.defaults, options.limit)),
             preparer,
-            lambda row: self._is_done(journal, row),
+            earlier.has_dealt_with,
             LOOKAHEAD_REQUESTS,
-            1 if is_slow else TOKENISED_TOGETHER,
+            1 if is_pipe else TOKENISED_TOGETHER,
         )
         try:
             while not self._stop.is_set():
@@ -136,49 +139,42 @@ class Run:
                 for outcome in self._replica.poll() if self._replica else ():
                     self._put_out(outcome, journal)
                 journal.flush()
-                self._on_progress(self._progress(source))
+                self._on_progress(self._progress(source, earlier.num_skipped))
                 if intake.exhausted and not self._num_in_flight:
                     break
         finally:
             intake.close()
             journal.flush()
-        self._summary.add_missed(self._num_earlier_misses)
-
-    def _is_done(self, journal: Journal, row: RequestRow | RejectedRow) -> bool:
-        """Whether an earlier session has dealt with a row. Runs in the intake's thread."""
-        if isinstance(row, RequestRow) and journal.is_answered(row.id):
-            self._num_skipped += 1
-            return True
-        request_id = row.id if isinstance(row, RequestRow) else row.request_id
-        if journal.is_rejected(row.line, request_id):
-            self._num_skipped += 1
-            self._num_earlier_misses += isinstance(row, RequestRow) and row.bounds != Bounds()
-            return True
-        return False
+        self._summary.add_missed(earlier.num_misses)
 
     @property
     def _num_in_flight(self) -> int:
-        return len(self._scheduled) + (self._replica.num_unfinished if self._replica else 0)
+        return len(self._arrivals) + (self._replica.num_unfinished if self._replica else 0)
 
     def _take_in(self, intake: Intake, surroundings: Surroundings, journal: Journal) -> None:
         """Fill the window from the input, and submit what is due."""
-        room = self._options.replica.max_running + LOOKAHEAD_REQUESTS - self._num_in_flight
+        max_running = self._options.replica.max_running
+        window = max_running + LOOKAHEAD_REQUESTS
+        room = window - self._num_in_flight
         is_idle = self._replica is None or not self._replica.num_unfinished
         if room > 0:
-            for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._scheduled else None):
+            for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._arrivals else None):
                 if isinstance(item, RejectedRow):
                     self._reject(journal, item)
                 else:
-                    heapq.heappush(self._scheduled, (item.arrival_ms, item.line, item))
-        if self._scheduled and self._replica is None:
+                    self._arrivals.add(item)
+        if not self._arrivals:
+            return
+        if self._replica is None:
             self._replica = self._start_replica(surroundings)
-        due = []
-        while self._scheduled and self._scheduled[0][0] <= self._clock():
-            due.append(heapq.heappop(self._scheduled)[2])
-        if due and self._replica is not None:
+        now_ms = self._clock()
+        due = self._arrivals.take_due(now_ms)
+        if due:
             self._replica.submit(due)
-        elif self._scheduled and is_idle:
-            time.sleep(min(IDLE_WAIT_S, (self._scheduled[0][0] - self._clock()) / 1000.0))
+        elif is_idle:
+            time.sleep(min(IDLE_WAIT_S, (self._arrivals.next_ms - now_ms) / 1000.0))
+        if self._num_in_flight >= window and self._replica.num_unfinished < max_running:
+            self._arrivals.shut(now_ms)
 
     def _read(self, intake: Intake, room: int, wait_s: float | None) -> list[Prepared]:
         """Up to `room` rows. What ended the input early is kept: the rows before it are answered first."""
@@ -193,6 +189,7 @@ class Run:
         started_s = time.perf_counter()
         replica = LocalReplica(surroundings, self._options.replica, self._clock, self._summary)
         self._startup_s += time.perf_counter() - started_s
+        self._on_note(f"{surroundings.device_description}: {surroundings.memory.describe()}")
         self._clock.start()
         return replica
 
@@ -216,7 +213,7 @@ class Run:
         self._summary.add_error(row.code, row.carried_bound)
         journal.write_error(row.line, row.request_id, row.code, row.message)
 
-    def _progress(self, source: LineSource) -> ProgressState:
+    def _progress(self, source: LineSource, num_skipped: int) -> ProgressState:
         num_running = self._replica.num_running if self._replica else 0
         counts = self._summary.session_counts
         return ProgressState(
@@ -229,34 +226,22 @@ class Run:
             slo_carried=self._summary.slo_carried,
             fraction_read=None if not source.total_bytes else source.bytes_read / source.total_bytes,
             elapsed_s=self._clock() / 1000.0,
-            num_skipped=self._num_skipped,
+            num_skipped=num_skipped,
         )
 
-    def _facts(self, surroundings: Surroundings) -> RunFacts:
-        options = self._options
-        return RunFacts(
-            caraserve_version=__version__,
-            base=surroundings.base.name,
-            weights=options.replica.weights,
-            device=surroundings.device_description,
-            dtype=str(surroundings.dtype).removeprefix("torch."),
-            requests_source=options.requests,
-            adapter_folders=[str(root) for root in options.replica.adapter_roots],
-            num_adapters_found=len(surroundings.library.names),
+    def _report(self, surroundings: Surroundings, *, resumed: bool) -> dict[str, object]:
+        facts = run_facts(
+            self._options,
+            surroundings,
             startup_s=self._startup_s,
             duration_s=self._clock() / 1000.0,
-            resumed=self._resumed,
+            resumed=resumed,
             interrupted=self._stop.is_set(),
-            arrival="arrival_ms of the request (default 0), counted from the start of the run",
-            options=options.as_json(),
+            num_late=self._arrivals.num_late,
         )
-
-    def _lora_ranks(self, surroundings: Surroundings) -> dict[str, int]:
-        """The rank of every adapter that was answered with, also in an earlier session."""
-        library = surroundings.library
-        adapters = [name for name in self._summary.tallies if name is not None and name in library]
-        ranks = {name: inspect_adapter(name, library.path(name)).lora_ranks for name in adapters}
-        return {name: lora_ranks[1] for name, lora_ranks in ranks.items() if lora_ranks is not None}
+        return build_report(
+            self._summary, facts, find_lora_ranks(surroundings.library, self._summary.tallies)
+        )
 
     def _exit_status(self) -> int:
         if self._stop.is_set():

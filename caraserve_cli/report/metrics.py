@@ -18,6 +18,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "ttft_ms": "first token - arrival",
         "tpot_ms": "(last token - first token) / (output tokens - 1); null for one token",
         "latency_ms": "last token - arrival",
+        "submitted_late": "requests of this session that stood in the file behind so many that arrive later "
+        "that they were read after their own arrival; queue_ms includes that wait",
         "slo_attainment": "requests that met every bound they carry / all requests that carry one; "
         "failed requests are misses",
         "goodput": "requests that met every bound they carry, per second; null when none carries one",

@@ -24,7 +24,8 @@ from caraserve_cli.report.tally import Counts, Tally
 SCHEMA = 1
 REPORT_NAME = "report.json"
 
-OptionValue = str | int | float | bool | None | Sequence[str]
+OptionScalar = str | int | float | bool | None
+OptionValue = OptionScalar | Sequence[OptionScalar]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +33,16 @@ class RunFacts:
     """What a report says of the run that no request tells.
 
     `duration_s` runs from the first request to the last answer of this session, `startup_s` is the time
-    before it; `resumed` says that earlier sessions answered a part. `arrival` tells what arrival
-    means.
+    before it; `memory` is how the device's memory was shared out; `resumed` says that earlier sessions
+    answered a part; `num_late` counts requests of this session that were read too late, for they stood in
+    the file behind many that arrive later. `arrival` tells what arrival means.
     """
 
     caraserve_version: str
     base: str
     weights: Literal["checkpoint", "random"]
     device: str
+    memory: str
     dtype: str
     requests_source: str
     adapter_folders: Sequence[str]
@@ -48,6 +51,7 @@ class RunFacts:
     duration_s: float
     resumed: bool
     interrupted: bool
+    num_late: int
     arrival: str
     options: Mapping[str, OptionValue]
 
@@ -68,6 +72,7 @@ def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, 
         "requests": {
             "answered": summary.counts.answered,
             "failed": summary.num_failed,
+            "submitted_late": facts.num_late,
             "by_finish_reason": dict(sorted(summary.by_finish_reason.items())),
             "by_cold_start": dict(sorted(summary.by_cold_start.items())),
             "failed_by_code": dict(sorted(summary.by_error_code.items())),
@@ -115,10 +120,10 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _option(value: OptionValue) -> OptionValue:
+def _option(value: OptionValue) -> object:
     if isinstance(value, str):
         return printable(value)
-    return [printable(part) for part in value] if isinstance(value, Sequence) else value
+    return [_option(part) for part in value] if isinstance(value, Sequence) else value
 
 
 def _run(facts: RunFacts) -> dict[str, object]:
@@ -126,6 +131,7 @@ def _run(facts: RunFacts) -> dict[str, object]:
         "base": printable(facts.base),
         "weights": facts.weights,
         "device": facts.device,
+        "memory": facts.memory,
         "dtype": facts.dtype,
         "requests_source": printable(facts.requests_source),
         "adapter_folders": [printable(folder) for folder in facts.adapter_folders],

@@ -49,7 +49,9 @@ def excerpt(value: object) -> str:
         return "a list"
     if isinstance(value, Mapping):
         return "an object"
-    text = orjson.dumps(value).decode()
+    # Options can be what no JSON holds: nan, inf.
+    is_no_json = isinstance(value, float) and not math.isfinite(value)
+    text = str(value) if is_no_json else orjson.dumps(value).decode()
     return text if len(text) <= _MAX_EXCERPT_CHARS else text[: _MAX_EXCERPT_CHARS - 1] + "…"
 
 

@@ -94,6 +94,7 @@ BAD_LINES = (
     bad("duplicate_id", "only the first one with an id is answered", id=SAMPLE_ROWS[0]["id"]),
     bad("unknown_adapter", "'uper'", "did you mean 'upper'?", adapter="uper"),
     bad("unknown_adapter", "none of the --adapters folders", id="far", adapter="42"),
+    bad("unknown_adapter", "aaa…' is in none", id="long", adapter="a" * 5000),
     bad("token_out_of_range", "token id 259", "vocabulary of 259", prompt="left out", prompt_token_ids=[259]),
     bad("token_out_of_range", "stop_token_ids", "4000", stop_token_ids=[4000]),
     bad("prompt_too_long", "the model's context is 512", prompt="a" * 600),

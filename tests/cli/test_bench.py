@@ -11,33 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import SAMPLE, assert_refused, run_caraserve, user_environment, write_rows
+from tests.bench.conftest import WriteRecipe, write_recipe
+from tests.cli.command import assert_refused, run_caraserve, user_environment
 from tests.cli.conftest import Caraserve
+
+__all__ = ["write_recipe"]
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """CaraServe and PEFT's mixed batches on two requests, one of an adapter with lora_bias."""
-    rows = [
-        {"id": "u", "prompt": "Input: horizon\nOutput: ", "adapter": "upper", "max_tokens": 4},
-        {"id": "c", "prompt": "Input: whale\nOutput: ", "adapter": "count", "max_tokens": 4},
-    ]
-    write_rows(tmp_path / "requests.jsonl", rows)
-    path = tmp_path / "tiny.toml"
-    path.write_text(
-        f"""
-        description = "two requests"
-        systems = ["caraserve", "peft-mixed"]
-        batch_size = 2
-        warmups = 1
-        repeats = 1
-        [workload]
-        base = "{SAMPLE / "base"}"
-        adapters = ["{SAMPLE / "adapters"}"]
-        requests = "requests.jsonl"
-        """
-    )
-    return path
+def recipe(write_recipe: WriteRecipe) -> Path:
+    """CaraServe and PEFT's mixed batches."""
+    return write_recipe(systems=("caraserve", "peft-mixed"), warmups=1)
 
 
 def test_the_result_goes_to_stdout_and_the_runs_to_stderr(recipe: Path) -> None:
@@ -45,7 +29,7 @@ def test_the_result_goes_to_stdout_and_the_runs_to_stderr(recipe: Path) -> None:
     ended = run_caraserve("bench", recipe)
     assert ended.returncode == 0, ended.stderr
     assert "caraserve / peft-mixed" in ended.stdout
-    assert ended.stdout.count("2/2") == 2
+    assert ended.stdout.count("5/5") == 2
     assert [line.split(":")[0] for line in ended.stderr.splitlines()] == [
         "warm-up  caraserve",
         "warm-up  peft-mixed",
@@ -56,6 +40,12 @@ def test_the_result_goes_to_stdout_and_the_runs_to_stderr(recipe: Path) -> None:
 
 def test_an_unknown_recipe(caraserve: Caraserve) -> None:
     assert_refused(caraserve("bench", "pefd"), 2, "no recipe 'pefd'", "did you mean 'peft'")
+
+
+@pytest.mark.parametrize("name", ["", "~no-such-user/mine.toml"])
+def test_a_name_of_nothing(caraserve: Caraserve, name: str) -> None:
+    """An empty one, as an unset shell variable gives it, is not the default recipe."""
+    assert_refused(caraserve("bench", name), 2, "RECIPE: ", f"'{name}'")
 
 
 def test_an_unknown_key(caraserve: Caraserve, recipe: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from io import StringIO
 from itertools import pairwise
@@ -28,6 +29,21 @@ class Terminal(StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+class FullFile(StringIO):
+    """A stream whose disk may be full."""
+
+    is_full = False
+
+    def write(self, text: str, /) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+class FullTerminal(FullFile, Terminal):
+    """The same, and a terminal."""
 
 
 def state(num_answered: int = 12, elapsed_s: float = 10.0, **changes: object) -> ProgressState:
@@ -60,6 +76,16 @@ def test_plain_lines_every_ten_seconds_and_one_at_the_end() -> None:
     assert lines[1].startswith("2,000 answered")
     assert lines[2].startswith("2,499 answered")
     assert "\x1b" not in output.getvalue()
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_full_disk_does_not_stop_the_run(is_terminal: bool) -> None:
+    output, clock = (FullTerminal if is_terminal else FullFile)(), Clock()
+    console = Console(file=output, width=80, force_terminal=is_terminal, force_interactive=is_terminal)
+    with RunProgress(console, clock) as progress:
+        output.is_full = True
+        clock.now_s += 11.0
+        progress.update(state())
 
 
 def test_the_text_of_a_line() -> None:

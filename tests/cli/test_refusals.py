@@ -5,11 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import SAMPLE, assert_refused, read_rows, write_rows
+from tests.cli.command import (
+    SAMPLE,
+    Row,
+    assert_refused,
+    caraserve_command,
+    read_rows,
+    user_environment,
+    write_rows,
+)
 from tests.cli.conftest import Caraserve
 
 JOB = ("run", "--base", SAMPLE / "base", "--dtype", "float32")
@@ -90,6 +99,22 @@ def test_the_output_folder_of_another_run(caraserve: Caraserve, tmp_path: Path, 
     ended = caraserve(*JOB, "--out", out, "--resume", "--seed", "5", "--max-tokens", "9", requests)
     assert_refused(ended, 1, "seed was 0, now is 5", "default_max_tokens was 64, now is 9")
     assert (out / "outputs.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [("outputs.jsonl", {"id": "b"}), ("errors.jsonl", {"line": 7, "id": "b"})],
+    ids=["answer", "error"],
+)
+def test_a_row_that_somebody_added(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, file: str, row: Row
+) -> None:
+    out = tmp_path / "out"
+    assert caraserve(*JOB, "--out", out, requests).returncode == 0
+    with (out / file).open("a") as rows:
+        rows.write(json.dumps(row) + "\n")
+    ended = caraserve(*JOB, "--out", out, "--resume", requests)
+    assert_refused(ended, 1, "a row that caraserve did not write", "choose another --out")
 
 
 def test_a_folder_of_something_else(caraserve: Caraserve, tmp_path: Path, requests: Path) -> None:
@@ -173,13 +198,13 @@ def test_adapter_folders_that_cannot_be_used(caraserve: Caraserve, tmp_path: Pat
         ("--max-tokens 0", ("--max-tokens", "at least 1, got 0")),
         ("--max-tokens many", ("--max-tokens", "integer")),
         ("--temperature -1", ("--temperature", "of at least 0")),
-        ("--temperature nan", ("--temperature", "of at least 0")),
+        ("--temperature nan", ("--temperature", "of at least 0, got nan")),
         ("--top-p 0", ("--top-p", "above 0 and at most 1")),
         ("--top-k -1", ("--top-k",)),
         ("--min-p 1.5", ("--min-p",)),
         ("--repetition-penalty 0", ("--repetition-penalty",)),
         ("--presence-penalty 2.5", ("--presence-penalty",)),
-        ("--frequency-penalty inf", ("--frequency-penalty",)),
+        ("--frequency-penalty inf", ("--frequency-penalty", "got inf")),
         ("--logprobs 21", ("--logprobs", "from 0 to 20")),
         ("--stop-token-ids -1", ("--stop-token-ids",)),
         ("--deadline-ms 0", ("--deadline-ms", "above 0")),
@@ -187,6 +212,13 @@ def test_adapter_folders_that_cannot_be_used(caraserve: Caraserve, tmp_path: Pat
         ("--tpot-slo-ms 0", ("--tpot-slo-ms",)),
         ("--seed -1", ("--seed",)),
         ("--limit 0", ("--limit",)),
+        ("--limit 9223372036854775808", ("--limit", "is too large; the largest is 9223372036854775807")),
+        ("--max-tokens 99999999999999999999", ("--max-tokens", "is too large")),
+        ("--logprobs 99999999999999999999", ("--logprobs", "is too large")),
+        ("--max-batch-tokens 99999999999999999999", ("--max-batch-tokens", "is too large")),
+        ("--stop-token-ids 99999999999999999999", ("--stop-token-ids", "is too large")),
+        ("--adapter a\udcff", ("--adapter", "UTF-8")),
+        ("--stop a\udcff", ("--stop", "UTF-8")),
         ("--retry-errors", ("--retry-errors", "--resume")),
         ("--dtype float8", ("--dtype", "float8")),
         ("--device tpu", ("--device", "tpu")),
@@ -208,6 +240,33 @@ def test_options_that_are_wrong(
 ) -> None:
     ended = caraserve(*JOB, "--out", tmp_path / "out", *options.split(), requests)
     assert_refused(ended, 2, *fragments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_under_stdout() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            caraserve_command("bench", "--list"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=user_environment(),
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "caraserve: cannot go on: No space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["--base", "--adapters", "--out", "--adapter", "--stop", "REQUESTS"])
+def test_an_empty_name_is_not_the_current_folder(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As an unset shell variable gives it. In the current folder there is a base."""
+    monkeypatch.chdir(SAMPLE / "base")
+    given = {"--base": SAMPLE / "base", "--out": tmp_path / "out", "REQUESTS": requests, name: ""}
+    positional = given.pop("REQUESTS")
+    options = [each for option in given.items() for each in option]
+    assert_refused(caraserve("run", *options, positional), 2, f"{name}: it is empty")
     assert not (tmp_path / "out").exists()
 
 

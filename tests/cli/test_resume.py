@@ -1,4 +1,7 @@
-"""A run that is stopped at any moment goes on, and ends as if it had never been stopped."""
+"""A run that is stopped at any moment goes on, and ends as if it had never been stopped.
+
+Every run is a process of its own (see `forked`), and every kill the kernel's.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import (
-    SAMPLE,
-    Row,
-    caraserve_command,
-    read_rows,
-    rows_by_id,
-    run_caraserve,
-    user_environment,
-    write_rows,
-)
+from tests.cli.command import SAMPLE, Row, read_rows, rows_by_id, write_rows
+from tests.cli.forked import finish_caraserve, start_caraserve
 
 NUM_REQUESTS = 320
 NUM_KILLS = 10
@@ -47,7 +41,7 @@ def make_rows() -> list[Row]:
 
 
 def arguments(requests: Path, out: Path) -> list[str | Path]:
-    job = ["run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--dtype", "float32"]
+    job = ("run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--dtype", "float32")
     return [*job, "--max-running", "8", "--token-ids", "--out", out, requests]
 
 
@@ -60,18 +54,26 @@ def stop_after(num_new_rows: int, number: signal.Signals, requests: Path, out: P
     """Start a run, send it a signal once it has written so many rows more; its exit status."""
     outputs = out / "outputs.jsonl"
     wanted = num_new_rows + (outputs.read_bytes().count(b"\n") if outputs.exists() else 0)
-    process = subprocess.Popen(
-        caraserve_command(*arguments(requests, out), *more),
-        env=user_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None:
+    process = start_caraserve(*arguments(requests, out), *more, stderr=stderr_of(out))
+    while process.exitcode is None:
         if outputs.exists() and outputs.read_bytes().count(b"\n") >= wanted:
-            process.send_signal(number)
+            assert process.pid is not None
+            os.kill(process.pid, number)
             break
         time.sleep(0.005)
-    return process.wait(timeout=120)
+    process.join(120)
+    assert process.exitcode is not None, "it does not stop"
+    return process.exitcode
+
+
+def finish(requests: Path, out: Path, *more: str) -> int:
+    """Run to the end; the exit status."""
+    return finish_caraserve(*arguments(requests, out), *more, stderr=stderr_of(out))
+
+
+def stderr_of(out: Path) -> Path:
+    """What the last run into a folder said on stderr."""
+    return out.with_name("stderr")
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +85,19 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(tmp_path_factory: pytest.TempPathFactory, requests: Path) -> Path:
     """The folder of a run that nothing stopped."""
     out = tmp_path_factory.mktemp("unbroken") / "out"
-    ended = run_caraserve(*arguments(requests, out))
-    assert ended.returncode == 3, ended.stderr
+    assert finish(requests, out) == 3, stderr_of(out).read_text()
     assert len(answers_in(out)) == NUM_REQUESTS + 1
     return out
 
 
 def test_killed_ten_times_it_ends_as_if_unbroken(requests: Path, unbroken: Path, tmp_path: Path) -> None:
-    out, chance, num_killed = tmp_path / "out", random.Random(1), 0
-    for _ in range(NUM_KILLS):
-        status = stop_after(chance.randint(1, 28), signal.SIGKILL, requests, out, "--resume")
-        num_killed += status == -signal.SIGKILL
-    assert num_killed == NUM_KILLS, "every kill was meant to hit a run at work"
+    out, chance = tmp_path / "out", random.Random(1)
+    statuses = [
+        stop_after(chance.randint(1, 28), signal.SIGKILL, requests, out, "--resume") for _ in range(NUM_KILLS)
+    ]
+    assert statuses == [-signal.SIGKILL] * NUM_KILLS, "every kill was meant to hit a run at work"
     assert 0 < len(read_rows_but_torn(out / "outputs.jsonl")) < NUM_REQUESTS
-    ended = run_caraserve(*arguments(requests, out), "--resume")
-    assert ended.returncode == 3, ended.stderr
+    assert finish(requests, out, "--resume") == 3, stderr_of(out).read_text()
     assert answers_in(out) == answers_in(unbroken)
     assert [row["id"] for row in read_rows(out / "errors.jsonl")] == ["bad"]
 
@@ -109,11 +109,11 @@ def read_rows_but_torn(path: Path) -> list[bytes]:
 def test_interrupted_it_says_how_to_go_on(requests: Path, unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert stop_after(10, signal.SIGINT, requests, out) == 130
+    assert stderr_of(out).read_text().endswith("Stopped. To go on: the same command with --resume.\n")
     partial = answers_in(out)
     assert 0 < len(partial) < NUM_REQUESTS
     assert (out / "report.json").is_file()
-    ended = run_caraserve(*arguments(requests, out), "--resume")
-    assert ended.returncode == 3, ended.stderr
+    assert finish(requests, out, "--resume") == 3, stderr_of(out).read_text()
     assert answers_in(out) == answers_in(unbroken)
 
 
@@ -124,8 +124,7 @@ def test_torn_lines_are_answered_again(requests: Path, unbroken: Path, tmp_path:
     os.truncate(outputs, outputs.stat().st_size - 7)
     with (out / "errors.jsonl").open("ab") as file:
         file.write(b'{"line": 9')
-    ended = run_caraserve(*arguments(requests, out), "--resume")
-    assert ended.returncode == 3, ended.stderr
+    assert finish(requests, out, "--resume") == 3, stderr_of(out).read_text()
     assert answers_in(out) == answers_in(unbroken)
     assert len(read_rows(out / "errors.jsonl")) == 1
 
@@ -134,10 +133,9 @@ def test_nothing_left_is_no_error(requests: Path, unbroken: Path, tmp_path: Path
     out = tmp_path / "out"
     shutil.copytree(unbroken, out)
     before = (out / "outputs.jsonl").read_bytes()
-    ended = run_caraserve(*arguments(requests, out), "--resume")
-    assert ended.returncode == 3, "the bad row is still bad"
+    assert finish(requests, out, "--resume") == 3, "the bad row is still bad"
     assert (out / "outputs.jsonl").read_bytes() == before
-    assert "Nothing to do" in ended.stderr
+    assert "Nothing to do" in stderr_of(out).read_text()
 
 
 def test_errors_are_tried_again_when_asked(requests: Path, unbroken: Path, tmp_path: Path) -> None:
@@ -148,11 +146,10 @@ def test_errors_are_tried_again_when_asked(requests: Path, unbroken: Path, tmp_p
     write_rows(mended, rows)
     try:
         shutil.copy(mended, requests)  # the same path, as a user mends a file
-        kept = run_caraserve(*arguments(requests, out), "--resume")
-        assert kept.returncode == 3, "without --retry-errors an error row is kept"
-        retried = run_caraserve(*arguments(requests, out), "--resume", "--retry-errors")
+        assert finish(requests, out, "--resume") == 3, "without --retry-errors an error row is kept"
+        retried = finish(requests, out, "--resume", "--retry-errors")
     finally:
         requests.write_bytes(requests_text)
-    assert retried.returncode == 0, retried.stderr
+    assert retried == 0, stderr_of(out).read_text()
     assert read_rows(out / "errors.jsonl") == []
     assert answers_in(out).keys() == answers_in(unbroken).keys() | {"bad"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from tests.cli.command import (
     write_rows,
 )
 from tests.cli.conftest import Caraserve
+from tests.cli.forked import start_caraserve
 
 SAMPLE_JOB = ("run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--dtype", "float32")
 SAMPLE_ROWS = read_rows(SAMPLE / "requests.jsonl")
@@ -107,10 +109,13 @@ def test_compressed_requests(caraserve: Caraserve, tmp_path: Path, kind: str) ->
 def test_the_default_output_folder_is_named_after_the_requests(
     caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two nights go to two folders."""
     monkeypatch.chdir(tmp_path)
-    requests = write_rows(tmp_path / "nightly.jsonl", [{"prompt": "a", "max_tokens": 1}])
-    assert caraserve(*SAMPLE_JOB, requests).returncode == 0
-    assert len(read_rows(tmp_path / "caraserve-out" / "nightly" / "outputs.jsonl")) == 1
+    for night in ("nightly.2026-01-30", "nightly.2026-01-31"):
+        requests = tmp_path / f"{night}.jsonl.gz"
+        requests.write_bytes(gzip.compress(b'{"prompt": "a", "max_tokens": 1}'))
+        assert caraserve(*SAMPLE_JOB, requests).returncode == 0
+        assert len(read_rows(tmp_path / "caraserve-out" / night / "outputs.jsonl")) == 1
 
 
 def test_standard_input_is_answered_as_it_comes_and_ctrl_c_ends_the_wait(tmp_path: Path) -> None:
@@ -168,6 +173,28 @@ def test_run_wide_defaults_fill_what_rows_leave_out(caraserve: Caraserve, tmp_pa
     assert "logprobs" not in answers["own"]
 
 
+def test_a_stop_token_given_for_the_run(caraserve: Caraserve, tmp_path: Path) -> None:
+    requests = write_rows(tmp_path / "r.jsonl", [SAMPLE_ROWS[0]])  # the answer is HORIZON
+    ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", "--stop-token-ids", str(ord("I")), requests)
+    assert ended.returncode == 0
+    (answer,) = read_rows(tmp_path / "out" / "outputs.jsonl")
+    assert answer["completion_tokens"] == len("HORI")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["run"]["options"]["default_stop_token_ids"] == [ord("I")]
+
+
+def test_names_of_files_that_are_no_utf8(caraserve: Caraserve, tmp_path: Path) -> None:
+    """They are written out in run.json and report.json, which are UTF-8."""
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    requests = write_rows(folder / "r\udcff.jsonl", [{"prompt": "a", "max_tokens": 1}])
+    job = ("run", "--base", SAMPLE / "base", "--adapters", folder, "--out", folder / "out", requests)
+    assert caraserve(*job).returncode == 0
+    assert caraserve(*job, "--resume").returncode == 0
+    manifest = json.loads((folder / "out" / "run.json").read_text())
+    assert manifest["requests"].endswith("/f\\udcff/r\\udcff.jsonl")
+
+
 def test_a_stop_string_given_for_the_run(caraserve: Caraserve, tmp_path: Path) -> None:
     requests = write_rows(tmp_path / "r.jsonl", [SAMPLE_ROWS[0]])  # the answer is HORIZON
     ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", "--stop", "ZZ", "--stop", "IZ", requests)
@@ -208,6 +235,73 @@ def test_a_request_is_not_scheduled_before_it_arrives(caraserve: Caraserve, tmp_
     assert all(answer["queue_ms"] >= 0 and answer["ttft_ms"] >= 0 for answer in answers)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["run"]["duration_s"] >= 0.6
+
+
+def test_rows_behind_many_that_arrive_later_are_counted_and_told_of(
+    caraserve: Caraserve, tmp_path: Path
+) -> None:
+    """With --max-running 8 no more than 264 rows are read ahead."""
+    row: Row = {"prompt": "a", "max_tokens": 1}
+    rows: list[Row] = [*[{**row, "arrival_ms": 1000}] * 290, {**row, "id": "early", "arrival_ms": 5}]
+    job = (*SAMPLE_JOB, "--max-running", "8")
+    ended = caraserve(*job, "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", rows))
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines()[-1] == (
+        "1 rows were submitted late: they stand in the file behind rows that arrive later; "
+        "sort the file by arrival_ms."
+    )
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["requests"]["submitted_late"] == 1
+    assert rows_by_id(tmp_path / "out" / "outputs.jsonl")["early"]["queue_ms"] > 900
+
+    rows.insert(0, rows.pop())
+    ended = caraserve(*job, "--out", tmp_path / "sorted", write_rows(tmp_path / "r.jsonl", rows))
+    assert ended.returncode == 0
+    assert "late" not in ended.stderr
+
+
+def test_an_arrival_while_the_loop_looks_at_the_clock(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left to wait may be gone when the wait begins."""
+    monkeypatch.setattr("caraserve_cli.job.run.RunClock", SlowClock)
+    monkeypatch.setattr("caraserve_cli.job.run.IDLE_WAIT_S", 0.001)
+    rows = [{"prompt": "a", "max_tokens": 1, "arrival_ms": number * 1010} for number in range(20)]
+    ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", rows))
+    assert ended.returncode == 0
+    assert len(read_rows(tmp_path / "out" / "outputs.jsonl")) == 20
+
+
+class SlowClock:
+    """20 ms pass whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self._now_ms = 0.0
+
+    def start(self) -> None:
+        """It runs already."""
+
+    def __call__(self) -> float:
+        self._now_ms += 20.0
+        return self._now_ms
+
+
+def test_a_named_pipe_is_answered_as_it_comes(tmp_path: Path) -> None:
+    """As standard input: the answer to a first row does not wait for a second one."""
+    pipe, out = tmp_path / "r.jsonl", tmp_path / "out"
+    os.mkfifo(pipe)
+    process = start_caraserve(*SAMPLE_JOB, "--out", out, pipe, stderr=tmp_path / "stderr")
+    with open(os.open(pipe, os.O_RDWR), "w") as file:  # for writing alone it would wait for a reader
+        for number, row in enumerate(SAMPLE_ROWS[:2], start=1):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            give_up_s = time.monotonic() + 60
+            while not (out / "outputs.jsonl").exists() or len(read_rows(out / "outputs.jsonl")) < number:
+                assert time.monotonic() < give_up_s, "no answer while the pipe is open"
+                assert process.exitcode is None
+                time.sleep(0.05)
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_the_summary_survives_names_that_look_like_markup(caraserve: Caraserve, tmp_path: Path) -> None:

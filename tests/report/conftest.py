@@ -44,6 +44,7 @@ def facts() -> RunFacts:
         base="sample-base",
         weights="checkpoint",
         device="cpu (2 threads)",
+        memory="base 1 GB, of 2 GB",
         dtype="float32",
         requests_source="requests.jsonl",
         adapter_folders=("sample_data/adapters",),
@@ -52,6 +53,7 @@ def facts() -> RunFacts:
         duration_s=4.0,
         resumed=False,
         interrupted=False,
+        num_late=1,
         arrival="the start of the run",
         options={"max_tokens": 64, "limit": None, "adapters": ("sample_data/adapters",)},
     )

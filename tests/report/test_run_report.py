@@ -28,6 +28,7 @@ def test_counts(report: dict[str, Any]) -> None:
     assert report["requests"] == {
         "answered": 6,
         "failed": 2,
+        "submitted_late": 1,
         "by_finish_reason": {"stop": 6},
         "by_cold_start": {"none": 1, "resident": 5},
         "failed_by_code": {"invalid_json": 1, "unknown_adapter": 1},
@@ -133,6 +134,7 @@ def test_a_report_says_what_it_is_about(report: dict[str, Any]) -> None:
     assert report["definitions"]["ttft_ms"] == "first token - arrival"
     assert report["run"]["weights"] == "checkpoint"
     assert report["run"]["device"] == "cpu (2 threads)"
+    assert report["run"]["memory"] == "base 1 GB, of 2 GB"
     assert report["run"]["options"]["max_tokens"] == 64
 
 

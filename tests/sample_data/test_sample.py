@@ -15,7 +15,7 @@ from score import MAX_BASE_EXACT_MATCH, MIN_EXACT_MATCH, exact_match, greedy_ans
 from tasks import TASK_OF_NAME, is_held_out
 from train_adapters import BASE_NAME, RECIPES, AdapterRecipe
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
-from write_requests import request_lines
+from write_requests import bench_lines, request_lines, write_requests
 
 MAX_BYTES = 20_000_000
 NAMES = [recipe.name for recipe in RECIPES]
@@ -108,6 +108,15 @@ def test_the_requests_cover_all_adapters_and_the_base(sample: Path) -> None:
     assert sum(request["adapter"] is None for request in requests) >= 3
     assert sum("messages" in request for request in requests) >= 3
     assert any("deadline_ms" in request for request in requests)
+
+
+def test_both_request_files_are_what_is_written_again(sample: Path, tmp_path: Path) -> None:
+    for committed, lines in (
+        (sample / "requests.jsonl", request_lines(TASK_OF_ADAPTER)),
+        (sample.parent / "recipes" / "peft-requests.jsonl", bench_lines(TASK_OF_ADAPTER)),
+    ):
+        write_requests(tmp_path / "r.jsonl", lines)
+        assert (tmp_path / "r.jsonl").read_bytes() == committed.read_bytes()
 
 
 def test_the_requests_expect_right_answers_to_held_out_inputs(sample: Path) -> None:

@@ -1,0 +1,54 @@
+"""What earlier sessions of a run have left in its output folder: counted again, and passed over."""
+
+from __future__ import annotations
+
+from caraserve_cli.core import Bounds, RequestRow
+from caraserve_cli.errors import OutputError
+from caraserve_cli.report.summary import RunSummary
+from caraserve_cli.requests.journal import Journal
+from caraserve_cli.requests.stream import RejectedRow
+
+
+class EarlierSessions:
+    """The rows that a journal held when it was opened.
+
+    Attributes:
+        num_rows: answered or rejected.
+        num_skipped: those of them that the input has shown so far.
+        num_misses: those of the skipped that were rejected and carried a bound.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.num_rows = journal.num_answers + journal.num_errors
+        self.num_skipped = 0
+        self.num_misses = 0
+
+    def restore(self, summary: RunSummary) -> None:
+        """Fold them into a new session's summary.
+
+        Raises:
+            OutputError: a row is not one that this program wrote.
+        """
+        try:
+            for row in self._journal.answers():
+                summary.add_answer(row, restored=True)
+            for row in self._journal.errors():
+                summary.add_error(str(row["code"]), carried_bound=False)
+        except (KeyError, TypeError) as error:
+            raise OutputError(
+                f"--resume: the output folder has a row that caraserve did not write ({error}); "
+                "remove that row, or choose another --out"
+            ) from error
+
+    def has_dealt_with(self, row: RequestRow | RejectedRow) -> bool:
+        """Whether a row of the input needs no more work. Runs in the intake's thread."""
+        if isinstance(row, RequestRow) and self._journal.is_answered(row.id):
+            self.num_skipped += 1
+            return True
+        request_id = row.id if isinstance(row, RequestRow) else row.request_id
+        if self._journal.is_rejected(row.line, request_id):
+            self.num_skipped += 1
+            self.num_misses += isinstance(row, RequestRow) and row.bounds != Bounds()
+            return True
+        return False

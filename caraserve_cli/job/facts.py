@@ -1,0 +1,50 @@
+"""What a report says of a run that neither its requests nor its answers tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from caraserve_cli import __version__
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.adapters.summary import inspect_adapter
+from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.job.options import RunOptions
+from caraserve_cli.report.run_report import RunFacts
+
+
+def run_facts(
+    options: RunOptions,
+    surroundings: Surroundings,
+    *,
+    startup_s: float,
+    duration_s: float,
+    resumed: bool,
+    interrupted: bool,
+    num_late: int,
+) -> RunFacts:
+    """The facts of one session; see `RunFacts` for the values that are given."""
+    return RunFacts(
+        caraserve_version=__version__,
+        base=surroundings.base.name,
+        weights=options.replica.weights,
+        device=surroundings.device_description,
+        memory=surroundings.memory.describe(),
+        dtype=str(surroundings.dtype).removeprefix("torch."),
+        requests_source=options.requests,
+        adapter_folders=[str(root) for root in options.replica.adapter_roots],
+        num_adapters_found=len(surroundings.library.names),
+        startup_s=startup_s,
+        duration_s=duration_s,
+        resumed=resumed,
+        interrupted=interrupted,
+        num_late=num_late,
+        arrival="arrival_ms of the request (default 0), counted from the start of the run",
+        options=options.as_json(),
+    )
+
+
+def find_lora_ranks(library: AdapterLibrary, adapters: Iterable[str | None]) -> dict[str, int]:
+    """The rank of each of `adapters` that is in the library: the largest of its modules."""
+    found = [name for name in adapters if name is not None and name in library]
+    ranks = {name: inspect_adapter(name, library.path(name)).lora_ranks for name in found}
+    return {name: lora_ranks[1] for name, lora_ranks in ranks.items() if lora_ranks is not None}

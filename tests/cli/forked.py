@@ -1,0 +1,51 @@
+"""`caraserve` in processes of their own, forked from one that has imported torch and transformers already.
+
+An interpreter needs 3 s of CPU time to import them, more than most runs here take. The standard library's
+fork server is a fresh interpreter that imports what it is told and then only forks. No thread may be running
+in it then: with one OpenMP thread torch starts none, and each child looks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from tests.cli.command import user_environment
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["caraserve_cli.cli.main", "caraserve_cli.cli.progress", "caraserve_cli.job.run"]
+)
+
+
+def start_caraserve(*args: str | Path, stderr: Path) -> ForkServerProcess:
+    """Start `caraserve ARGS…`; stdout is dropped. Its `pid` can be sent signals; its `exitcode` is that of
+    the command, or minus the signal that ended it."""
+    process = _CONTEXT.Process(target=_main, args=([*map(str, args)], stderr), daemon=True)
+    process.start()
+    return process
+
+
+def finish_caraserve(*args: str | Path, stderr: Path, timeout_s: float = 300) -> int:
+    """Run `caraserve ARGS…` to its end; its exit status."""
+    process = start_caraserve(*args, stderr=stderr)
+    process.join(timeout_s)
+    assert process.exitcode is not None, "it takes too long"
+    return process.exitcode
+
+
+def _main(args: list[str], stderr: Path) -> None:
+    num_threads = len(os.listdir(f"/proc/{os.getppid()}/task"))
+    assert num_threads == 1, "a fork of a process with threads may hang"
+    assert "caraserve_cli.job.run" in sys.modules, "nothing was imported ahead"
+    from caraserve_cli.cli.main import main
+
+    with stderr.open("wb") as file, open(os.devnull, "wb") as null:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        os.dup2(null.fileno(), sys.stdout.fileno())
+    os.environ.update(user_environment())
+    sys.argv = ["caraserve", *args]
+    main()
