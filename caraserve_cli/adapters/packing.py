@@ -13,7 +13,11 @@ from torch import Tensor
 
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, PackedWeights
 from caraserve_cli.core import FUSED_MODULES, BaseShape
+from caraserve_cli.errors import AdapterError
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModulePiece
+
+# The largest rank of a module that the kernels' working memory has room for.
+MAX_LORA_RANK = 512
 
 
 def fused_groups(shape: BaseShape) -> tuple[FusedGroup, ...]:
@@ -41,7 +45,17 @@ class Packer:
     pinned: bool
 
     def pack(self, weights: AdapterWeights) -> AdapterWeights:
-        """The same weights, in one piece; the pairs are views of it."""
+        """The same weights, in one piece; the pairs are views of it.
+
+        Raises:
+            AdapterError: the adapter's rank is above MAX_LORA_RANK.
+        """
+        if weights.lora_rank > MAX_LORA_RANK:
+            raise AdapterError(
+                weights.name,
+                f"has rank {weights.lora_rank}, and on a GPU ranks up to {MAX_LORA_RANK} are served; "
+                "use --device cpu",
+            )
         layout = AdapterLayout.build(
             fused_groups(self.shape),
             self.shape.num_layers,

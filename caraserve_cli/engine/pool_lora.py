@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caraserve_cli.adapters.packed_pool import PackedPool
+from caraserve_cli.adapters.packing import MAX_LORA_RANK
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_kernels.lora_layout import MAX_GROUP_MODULES, build_work, work_capacity
 from caraserve_kernels.lora_pool import (
@@ -24,8 +25,6 @@ from caraserve_kernels.lora_pool import (
     PooledLora,
 )
 
-# The largest rank that the kernels' scratch memory has room for, in each of three modules side by side.
-MAX_LORA_RANK = 512
 # Tokens an adapter from which decoding computes them together, on tensor cores. Chosen, not measured.
 SHARED_TOKENS = 2.0
 

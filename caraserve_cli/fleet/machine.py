@@ -73,11 +73,14 @@ def _cpuinfo(key: str) -> str:
     return ""
 
 
-def free_host_bytes() -> int:
-    """Host memory that can be taken without swapping, in bytes."""
-    meminfo = Path("/proc/meminfo")
+def free_host_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Host memory that can be taken without swapping and within a container's limit, in bytes."""
+    free_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+                free_bytes = int(line.split()[1]) * 1024
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    if limit.exists() and used.exists() and (limit_text := limit.read_text().strip()) != "max":
+        free_bytes = min(free_bytes, max(0, int(limit_text) - int(used.read_text())))
+    return free_bytes

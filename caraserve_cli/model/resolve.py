@@ -56,7 +56,7 @@ def resolve_base(base: str, weights: Weights) -> ResolvedBase:
     Raises:
         BaseModelError: there is no such model, it cannot be fetched, or its config cannot be honoured.
     """
-    folder = Path(base).expanduser()
+    folder = Path(base)
     if folder.is_dir():
         return ResolvedBase(name=base, config=load_decoder_config(folder), folder=folder)
     known = KNOWN_BASES.get(base.lower())

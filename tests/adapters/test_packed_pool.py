@@ -10,6 +10,7 @@ from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import Packer, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import FUSED_MODULES, AdapterMove, BaseShape
+from caraserve_cli.errors import AdapterError
 from caraserve_kernels.lora_layout import build_work
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import DECODE_CONFIG, PooledLora
@@ -107,6 +108,12 @@ def test_load_move_evict(buffer_bytes: int, monkeypatch: pytest.MonkeyPatch) -> 
     pool.evict(2)
     pool.load(2, packed(make_weights("third", 4, ("up_proj",))), offset_bytes=0)
     assert_computed(pool, {2: make_weights("third", 4, ("up_proj",)), 0: second})
+
+
+def test_a_rank_that_the_kernels_have_no_room_for_is_refused() -> None:
+    packed(make_weights("large", 511, ("q_proj",)))
+    with pytest.raises(AdapterError, match="'large'.*rank 513.*up to 512"):
+        packed(make_weights("large", 512, ("q_proj",)))  # its second layer has one row more
 
 
 def test_groups_are_the_decoders() -> None:

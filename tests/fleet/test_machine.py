@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -27,3 +29,13 @@ def test_the_device_is_there_or_refused() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(OptionError, match="--device: 'cuda'"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", 7 * 1024), ("6000", 2000), ("900000", 7 * 1024)])
+def test_a_container_has_what_its_limit_leaves(tmp_path: Path, limit: str, expected: int) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:       7 kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    assert free_host_bytes(meminfo, tmp_path) == expected
+    assert free_host_bytes(meminfo, tmp_path / "no cgroups") == 7 * 1024
