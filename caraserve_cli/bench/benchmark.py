@@ -1,23 +1,20 @@
-"""One benchmark from recipe to result, and the result as JSON. Knows no terminal."""
+"""One comparison from recipe to result, and the result as JSON. Knows no terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-import orjson
 import torch
 
 from caraserve_cli import __version__
-from caraserve_cli.bench.comparison import Comparison, compare
+from caraserve_cli.bench.comparison import Comparison, Verdict, compare
+from caraserve_cli.bench.facts import installed_versions
 from caraserve_cli.bench.measure import OnRun, measure
 from caraserve_cli.bench.recipe import Recipe
 from caraserve_cli.bench.systems import build_systems
 from caraserve_cli.bench.workload import Workload, load_workload
-from caraserve_cli.errors import OutputError
 
 _COMPARED_PACKAGES = ("torch", "transformers", "peft")
 
@@ -56,23 +53,16 @@ class BenchResult:
     facts: BenchFacts
     comparison: Comparison
 
+    @property
+    def verdict(self) -> Verdict:
+        return self.comparison.verdict
+
     def as_json(self) -> dict[str, object]:
         """The content of the file that `--json` writes."""
         comparison = dataclasses.asdict(self.comparison)
         for ratio, values in zip(self.comparison.ratios, comparison["ratios"], strict=True):
             values["met"] = ratio.is_met
-        return {**dataclasses.asdict(self.facts), **comparison, "verdict": self.comparison.verdict}
-
-    def write(self, path: Path) -> None:
-        """Write `as_json` to a file.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        try:
-            path.write_bytes(orjson.dumps(self.as_json(), option=orjson.OPT_INDENT_2) + b"\n")
-        except OSError as error:
-            raise OutputError(f"--json: '{path}' cannot be written: {error.strerror}") from error
+        return {**dataclasses.asdict(self.facts), **comparison, "verdict": self.verdict}
 
 
 def run_benchmark(recipe: Recipe, on_run: OnRun) -> BenchResult:
@@ -94,7 +84,7 @@ def _facts(recipe: Recipe, workload: Workload, load_average: float) -> BenchFact
         recipe=recipe.name,
         description=recipe.description,
         caraserve_version=__version__,
-        versions=_versions(),
+        versions=installed_versions(_COMPARED_PACKAGES),
         device=workload.device_description,
         num_threads=torch.get_num_threads(),
         num_cores=os.cpu_count() or 1,
@@ -107,13 +97,3 @@ def _facts(recipe: Recipe, workload: Workload, load_average: float) -> BenchFact
         warmups=recipe.warmups,
         repeats=recipe.repeats,
     )
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in _COMPARED_PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

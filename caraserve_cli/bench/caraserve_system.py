@@ -7,17 +7,10 @@ import time
 from caraserve_cli.bench.recipe import Recipe
 from caraserve_cli.bench.system import CARASERVE, SystemRun
 from caraserve_cli.bench.workload import Workload, replica_options
-from caraserve_cli.core import Failure, StepRecord
+from caraserve_cli.core import Failure
 from caraserve_cli.errors import InputError
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
 from caraserve_cli.job.clock import RunClock
-
-
-class _NoEvents:
-    """An event sink for a run whose steps nobody looks at."""
-
-    def on_step(self, record: StepRecord) -> None:
-        """Forget the step."""
 
 
 class CaraServeSystem:
@@ -39,7 +32,7 @@ class CaraServeSystem:
             InputError: a request fails.
         """
         clock = RunClock()
-        replica = LocalReplica(self._surroundings, self._options, clock, _NoEvents())
+        replica = LocalReplica(self._surroundings, self._options, clock, NoEvents())
         answers: dict[str, tuple[int, ...]] = {}
         clock.start()
         started_s = time.perf_counter()

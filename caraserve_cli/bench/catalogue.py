@@ -19,7 +19,7 @@ def find_recipe(name: str) -> Path:
         OptionError: there is no such recipe.
         InputError: this installation has no recipes.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.suffix == _SUFFIX:
         if not path.is_file():
             raise OptionError(

@@ -9,16 +9,22 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from caraserve_cli.bench.system import PEFT_MIXED, PEFT_ONE_ADAPTER, SystemRun
 from caraserve_cli.bench.workload import Workload
 from caraserve_cli.core import Request
 from caraserve_cli.errors import InputError
+
+# A request's id and its output tokens.
+Answer: TypeAlias = tuple[str, tuple[int, ...]]
 
 # PEFT's own name for a row without an adapter.
 _BASE_ROW = "__base__"
@@ -47,7 +53,10 @@ class LoadedPeft:
     def _load(self, workload: Workload) -> PeftModel:
         base = AutoModelForCausalLM.from_pretrained(workload.base, dtype=workload.dtype)
         torch.nn.Module.to(base, workload.device)
-        base.generation_config.eos_token_id = list(workload.eos_token_ids) or None
+        # Not the checkpoint's: some ask for a repetition penalty, and `generate` obeys even when greedy.
+        base.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            eos_token_id=list(workload.eos_token_ids) or None
+        )
         first, *others = workload.adapters
         # Adapters in the base's dtype, as CaraServe has them, instead of always in float32.
         model = PeftModel.from_pretrained(
@@ -59,12 +68,12 @@ class LoadedPeft:
             )
         return model
 
-    def answer_mixed(self, batch: Sequence[Request]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def answer_mixed(self, batch: Sequence[Request]) -> Iterator[Answer]:
         """(id, output tokens) of requests with any adapters, in one batch."""
         names = [_BASE_ROW if each.adapter is None else self._names[each.adapter] for each in batch]
         return self._generate(batch, adapter_names=names)
 
-    def answer_alike(self, batch: Sequence[Request]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def answer_alike(self, batch: Sequence[Request]) -> Iterator[Answer]:
         """(id, output tokens) of requests that all name the same adapter, or none."""
         adapter = batch[0].adapter
         if adapter is None:
@@ -74,9 +83,7 @@ class LoadedPeft:
         return self._generate(batch)
 
     @torch.inference_mode()
-    def _generate(
-        self, batch: Sequence[Request], adapter_names: list[str] | None = None
-    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _generate(self, batch: Sequence[Request], adapter_names: list[str] | None = None) -> Iterator[Answer]:
         width = max(len(request.prompt_token_ids) for request in batch)
         # Padding is masked, so that any token of the vocabulary serves.
         padded = [[0] * (width - len(each.prompt_token_ids)) + [*each.prompt_token_ids] for each in batch]
@@ -103,45 +110,56 @@ class LoadedPeft:
         return tuple(row[: next(ends, len(row))])
 
 
-class PeftMixed:
-    """Batches of requests in input order; each row has its own adapter (PEFT's `adapter_names`)."""
+class PeftSystem:
+    """PEFT on static batches; the two systems differ in which requests go together.
 
-    name = PEFT_MIXED
+    Args:
+        name: the system's.
+        batches: all batches of a workload's requests, in the order in which they are answered.
+        answer_batch: (id, output tokens) of one batch.
+    """
 
-    def __init__(self, peft: LoadedPeft, batch_size: int) -> None:
-        self._peft = peft
-        self._batch_size = batch_size
-
-    def answer(self, workload: Workload) -> SystemRun:
-        """Answer every request."""
-        answers: dict[str, tuple[int, ...]] = {}
-        started_s = time.perf_counter()
-        for batch in _batches(workload.requests, self._batch_size):
-            answers.update(self._peft.answer_mixed(batch))
-        return SystemRun(answers=answers, seconds=time.perf_counter() - started_s)
-
-
-class PeftOneAdapter:
-    """One adapter after another, in the order of their first requests: all requests of it, in batches."""
-
-    name = PEFT_ONE_ADAPTER
-
-    def __init__(self, peft: LoadedPeft, batch_size: int) -> None:
-        self._peft = peft
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        name: str,
+        batches: Callable[[Sequence[Request]], Iterator[Sequence[Request]]],
+        answer_batch: Callable[[Sequence[Request]], Iterator[Answer]],
+    ) -> None:
+        self.name = name
+        self._batches = batches
+        self._answer_batch = answer_batch
 
     def answer(self, workload: Workload) -> SystemRun:
         """Answer every request."""
         answers: dict[str, tuple[int, ...]] = {}
         started_s = time.perf_counter()
-        of_adapter: dict[str | None, list[Request]] = defaultdict(list)
-        for request in workload.requests:
-            of_adapter[request.adapter].append(request)
-        for requests in of_adapter.values():
-            for batch in _batches(requests, self._batch_size):
-                answers.update(self._peft.answer_alike(batch))
+        for batch in self._batches(workload.requests):
+            answers.update(self._answer_batch(batch))
         return SystemRun(answers=answers, seconds=time.perf_counter() - started_s)
+
+
+def load_peft_systems(workload: Workload, batch_size: int) -> dict[str, PeftSystem]:
+    """Both systems by name, over one base with all adapters.
+
+    Raises:
+        InputError: the workload names no adapter.
+    """
+    peft = LoadedPeft(workload)
+    mixed = PeftSystem(PEFT_MIXED, partial(_batches, batch_size=batch_size), peft.answer_mixed)
+    alike = PeftSystem(
+        PEFT_ONE_ADAPTER, partial(_batches_by_adapter, batch_size=batch_size), peft.answer_alike
+    )
+    return {mixed.name: mixed, alike.name: alike}
 
 
 def _batches(requests: Sequence[Request], batch_size: int) -> Iterator[Sequence[Request]]:
+    """Requests in input order, whatever their adapters."""
     return (requests[at : at + batch_size] for at in range(0, len(requests), batch_size))
+
+
+def _batches_by_adapter(requests: Sequence[Request], batch_size: int) -> Iterator[Sequence[Request]]:
+    """One adapter after another, in the order of their first requests: all requests of it, in batches."""
+    of_adapter: dict[str | None, list[Request]] = defaultdict(list)
+    for request in requests:
+        of_adapter[request.adapter].append(request)
+    return chain.from_iterable(_batches(alike, batch_size) for alike in of_adapter.values())

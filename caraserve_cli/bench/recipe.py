@@ -1,5 +1,6 @@
-"""What a benchmark measures, as its TOML file says it. Every key is honoured or refused by name.
+"""What a comparison measures, as its TOML file says it. Every key is honoured or refused by name.
 
+    kind = "comparison"                       # which is also what a recipe without a kind is
     description = "one line for `caraserve bench --list`"
     systems = ["caraserve", "peft-mixed"]     # the first one is compared with each of the others
     batch_size = 32                           # requests that a system works on at once
@@ -19,19 +20,19 @@ Knows no torch and starts nothing.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from caraserve_cli.bench.recipe_file import base_beside, read_recipe
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.bench.system import SYSTEM_NAMES
-from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.fleet.options import DeviceName, DtypeName
 
-_DEVICES = ("auto", "cpu", "cuda")
+COMPARISON = "comparison"
+DEVICES = ("auto", "cpu", "cuda")
 # No `auto`: systems that are compared must compute in one and the same dtype.
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,33 +86,31 @@ class Recipe:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe in a file.
+    """The comparison in a file.
 
     Raises:
         InputError: the file cannot be read.
         OptionError: it is no TOML, has an unknown key, or a wrong value.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"recipe '{path}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise OptionError(f"recipe '{path}' is not UTF-8; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(f"recipe '{path}' is not TOML: {error}") from error
-    return _parse_recipe(RecipeTable(values, str(path)), path)
+    return parse_recipe(read_recipe(path), path)
 
 
-def _parse_recipe(table: RecipeTable, path: Path) -> Recipe:
+def parse_recipe(table: RecipeTable, path: Path) -> Recipe:
+    """The comparison in a file that was read.
+
+    Raises:
+        OptionError: it has an unknown key, or a wrong value.
+    """
+    table.choice("kind", (COMPARISON,), COMPARISON)
     systems = _parse_systems(table)
     recipe = Recipe(
         name=path.stem,
         description=table.text("description"),
-        workload=_parse_workload(table.table("workload"), path.parent),
+        workload=_parse_workload(table.table("workload"), path),
         systems=systems,
         batch_size=table.count("batch_size", None),
-        device=cast("DeviceName", table.choice("device", _DEVICES, "cpu")),
-        dtype=cast("DtypeName", table.choice("dtype", _DTYPES, "float32")),
+        device=cast("DeviceName", table.choice("device", DEVICES, "cpu")),
+        dtype=cast("DtypeName", table.choice("dtype", DTYPES, "float32")),
         warmups=table.count("warmups", 1, low=0),
         repeats=table.count("repeats", 5),
         requirements=tuple(_parse_requirement(each, systems) for each in table.tables("require")),
@@ -128,10 +127,10 @@ def _parse_systems(table: RecipeTable) -> tuple[str, ...]:
     return systems
 
 
-def _parse_workload(table: RecipeTable, folder: Path) -> WorkloadSpec:
-    base = table.text("base")
+def _parse_workload(table: RecipeTable, path: Path) -> WorkloadSpec:
+    folder = path.parent
     spec = WorkloadSpec(
-        base=str(folder / base) if (folder / base).is_dir() else base,
+        base=base_beside(path, table.text("base")),
         adapter_roots=tuple(folder / root for root in table.texts("adapters")),
         requests=folder / table.text("requests"),
         limit=table.optional_count("limit"),

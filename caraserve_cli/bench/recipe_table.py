@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar, cast
 
+from caraserve_cli.config import parse_size
 from caraserve_cli.errors import OptionError
 
 _Value = TypeVar("_Value")
@@ -48,12 +49,45 @@ class RecipeTable:
     def count(self, key: str, default: int | None, low: int = 1) -> int:
         """A whole number of at least `low`; without a default it must be there."""
         value = self._take(key, int, "a whole number", default)
+        # Python reads what is larger than TOML's integers.
+        value = self._checked(key, value, lambda number: number < 2**63, "a number of 64 bits")
         return self._checked(key, value, lambda number: number >= low, f"at least {low}")
 
     def optional_count(self, key: str) -> int | None:
         """A whole number of at least 1, or None where the key is left out."""
         self._taken.add(key)
         return self.count(key, None) if key in self._values else None
+
+    def counts(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers of at least 1 that must be there and not be empty."""
+        must_be = "a list of whole numbers above zero"
+        values = self._checked(key, self._take(key, list, must_be), bool, must_be)
+        for value in values:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**63:
+                raise self.wrong(key, must_be, value)
+        return tuple(values)
+
+    def flag(self, key: str) -> bool:
+        """True or false; false where the key is left out."""
+        self._taken.add(key)
+        value = self._values.get(key, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false", value)
+        return value
+
+    def size(self, key: str, default: str | None) -> str | None:
+        """A text that `parse_size` understands, or `default` where the key is left out."""
+        self._taken.add(key)
+        if key not in self._values:
+            return default
+        text = self.text(key)
+        parse_size(f"{self._where}: '{key}'", text, total_bytes=2**40)
+        return text
+
+    def optional_positive(self, key: str) -> float | None:
+        """A number above zero, or None where the key is left out."""
+        self._taken.add(key)
+        return self.positive(key) if key in self._values else None
 
     def positive(self, key: str) -> float:
         """A number above zero that must be there."""
@@ -79,6 +113,11 @@ class RecipeTable:
                 raise self.wrong(key, must_be, values)
             tables.append(RecipeTable(cast("dict[str, object]", values), f"{self._where}, [[{key}]]"))
         return tables
+
+    def refuse(self, key: str, reason: str) -> None:
+        """Refuse a key that has no meaning beside the values of others."""
+        if key in self._values:
+            raise OptionError(f"{self._where}: '{key}' has no meaning {reason}; leave it out")
 
     def close(self) -> None:
         """Refuse any key that was not taken, naming the closest that could be."""

@@ -26,7 +26,7 @@ def build_systems(recipe: Recipe, workload: Workload) -> list[System]:
 
 def _peft_systems(recipe: Recipe, workload: Workload) -> dict[str, System]:
     try:
-        from caraserve_cli.bench.peft_systems import LoadedPeft, PeftMixed, PeftOneAdapter
+        from caraserve_cli.bench.peft_systems import load_peft_systems
     except ModuleNotFoundError as error:
         if error.name != "peft":
             raise
@@ -34,8 +34,4 @@ def _peft_systems(recipe: Recipe, workload: Workload) -> dict[str, System]:
             f"recipe '{recipe.name}' compares with PEFT, which is not installed; "
             "run pip install 'caraserve[test]'"
         ) from error
-    peft = LoadedPeft(workload)
-    return {
-        PEFT_MIXED: PeftMixed(peft, recipe.batch_size),
-        PEFT_ONE_ADAPTER: PeftOneAdapter(peft, recipe.batch_size),
-    }
+    return {**load_peft_systems(workload, recipe.batch_size)}

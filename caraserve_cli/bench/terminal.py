@@ -39,7 +39,7 @@ def _circumstances(facts: BenchFacts) -> Text:
 
 
 def _systems_table(comparison: Comparison) -> Table:
-    table = _table("system", "tokens/s", "lowest to highest", "seconds", "tokens", "equal answers")
+    table = plain_table("system", "tokens/s", "lowest to highest", "seconds", "tokens", "equal answers")
     for each in comparison.systems:
         speed = each.tokens_per_s
         table.add_row(
@@ -54,7 +54,7 @@ def _systems_table(comparison: Comparison) -> Table:
 
 
 def _ratios_table(comparison: Comparison) -> Table:
-    table = _table("tokens/s", "ratio", "lowest to highest", "required", "")
+    table = plain_table("tokens/s", "ratio", "lowest to highest", "required", "")
     for each in comparison.ratios:
         table.add_row(
             f"{each.ours} / {each.over}",
@@ -94,7 +94,8 @@ def _verdict_lines(comparison: Comparison) -> Iterator[Text]:
         yield Text("All answers are equal and every requirement is met.", style="green")
 
 
-def _table(first: str, *others: str) -> Table:
+def plain_table(first: str, *others: str) -> Table:
+    """A table without lines: the first column is text, the others are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first, no_wrap=True)
     for heading in others:

@@ -49,12 +49,15 @@ class Workload:
 
 def replica_options(recipe: Recipe) -> ReplicaOptions:
     """What a recipe means for a replica of CaraServe."""
-    return ReplicaOptions(
-        base=recipe.workload.base,
+    defaults = ReplicaOptions(base=recipe.workload.base)
+    return dataclasses.replace(
+        defaults,
         adapter_roots=recipe.workload.adapter_roots,
         device=recipe.device,
         dtype=recipe.dtype,
         max_running=recipe.batch_size,
+        # Each running request needs one token a step.
+        max_batch_tokens=max(defaults.max_batch_tokens, recipe.batch_size),
     )
 
 

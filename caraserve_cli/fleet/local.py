@@ -69,9 +69,7 @@ class Surroundings:
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
         packer = Packer(shape, None, pinned=device.type == "cuda") if copies_adapters(device) else None
-        host_store = HostStore(
-            source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load
-        )
+        host_store = HostStore(source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load)
         tokenizer = None if base.folder is None else load_tokenizer(base.folder)
         return cls(base, tokenizer, source.library, host_store, memory, device, dtype)
 

@@ -11,6 +11,9 @@ import torch
 
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.adapters.packing import Packer
+from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
+from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import AdapterError
 from tests.adapters.bad_adapters import edit_tensors
 from tests.adapters.bases import shape_of, tiny_llama
@@ -128,3 +131,29 @@ def test_any_order_of_fetches_keeps_the_books(root: Path) -> None:
             order = [other for other in order if other != name] + [name]
         assert store.kept_names == tuple(order[-2:])
         store.check_integrity()
+
+
+def made(name: str, folder: Path, shape: BaseShape, dtype: torch.dtype) -> AdapterWeights:
+    """Weights of rank 2 on q_proj, of no file."""
+    if name == "bad":
+        raise AdapterError(name, f"{folder} is bad")
+    in_width, out_width = shape.module_shape("q_proj")
+    a, b_rows = torch.ones(2, in_width, dtype=dtype), torch.full((2, out_width), len(name), dtype=dtype)
+    return AdapterWeights(name, {(0, "q_proj"): LoraPair(a, b_rows)})
+
+
+@pytest.mark.parametrize("packer", [None, Packer(SHAPE, None, pinned=False)], ids=["plain", "packed"])
+def test_weights_come_from_the_loader_that_is_given(packer: Packer | None) -> None:
+    library = AdapterLibrary({"good": Path("nowhere"), "bad": Path("nowhere/bad")})
+    store = HostStore(library, SHAPE, torch.bfloat16, 10 * SMALL_BYTES, packer, load=made)
+    weights = store.fetch("good")
+    assert store.fetch("good") is weights
+    assert weights.pairs[0, "q_proj"].b_rows.dtype == torch.bfloat16
+    assert weights.pairs[0, "q_proj"].b_rows.unique().tolist() == [4.0]
+    assert (weights.packed is None) == (packer is None)
+    info = store.info("good")
+    assert (info.lora_rank, info.num_bytes) == (2, weights.num_bytes)
+    assert info.content_hash == weights.content_hash, "packing changes no content"
+    with pytest.raises(AdapterError, match="nowhere/bad is bad"):
+        store.fetch("bad")
+    store.check_integrity()

@@ -112,7 +112,7 @@ def test_load_move_evict(buffer_bytes: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_rank_that_the_kernels_have_no_room_for_is_refused() -> None:
     packed(make_weights("large", 511, ("q_proj",)))
-    with pytest.raises(AdapterError, match="'large'.*rank 513.*up to 512"):
+    with pytest.raises(AdapterError, match=r"'large'.*rank 513.*up to 512"):
         packed(make_weights("large", 512, ("q_proj",)))  # its second layer has one row more
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from caraserve_cli.bench.catalogue import embedded_recipes, find_recipe
 from caraserve_cli.bench.recipe import load_recipe
+from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from caraserve_cli.errors import InputError, OptionError
 
 GOOD = """
@@ -59,6 +60,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "[[require]]: unknown key 'zz'; known are at_",
         ),
         ("batch_size = 4", "batch_size = true", "'batch_size' must be a whole number, got True"),
+        ("batch_size = 4", "batch_size = 18446744073709551616", "'batch_size' must be a number of 64 bits"),
         ("batch_size = 4", "batch_size = 4\nwarmups = -1", "'warmups' must be at least 0, got -1"),
         ("batch_size = 4", 'batch_size = 4\ndtype = "auto"', "'dtype' must be one of float32, bfloat16"),
         ("at_least = 1.5", "at_least = nan", "'at_least' must be a number above zero, got nan"),
@@ -97,8 +99,8 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_embedded_recipes_are_found_and_valid() -> None:
-    names = {load_recipe(path).name for path in embedded_recipes()}
-    assert {"peft", "peft-long"} <= names
+    names = {load_any_recipe(path).name for path in embedded_recipes()}
+    assert {"peft", "peft-long", "throughput"} <= names
     assert find_recipe("peft").name == "peft.toml"
     with pytest.raises(OptionError, match="did you mean 'peft'"):
         find_recipe("pefd")

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from caraserve_cli.bench.recipe import load_recipe
-from caraserve_cli.bench.workload import load_workload
+from caraserve_cli.bench.workload import load_workload, replica_options
 from caraserve_cli.core import SamplingParams
 from caraserve_cli.errors import InputError
 from tests.bench.conftest import WriteRecipe
@@ -54,6 +54,12 @@ def test_a_row_that_cannot_be_compared_is_refused(
     recipe = load_recipe(write_recipe(rows=({"prompt": "Input: fig\nOutput: ", **changes},)))
     with pytest.raises(InputError, match=rf"requests\.jsonl', {message}"):
         load_workload(recipe)
+
+
+def test_a_batch_may_be_larger_than_a_step_is_by_default(write_recipe: WriteRecipe) -> None:
+    recipe = dataclasses.replace(load_recipe(write_recipe()), batch_size=5000)
+    assert len(load_workload(recipe).requests) == 5
+    assert replica_options(recipe).max_batch_tokens == 5000
 
 
 def test_no_requests_at_all(write_recipe: WriteRecipe) -> None:

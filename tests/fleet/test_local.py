@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from caraserve_cli.core import Completion, Failure, Request, SamplingParams
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.adapters.loader import load_adapter
+from caraserve_cli.core import ColdStart, Completion, Failure, Request, SamplingParams
 from caraserve_cli.errors import RowError
-from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.local import AdapterSource, LocalReplica, NoEvents, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from tests.adapters.bad_adapters import edit_config
 from tests.adapters.peft_variants import VARIANTS, write_variant
@@ -97,3 +99,45 @@ def test_random_weights_need_no_files_and_follow_the_seed(options: ReplicaOption
         assert isinstance(outcomes[0], Completion)
         answers.append(outcomes[0].token_ids)
     assert answers[0] == answers[1] != answers[2]
+
+
+def answer_one(replica: LocalReplica, request: Request) -> Completion:
+    replica.submit([request])
+    while not (outcomes := replica.poll()):
+        replica.check_integrity()
+    (completion,) = outcomes
+    assert isinstance(completion, Completion)
+    return completion
+
+
+def test_an_evicted_adapter_is_cold_again(options: ReplicaOptions) -> None:
+    replica = start(options)
+    answers = []
+    for cold_start in (ColdStart.ON_DEMAND, ColdStart.RESIDENT):
+        answers.append(answer_one(replica, make_request("r", GOOD)))
+        assert answers[-1].cold_start is cold_start
+    replica.evict_adapters([GOOD, f"bad/{GOOD}"])
+    replica.check_integrity()
+    answers.append(answer_one(replica, make_request("r", GOOD)))
+    assert answers[-1].cold_start is ColdStart.ON_DEMAND
+    assert answers[0].token_ids == answers[1].token_ids == answers[2].token_ids
+
+
+def test_an_adapter_in_use_is_not_evicted(options: ReplicaOptions) -> None:
+    replica = start(options)
+    replica.submit([make_request("r", GOOD)])
+    assert replica.poll() == []
+    with pytest.raises(ValueError, match="in use"):
+        replica.evict_adapters([GOOD])
+    while not replica.poll():
+        replica.check_integrity()
+
+
+def test_adapters_of_another_source(options: ReplicaOptions) -> None:
+    """Under a name and in a place that no folder of the options has."""
+    library = AdapterLibrary({"renamed": options.adapter_roots[0] / GOOD})
+    surroundings = Surroundings.prepare(options, AdapterSource(library, load_adapter))
+    assert surroundings.library.names == ("renamed",)
+    replica = LocalReplica(surroundings, options, lambda: 0.0, NoEvents())
+    answer = answer_one(replica, make_request("r", "renamed"))
+    assert answer.token_ids == answer_one(start(options), make_request("r", GOOD)).token_ids

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caraserve_cli.errors import OptionError
-from caraserve_cli.fleet.machine import choose_device, choose_dtype
+from caraserve_cli.fleet.machine import choose_device, choose_dtype, free_host_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

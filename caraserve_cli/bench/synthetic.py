@@ -1,0 +1,149 @@
+"""Adapters and prompts of given sizes and random content: work of real shapes without a file."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.adapters.weights import (
+    CONTENT_HASH_BYTES,
+    AdapterWeights,
+    LoraPair,
+    ModuleKey,
+    module_order,
+)
+from caraserve_cli.bench.throughput_recipe import ThroughputCase
+from caraserve_cli.core import BaseShape, Request, SamplingParams
+from caraserve_cli.fleet.local import AdapterSource
+
+_WEIGHT_STD = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticAdapter:
+    """The sizes of one adapter: the same rank on the same modules of every layer.
+
+    `copy` tells adapters of equal sizes apart, so that cases which need ten of a size share them.
+    """
+
+    lora_rank: int
+    modules: tuple[str, ...]
+    copy: int
+
+    @property
+    def name(self) -> str:
+        return f"rank-{self.lora_rank}/{'+'.join(self.modules)}/{self.copy}"
+
+    def num_weights(self, shape: BaseShape) -> int:
+        """Elements of all its A and B."""
+        widths = sum(sum(shape.module_shape(module)) for module in self.modules)
+        return shape.num_layers * self.lora_rank * widths
+
+
+def adapters_of(case: ThroughputCase) -> tuple[SyntheticAdapter, ...]:
+    """A case's adapters, in order. Cases that use the same sizes share as many of them as they can."""
+    copies: Counter[int] = Counter()
+    adapters: list[SyntheticAdapter] = []
+    modules = tuple(sorted(case.modules, key=lambda module: module_order((0, module))))
+    for index in range(case.num_adapters):
+        lora_rank = case.lora_ranks[index % len(case.lora_ranks)]
+        adapters.append(SyntheticAdapter(lora_rank, modules, copies[lora_rank]))
+        copies[lora_rank] += 1
+    return tuple(adapters)
+
+
+class _NamedWeights(AdapterWeights):
+    """Weights known by their name: reading gigabytes of random numbers for their hash would tell no more."""
+
+    @cached_property
+    def content_hash(self) -> bytes:
+        return blake2b(self.name.encode(), digest_size=CONTENT_HASH_BYTES).digest()
+
+
+class SyntheticAdapters:
+    """Makes adapters when they are asked for. Those of equal sizes have equal content.
+
+    Args:
+        adapters: those that can be asked for.
+        packed: whether what is made is packed, which copies it. If not, each adapter is made in memory of its
+            own: reading one must not find it in a cache because another was read.
+    """
+
+    def __init__(self, adapters: Iterable[SyntheticAdapter], *, packed: bool) -> None:
+        self._adapters = {adapter.name: adapter for adapter in adapters}
+        self._packed = packed
+        self._pairs: dict[tuple[int, tuple[str, ...]], dict[ModuleKey, LoraPair]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._adapters)
+
+    @property
+    def source(self) -> AdapterSource:
+        """The adapters as a replica takes them."""
+        return AdapterSource(AdapterLibrary({name: Path(name) for name in self._adapters}), self.load)
+
+    def load(self, name: str, folder: Path, shape: BaseShape, dtype: torch.dtype) -> AdapterWeights:
+        """Weights of the adapter called `name`; its folder does not exist."""
+        adapter = self._adapters[name]
+        size = adapter.lora_rank, adapter.modules
+        if size not in self._pairs:
+            self._pairs[size] = _random_pairs(adapter, shape, dtype)
+        pairs = self._pairs[size]
+        if not self._packed:
+            pairs = {key: LoraPair(pair.a.clone(), pair.b_rows.clone()) for key, pair in pairs.items()}
+        return _NamedWeights(name, pairs)
+
+    def forget_content(self) -> None:
+        """Free what later adapters would have been made of."""
+        self._pairs.clear()
+
+
+def _random_pairs(
+    adapter: SyntheticAdapter, shape: BaseShape, dtype: torch.dtype
+) -> dict[ModuleKey, LoraPair]:
+    generator = torch.Generator().manual_seed(adapter.lora_rank)
+    weights = torch.empty(adapter.num_weights(shape), dtype=dtype)
+    weights.normal_(std=_WEIGHT_STD, generator=generator)
+    pairs: dict[ModuleKey, LoraPair] = {}
+    end = 0
+    for layer in range(shape.num_layers):
+        for module in adapter.modules:
+            sides: list[torch.Tensor] = []
+            for width in shape.module_shape(module):
+                first, end = end, end + adapter.lora_rank * width
+                sides.append(weights[first:end].view(adapter.lora_rank, width))
+            pairs[layer, module] = LoraPair(*sides)
+    return pairs
+
+
+def make_requests(
+    case: ThroughputCase, run: int, prompt_tokens: int, output_tokens: int, vocab_size: int
+) -> list[Request]:
+    """A case's requests. No two runs have equal prompts, so that no prefix cache knows them."""
+    adapters = adapters_of(case)
+    prompts = _random_prompts(f"{case.name} {run}", prompt_tokens, vocab_size)
+    return [
+        Request(
+            id=str(index),
+            line=index + 1,
+            prompt_token_ids=next(prompts),
+            adapter=adapters[index % len(adapters)].name if adapters else None,
+            sampling=SamplingParams(max_tokens=output_tokens, ignore_eos=True),
+        )
+        for index in range(case.num_requests)
+    ]
+
+
+def _random_prompts(seed: str, num_tokens: int, vocab_size: int) -> Iterator[tuple[int, ...]]:
+    chosen = random.Random(seed)
+    while True:
+        yield tuple(chosen.choices(range(vocab_size), k=num_tokens))

@@ -1,0 +1,111 @@
+"""A whole throughput benchmark, tiny: the real engine on the CPU, through the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from caraserve_cli.bench.floor import DeviceSpeed
+from tests.bench.throughput_recipes import RANK_5_BYTES, SMALL_POOL, TINY, write_throughput
+from tests.cli.command import assert_refused
+from tests.cli.conftest import Caraserve, caraserve
+
+__all__ = ["caraserve"]
+
+
+@pytest.fixture(autouse=True)
+def quick_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of known speed, whose measuring (test_floor.py) takes longer than these benchmarks."""
+    speed = DeviceSpeed(bytes_per_s=1e9, flops_per_s=1e9)
+    monkeypatch.setattr("caraserve_cli.bench.throughput.measure_speed", lambda *_: speed)
+
+
+def test_cases_are_interleaved_on_a_replica_and_all_work_is_done(
+    caraserve: Caraserve, tmp_path: Path
+) -> None:
+    result_file = tmp_path / "result.json"
+    ended = caraserve("bench", write_throughput(tmp_path, TINY + SMALL_POOL), "--json", result_file)
+    assert ended.returncode == 0, ended.stderr
+    assert [line.split(":")[0] for line in ended.stderr.splitlines()] == [
+        *[
+            f"{turn}  {case}"
+            for turn in ("warm-up", "repeat 1/2", "repeat 2/2")
+            for case in ("base", "adapters", "cold")
+        ],
+        *[f"{turn}  small pool" for turn in ("warm-up", "repeat 1/2", "repeat 2/2")],
+    ]
+    result = json.loads(result_file.read_text())
+    assert (result["kind"], result["verdict"], result["weights"]) == ("throughput", "met", "random")
+    assert (result["prompt_tokens"], result["output_tokens"], result["num_adapters"]) == (6, 4, 2)
+    assert result["startup_s"] > 0
+    cases = {case["name"]: case for case in result["cases"]}
+    assert list(cases) == ["base", "adapters", "cold", "small pool"]
+    for case in cases.values():
+        assert case["undone"] == []
+        assert len(case["tokens_per_s"]["values"]) == 2
+        # 3 requests of 4 tokens.
+        products = [
+            a * b for a, b in zip(case["tokens_per_s"]["values"], case["seconds"]["values"], strict=True)
+        ]
+        assert products == pytest.approx([12, 12])
+        assert case["of_floor"] == pytest.approx(case["tokens_per_s"]["median"] / case["floor_tokens_per_s"])
+        assert case["decode_step_ms"]["median"] > 0
+    assert {name: case["num_adapter_loads"] for name, case in cases.items()} == {
+        "base": [0, 0],
+        "adapters": [0, 0],
+        "cold": [2, 2],
+        # Rank 2, then rank 5 in its place, then nothing: the third request has rank 2, and joins the first.
+        "small pool": [2, 2],
+    }
+    peaks = {name: case["peak_running"] for name, case in cases.items()}
+    assert peaks == {"base": [3, 3], "adapters": [3, 3], "cold": [3, 3], "small pool": [2, 2]}
+    assert cases["small pool"]["adapter_pool_bytes"] == RANK_5_BYTES + 256
+    # Adapters are work, so the floor is lower with them.
+    assert cases["adapters"]["floor_tokens_per_s"] == cases["cold"]["floor_tokens_per_s"]
+    assert cases["adapters"]["floor_tokens_per_s"] < cases["base"]["floor_tokens_per_s"]
+
+
+def test_a_missed_requirement(caraserve: Caraserve, tmp_path: Path) -> None:
+    recipe = write_throughput(tmp_path, TINY.replace("at_least = 1e-6", "at_least = 1e12"))
+    ended = caraserve("bench", recipe)
+    assert ended.returncode == 4
+    assert "Missed: 'base' gives" in ended.stdout
+
+
+def test_work_that_cannot_be_done(caraserve: Caraserve, tmp_path: Path) -> None:
+    """The larger adapter does not fit the pool at all, so that its request fails, and quickly."""
+    small = SMALL_POOL.replace(f"{RANK_5_BYTES + 256}B", f"{RANK_5_BYTES - 256}B")
+    result_file = tmp_path / "result.json"
+    ended = caraserve("bench", write_throughput(tmp_path, TINY + small), "--json", result_file)
+    assert ended.returncode == 5
+    assert "Cannot tell: in 'small pool' 1 of 3 requests failed, the first because adapter" in ended.stdout
+    result = json.loads(result_file.read_text())
+    assert [case["verdict"] for case in result["cases"]] == ["met", "met", "met", "cannot-tell"]
+    assert result["verdict"] == "cannot-tell"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(caraserve: Caraserve) -> None:
+    ended = caraserve("bench", "throughput")
+    assert_refused(ended, 2, "recipe 'throughput'", 'device = "cuda"', "torch sees no CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragment"),
+    [
+        ("prompt_tokens = 6", "prompt_tokens = 509", "'prompt_tokens' and 'output_tokens' are 513 together"),
+        (
+            'host_adapter_memory = "1MB"',
+            'host_adapter_memory = "140KB"',
+            "'host_adapter_memory': the adapters",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    caraserve: Caraserve, tmp_path: Path, old: str, new: str, fragment: str
+) -> None:
+    assert old in TINY
+    assert_refused(caraserve("bench", write_throughput(tmp_path, TINY.replace(old, new))), 2, fragment)

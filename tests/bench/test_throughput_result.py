@@ -1,0 +1,210 @@
+"""From runs to medians, a verdict, and what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from caraserve_cli.bench.case_runner import find_undone
+from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.throughput_recipe import ThroughputCase
+from caraserve_cli.bench.throughput_result import (
+    CaseResult,
+    CaseRun,
+    ThroughputFacts,
+    ThroughputResult,
+    judge_case,
+)
+from caraserve_cli.bench.throughput_terminal import render_throughput
+from caraserve_cli.core import (
+    ColdStart,
+    Completion,
+    Failure,
+    FinishReason,
+    Request,
+    SamplingParams,
+    StepRecord,
+    Timings,
+)
+from caraserve_cli.fleet.options import ReplicaOptions
+
+CASE = ThroughputCase(
+    name="32 requests, 2 adapters",
+    num_requests=2,
+    num_adapters=2,
+    lora_ranks=(8,),
+    modules=("q_proj",),
+    cold=True,
+    at_least=5000.0,
+    options=ReplicaOptions(base="any"),
+)
+FACTS = ThroughputFacts(
+    recipe="tiny",
+    description="one case",
+    weights="random",
+    caraserve_version="0.1.0",
+    commit="abc123",
+    versions={"torch": "2.11.0"},
+    device="a GPU",
+    num_threads=2,
+    num_cores=2,
+    load_average=0.25,
+    base="llama2-7b",
+    dtype="bfloat16",
+    prompt_tokens=128,
+    output_tokens=64,
+    warmups=1,
+    repeats=3,
+    copy_bytes_per_s=4.3e12,
+    product_flops_per_s=7.9e14,
+    startup_s=12.34,
+    num_adapters=2,
+    adapters_s=0.5,
+)
+
+
+def step(start_ms: float, end_ms: float, *, prefill: int = 0, running: int = 2, loads: int = 0) -> StepRecord:
+    return StepRecord(
+        start_ms=start_ms,
+        end_ms=end_ms,
+        num_prefill_tokens=prefill,
+        num_decode_tokens=2,
+        num_running=running,
+        num_waiting=0,
+        num_preempted=0,
+        num_cached_tokens=0,
+        num_adapter_loads=loads,
+        adapter_load_ms=0.0,
+        num_kv_blocks_used=1,
+        num_kv_blocks=2,
+    )
+
+
+STEPS = (step(0, 50, prefill=7, loads=2), step(50, 54), step(54, 56, loads=1), step(56, 60, running=0))
+
+
+def run(seconds: float, undone: str | None = None, steps: tuple[StepRecord, ...] = STEPS) -> CaseRun:
+    return CaseRun(seconds=seconds, num_output_tokens=8000, steps=steps, undone=undone)
+
+
+def judge(runs: list[CaseRun], at_least: float | None = 5000.0, name: str = CASE.name) -> CaseResult:
+    case = dataclasses.replace(CASE, at_least=at_least, name=name)
+    return judge_case(case, runs, kv_tokens=512, adapter_pool_bytes=99, floor_tokens_per_s=10_000.0)
+
+
+def test_medians_steps_and_the_floor() -> None:
+    result = judge([run(1.0), run(2.0), run(4.0)])
+    assert result.tokens_per_s.values == (8000.0, 4000.0, 2000.0)
+    assert (result.tokens_per_s.median, result.of_floor) == (4000.0, 0.4)
+    assert result.decode_step_ms is not None
+    assert result.decode_step_ms.median == 4.0, "of the steps without prefill"
+    assert result.num_adapter_loads == (3, 3, 3)
+    assert result.peak_running == (2, 2, 2)
+
+
+def test_a_case_of_prefill_alone_has_no_decode_steps() -> None:
+    assert judge([run(1.0, steps=STEPS[:1])]).decode_step_ms is None
+
+
+@pytest.mark.parametrize(
+    ("at_least", "verdict"), [(4000.0, Verdict.MET), (4000.1, Verdict.MISSED), (None, Verdict.MET)]
+)
+def test_a_requirement_is_on_the_median(at_least: float | None, verdict: Verdict) -> None:
+    assert judge([run(1.0), run(2.0), run(4.0)], at_least).verdict is verdict
+
+
+def test_fast_work_that_was_not_done_means_nothing() -> None:
+    result = judge([run(0.1), run(0.1, "1 of 2 requests failed"), run(0.1, "1 of 2 requests failed")])
+    assert result.undone == ("1 of 2 requests failed",)
+    assert result.verdict is Verdict.CANNOT_TELL
+
+
+def test_the_worst_case_decides() -> None:
+    met, missed, unknown = judge([run(1.0)]), judge([run(9.0)]), judge([run(1.0, "x")])
+    assert ThroughputResult(FACTS, (met, met)).verdict is Verdict.MET
+    assert ThroughputResult(FACTS, (met, missed)).verdict is Verdict.MISSED
+    assert ThroughputResult(FACTS, (missed, unknown, met)).verdict is Verdict.CANNOT_TELL
+
+
+def request(name: str) -> Request:
+    sampling = SamplingParams(max_tokens=2)
+    return Request(id=name, line=1, prompt_token_ids=(1,), sampling=sampling)
+
+
+def completion(name: str, num_tokens: int = 2, *, cached: int = 0, preemptions: int = 0) -> Completion:
+    return Completion(
+        request=request(name),
+        text=None,
+        token_ids=(5,) * num_tokens,
+        finish_reason=FinishReason.LENGTH,
+        cold_start=ColdStart.NONE,
+        timings=Timings(arrival_ms=0.0),
+        num_cached_tokens=cached,
+        num_preemptions=preemptions,
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "undone"),
+    [
+        ([completion("a"), completion("b")], None),
+        ([completion("a"), completion("b", cached=16, preemptions=1)], None),
+        ([completion("a")], "1 of 2 requests have no answer of full length"),
+        ([completion("a"), completion("b", 1)], "1 of 2 requests have no answer of full length"),
+        ([completion("a"), completion("b", 3)], "1 of 2 requests have no answer of full length"),
+        (
+            [completion("a"), completion("b"), completion("b")],
+            "0 of 2 requests have no answer of full length",
+        ),
+        ([completion("a"), completion("b", cached=16)], "1 of 2 prompts were found in the prefix cache"),
+        (
+            [Failure(request("a"), "kv_capacity", "the cache is small"), completion("b")],
+            "1 of 2 requests failed, the first because the cache is small",
+        ),
+    ],
+)
+def test_what_was_not_done_is_found(outcomes: list[Completion | Failure], undone: str | None) -> None:
+    assert find_undone([request("a"), request("b")], outcomes) == undone
+
+
+def printed(*cases: CaseResult) -> list[str]:
+    console = Console(file=StringIO(), width=80)
+    console.print(render_throughput(ThroughputResult(FACTS, cases)), soft_wrap=True)
+    assert isinstance(console.file, StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_a_missed_requirement_as_printed() -> None:
+    assert printed(judge([run(1.0), run(2.0), run(4.0)]), judge([run(0.5)], None, "free")) == [
+        "tiny: one case",
+        "llama2-7b with random weights, 128 prompt and 64 output tokens a request",
+        "3 interleaved repeats, warm-ups: 1",
+        "a GPU, bfloat16, torch 2.11.0, commit abc123",
+        "load average before: 0.2 on 2 cores",
+        "copy 4,300 GB/s, matrix product 790 TFLOP/s",
+        "first replica ready after 12.3 s, 2 adapters made in 0.5 s",
+        "",
+        "output tokens/s          median  lowest to highest  required",
+        "32 requests, 2 adapters   4,000     2,000 to 8,000     5,000  missed",
+        "free                     16,000   16,000 to 16,000         -",
+        "",
+        "                          floor  of floor  decode step  loads  running",
+        "32 requests, 2 adapters  10,000       40%      4.00 ms      3        2",
+        "free                     10,000      160%      4.00 ms      3        2",
+        "",
+        "Missed: '32 requests, 2 adapters' gives 4,000 output tokens a second; the recipe requires 5,000.",
+    ]
+
+
+def test_work_not_done_as_printed() -> None:
+    lines = printed(judge([run(0.1, "2 of 2 requests failed", steps=())]))
+    assert "32 requests, 2 adapters  80,000   80,000 to 80,000     5,000  cannot tell" in lines
+    assert "32 requests, 2 adapters  10,000      800%            -      0        0" in lines
+    assert lines[-1] == "Cannot tell: in '32 requests, 2 adapters' 2 of 2 requests failed."
+
+
+def test_all_met_as_printed() -> None:
+    assert printed(judge([run(1.0)]))[-1] == "All work was done and every requirement is met."
