@@ -42,6 +42,10 @@ def parse_size(option: str, text: str, total_bytes: int) -> int:
     return size_bytes
 
 
+# A CUDA kernel's second grid dimension, in which attention counts sequences, goes no further.
+MOST_RUNNING = 65_535
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Sizes and limits of one engine.
@@ -64,6 +68,8 @@ class EngineConfig:
         for field in fields(self):
             if field.name != "prefix_caching" and getattr(self, field.name) < 1:
                 raise OptionError(f"--{field.name.replace('_', '-')}: must be at least 1")
+        if self.max_running > MOST_RUNNING:
+            raise OptionError(f"--max-running: at most {MOST_RUNNING} requests can run at once")
         if self.max_batch_tokens < self.max_running:
             raise OptionError(
                 f"--max-batch-tokens: {self.max_batch_tokens} is less than --max-running {self.max_running}; "

@@ -112,7 +112,7 @@ class HostStore:
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the books do not add up; for tests."""
-        assert self._kept_bytes == sum(weights.num_bytes for weights in self._kept.values())
+        assert self._kept_bytes == sum(weights.host_bytes for weights in self._kept.values())
         assert self._kept_bytes <= self._capacity_bytes
         assert self._kept.keys() <= self._infos.keys()
         assert not self._refused.keys() & self._infos.keys()
@@ -138,10 +138,10 @@ class HostStore:
             raise AdapterError(info.name, "its files changed during the run; run again with the new ones")
 
     def _keep(self, weights: AdapterWeights) -> None:
-        if weights.num_bytes > self._capacity_bytes:
+        if weights.host_bytes > self._capacity_bytes:
             return
-        while self._kept_bytes + weights.num_bytes > self._capacity_bytes:
+        while self._kept_bytes + weights.host_bytes > self._capacity_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped.num_bytes
+            self._kept_bytes -= dropped.host_bytes
         self._kept[weights.name] = weights
-        self._kept_bytes += weights.num_bytes
+        self._kept_bytes += weights.host_bytes

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from caraserve_cli.adapters.packing import fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights
@@ -52,7 +51,9 @@ class PackedPool:
         self.stacked_rows = np.zeros((max_adapters, len(self.groups)), dtype=np.int32)
         self._layouts: dict[int, AdapterLayout] = {}
         self._pinned = device.type == "cuda"
-        self._move_buffer: Tensor | None = None
+        self._move_buffer = self.weights.new_empty(
+            min(MOVE_BUFFER_BYTES // dtype.itemsize, self.weights.numel())
+        )
 
     def load(self, adapter_slot: int, weights: AdapterWeights, offset_bytes: int) -> None:
         """Copy a packed adapter in; the host does not wait for it."""
@@ -65,7 +66,7 @@ class PackedPool:
         self._write_table(adapter_slot, layout.placed(first))
 
     def move(self, move: AdapterMove) -> None:
-        """Slide an extent down, piece by piece from its lowest address."""
+        """Slide an extent down, piece by piece from its lowest address; it may overlap where it goes."""
         itemsize = self.weights.itemsize
         source, target, end = (
             num_bytes // itemsize
@@ -75,8 +76,6 @@ class PackedPool:
                 move.from_offset_bytes + move.num_bytes,
             )
         )
-        if self._move_buffer is None:
-            self._move_buffer = self.weights.new_empty(MOVE_BUFFER_BYTES // itemsize)
         for first in range(source, end, self._move_buffer.numel()):
             size = min(self._move_buffer.numel(), end - first)
             piece = self._move_buffer[:size]

@@ -60,6 +60,11 @@ class PackedWeights:
     layout: AdapterLayout
     blob: torch.Tensor
 
+    @property
+    def host_bytes(self) -> int:
+        """What the blob takes of the host: torch rounds pinned memory up to a power of two."""
+        return 1 << (self.blob.nbytes - 1).bit_length() if self.blob.is_pinned() else self.blob.nbytes
+
 
 @dataclass(frozen=True, eq=False)
 class AdapterWeights:
@@ -87,6 +92,11 @@ class AdapterWeights:
         if self.packed is not None:
             return self.packed.blob.nbytes
         return sum(pair.num_bytes for pair in self.pairs.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """What the adapter takes of the host's memory."""
+        return self.num_bytes if self.packed is None else self.packed.host_bytes
 
     @property
     def lora_rank(self) -> int:

@@ -24,42 +24,48 @@ def padded_size(num_sequences: int, max_sequences: int) -> int:
     return min(-(-num_sequences // step) * step, max_sequences)
 
 
+def padded_sizes(max_sequences: int) -> list[int]:
+    """All sizes that steps of up to `max_sequences` are padded to."""
+    return sorted({padded_size(count, max_sequences) for count in range(1, max_sequences + 1)})
+
+
 class DecodeGraphs:
     """Captures and replays `compute(size, variant)`.
 
     Args:
         compute: computes a step of `size` sequences on the current stream, from fixed buffers; `variant` is
-            anything that says how. Computing a step twice must change nothing. What it returns stays valid
-            until the next replay.
+            anything that says how. Computing a step twice must change nothing. It returns a fixed buffer,
+            so that graphs can share all memory of their own.
         device: where it computes.
     """
 
     def __init__(self, compute: Callable[[int, Hashable], Tensor], device: torch.device) -> None:
         self._compute = compute
         self._has_graphs = device.type == "cuda"
-        self._graphs: dict[tuple[int, Hashable], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[tuple[int, Hashable], torch.cuda.CUDAGraph] = {}
+        self._outputs: dict[int, Tensor] = {}
         self._memory_pool: Any = None  # torch's handle has no public type
-
-    @property
-    def num_captured(self) -> int:
-        return len(self._graphs)
 
     def run(self, size: int, variant: Hashable) -> Tensor:
         """The step's output, as `compute` returns it."""
         if not self._has_graphs:
             return self._compute(size, variant)
-        if (size, variant) not in self._graphs:
-            self._graphs[size, variant] = self._capture(size, variant)
-        graph, output = self._graphs[size, variant]
-        graph.replay()
-        return output
+        self.prepare(size, variant)
+        self._graphs[size, variant].replay()
+        return self._outputs[size]
 
-    def _capture(self, size: int, variant: Hashable) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        self._compute(size, variant)  # compiles kernels and makes their buffers, which a capture must not
+    def prepare(self, size: int, variant: Hashable) -> None:
+        """Compile what such steps need, and capture their graph, if that has not been done."""
+        if self._has_graphs and (size, variant) not in self._graphs:
+            self._graphs[size, variant] = self._capture(size, variant)
+
+    def _capture(self, size: int, variant: Hashable) -> torch.cuda.CUDAGraph:
+        # Compiles kernels and makes their buffers, which a capture must not.
+        self._outputs[size] = self._compute(size, variant)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Graphs run one after the other: they can share their memory.
         with torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"):
-            output = self._compute(size, variant)
+            self._compute(size, variant)
         self._memory_pool = self._memory_pool or graph.pool()
-        return graph, output
+        return graph

@@ -125,8 +125,6 @@ class Engine:
         self._texts: dict[Sequence, TextStream] = {}
         self._in_flight: deque[_Launched] = deque()
         self._last_end_ms = 0.0
-        # Sequences in the engine whose next token cannot be chosen before the last one is known.
-        self._num_lockstep = 0
 
     @property
     def has_work(self) -> bool:
@@ -150,7 +148,6 @@ class Engine:
             num_prompt_tokens=len(request.prompt_token_ids),
             max_output_tokens=max_output_tokens(self.config, request),
         )
-        self._num_lockstep += needs_lockstep(request.sampling)
         if self.config.prefix_caching:
             sequence.prefix_root = self._prefix_root(request, adapter)
         if self._open_text is not None:
@@ -164,6 +161,10 @@ class Engine:
         computed. An answer that turns out to have ended there is then given one token too many, and it is
         dropped.
         """
+        outcomes: list[Completion | Failure] = []
+        if self.scheduler.is_tight:
+            # The steps under way may end sequences and free what would be taken from others.
+            outcomes += self._take_steps(most_left=0)
         start_ms = self._clock_ms()
         plan, failures = self._move_adapters(self.scheduler.plan())
         most_in_flight = 0
@@ -172,9 +173,17 @@ class Engine:
             if result := self._launch(plan):
                 self._in_flight.append(_Launched(plan, result, start_ms, load_ms))
                 self.scheduler.commit(plan)
-                most_in_flight = 0 if self._num_lockstep else self._runner.max_in_flight - 1
-        outcomes = failures
-        while len(self._in_flight) > most_in_flight:
+                in_lockstep = any(needs_lockstep(c.sequence.request.sampling) for c in plan.chunks)
+                most_in_flight = 0 if in_lockstep else self._runner.max_in_flight - 1
+        outcomes += failures + self._take_steps(most_in_flight)
+        if not self.scheduler.has_work:
+            outcomes += self._take_steps(most_left=0)  # tokens too many, of answers that have ended
+        return outcomes
+
+    def _take_steps(self, most_left: int) -> list[Completion | Failure]:
+        """Wait for the oldest steps under way, until no more than `most_left` are; what ended with them."""
+        outcomes: list[Completion | Failure] = []
+        while len(self._in_flight) > most_left:
             outcomes += self._take_step(self._in_flight.popleft())
         return outcomes
 
@@ -232,7 +241,7 @@ class Engine:
     def _fail_users(self, adapter: str, message: str) -> list[Failure]:
         users = self.scheduler.users_of(adapter)
         for sequence in users:
-            self._leave(sequence)
+            self.scheduler.finish(sequence)
             self._texts.pop(sequence, None)
         self.scheduler.residency.discard(adapter)
         return [Failure(user.request, RowErrorCode.ADAPTER_REFUSED, message) for user in users]
@@ -265,7 +274,7 @@ class Engine:
         return None
 
     def _complete(self, sequence: Sequence, finish_reason: FinishReason) -> Completion:
-        self._leave(sequence)
+        self.scheduler.finish(sequence)
         text = self._texts.pop(sequence, None)
         return Completion(
             request=sequence.request,
@@ -278,10 +287,6 @@ class Engine:
             num_cached_tokens=sequence.num_cached_tokens,
             num_preemptions=sequence.num_preemptions,
         )
-
-    def _leave(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
-        self._num_lockstep -= needs_lockstep(sequence.request.sampling)
 
     def _record(self, launched: _Launched, end_ms: float) -> None:
         plan = launched.plan

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterMove, ScheduledChunk, StepPlan
-from caraserve_cli.engine.decode_graphs import DecodeGraphs, padded_size
+from caraserve_cli.core import AdapterMove, Request, ScheduledChunk, Sequence, StepPlan, Timings
+from caraserve_cli.engine.decode_graphs import DecodeGraphs, padded_size, padded_sizes
 from caraserve_cli.engine.extents import aligned_bytes
 from caraserve_cli.engine.gpu_inputs import GpuInputs
 from caraserve_cli.engine.model_runner import KnownTokens
@@ -37,6 +38,9 @@ from caraserve_cli.model.triton_attention import ChunkAttention, DecodeAttention
 from caraserve_kernels.lora_pool import LoraConfig
 from caraserve_kernels.paged_decode import MAX_SPLITS, DecodeScratch
 from caraserve_kernels.paged_prefill import PrefillTiling, build_prefill_tiles, choose_prefill_tiling
+
+# The prompt that kernels are compiled with; its length is of no account.
+WARM_UP_BLOCKS = 4
 
 
 class TokensUnderWay:
@@ -90,6 +94,7 @@ class GpuRunner:
             device,
         )
         self._graphs = DecodeGraphs(self._decode_logits, device)
+        self._logits = torch.empty(config.max_running, shape.vocab_size, dtype=decoder.dtype, device=device)
         # The tokens that the last step chose, and the row of each sequence that has one there.
         self._chosen = torch.zeros(config.max_running, dtype=torch.int64, device=device)
         self._feed_row_of: dict[int, int] = {}
@@ -117,20 +122,38 @@ class GpuRunner:
         """
         self._pool.load(adapter_slot, self._host_store.fetch(adapter), offset_bytes)
 
+    @torch.inference_mode()
+    def warm_up(self, *, with_adapters: bool) -> None:
+        """Compile the kernels and capture the graphs, so that no request waits for them. Before the first
+        request: what the buffers hold then is a batch that sees nothing, and blocks are written before they
+        are read."""
+        ways = (None, *self._decode_lora.configs) if with_adapters else (None,)
+        for size in padded_sizes(self._config.max_running):
+            for way in ways:
+                self._graphs.prepare(size, way)
+        block_table = list(range(min(WARM_UP_BLOCKS, self._config.num_kv_blocks)))
+        num_tokens = min(len(block_table) * self._config.kv_block_tokens, self._config.max_batch_tokens)
+        for adapter_slot in (None, 0) if with_adapters else (None,):
+            request = Request(id="", line=0, prompt_token_ids=(0,) * num_tokens)
+            sequence = Sequence(request, Timings(0.0), [0] * num_tokens, num_tokens, 1)
+            sequence.block_table, sequence.adapter_slot = block_table, adapter_slot
+            chunk = ScheduledChunk(sequence, 0, num_tokens, yields_token=True)
+            self._launch_chunks(StepBatch.build((chunk,), self._config.kv_block_tokens, {}), None)
+
     def launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
         """Queue a plan's computation.
 
         Raises:
             DeviceMemoryError: the GPU's memory does not hold it.
         """
-        try:
+        with suppress(torch.OutOfMemoryError):
             return self._launch(plan)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise DeviceMemoryError(
-                f"the GPU's memory does not hold a step of {plan.num_tokens} tokens; "
-                "lower --gpu-memory, so that more is left for steps"
-            ) from error
+        # Only here, where no traceback holds the step's tensors any more.
+        torch.cuda.empty_cache()
+        raise DeviceMemoryError(
+            f"the GPU's memory does not hold a step of {plan.num_tokens} tokens; "
+            "lower --gpu-memory, so that more is left for steps"
+        )
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
@@ -188,7 +211,8 @@ class GpuRunner:
         )
         attention = DecodeAttention(batch, self._scratch, self._num_sms)
         context = self._decode_lora.context(lora) if isinstance(lora, LoraConfig) else NoLora()
-        return self._decoder.logits(self._decoder.forward(self._token_ids(inputs, size), attention, context))
+        hidden = self._decoder.forward(self._token_ids(inputs, size), attention, context)
+        return self._logits[:size].copy_(self._decoder.logits(hidden))
 
     # Any other steps
 

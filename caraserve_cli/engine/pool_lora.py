@@ -16,6 +16,7 @@ from torch import Tensor
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import MAX_LORA_RANK
 from caraserve_cli.core import FUSED_MODULES
+from caraserve_kernels.linear import can_overlap
 from caraserve_kernels.lora_layout import MAX_GROUP_MODULES, build_work, work_capacity
 from caraserve_kernels.lora_pool import (
     DECODE_CONFIG,
@@ -29,6 +30,10 @@ from caraserve_kernels.lora_pool import (
 SHARED_TOKENS = 2.0
 
 Ints = NDArray[np.int32]
+
+
+def _configs(decoding: bool) -> tuple[LoraConfig, ...]:
+    return (DECODE_CONFIG, SHARED_CONFIG) if decoding else (PREFILL_CONFIG,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +62,9 @@ class PoolLora:
         self, pool: PackedPool, work: Tensor, max_tokens: int, num_sms: int, *, decoding: bool
     ) -> None:
         self._pool = pool
-        self._configs = (DECODE_CONFIG, SHARED_CONFIG) if decoding else (PREFILL_CONFIG,)
+        # What kernels read before the one in front of them has ended is written by copies, before the step.
+        overlap = can_overlap(work.device)
+        self._configs = tuple(dataclasses.replace(config, overlap=overlap) for config in _configs(decoding))
         most_splits = max(config.shrink.split_k for config in self._configs)
         h = torch.empty(
             most_splits, max_tokens, MAX_GROUP_MODULES, MAX_LORA_RANK, dtype=torch.float32, device=work.device
@@ -70,7 +77,6 @@ class PoolLora:
     @staticmethod
     def work_capacity(max_tokens: int, max_segments: int, *, decoding: bool) -> int:
         """Elements that the work lists of any step fit in."""
-        configs = (DECODE_CONFIG, SHARED_CONFIG) if decoding else (PREFILL_CONFIG,)
         return max(
             work_capacity(
                 len(FUSED_MODULES),
@@ -80,8 +86,13 @@ class PoolLora:
                 config.block_tokens,
                 config.shrink.block_rows,
             )
-            for config in configs
+            for config in _configs(decoding)
         )
+
+    @property
+    def configs(self) -> tuple[LoraConfig, ...]:
+        """The forms in which steps can be computed."""
+        return self._configs
 
     def choose(self, segments: Ints) -> LoraConfig:
         """How a step with these segments is computed."""

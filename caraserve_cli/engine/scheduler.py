@@ -73,6 +73,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether the next plan may have to preempt: each running sequence may want one more block."""
+        return self.blocks.num_free < len(self.running)
+
     def add(self, sequence: Sequence, adapter: AdapterInfo | None) -> None:
         """Queue a sequence that the caller has checked to fit the cache and the adapter pool alone."""
         if adapter is not None:

@@ -14,6 +14,7 @@ from caraserve_cli.adapters.packing import Packer
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, EventSink, Failure, Request, StepRecord
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
+from caraserve_cli.engine.gpu_runner import GpuRunner
 from caraserve_cli.engine.limits import check_fits
 from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import AdapterError, RowError, RowErrorCode
@@ -189,10 +190,9 @@ class LocalReplica:
         host_store = self._surroundings.host_store
         if not copies_adapters(decoder.device):
             return ModelRunner(decoder, host_store, config.num_kv_blocks, config.kv_block_tokens)
-        # Triton compiles for the GPU; where there is none, nothing of it is imported.
-        from caraserve_cli.engine.gpu_runner import GpuRunner
-
-        return GpuRunner(decoder, host_store, config)
+        runner = GpuRunner(decoder, host_store, config)
+        runner.warm_up(with_adapters=len(self._surroundings.library) > 0)
+        return runner
 
     def _open_text(self, request: Request) -> TextStream:
         tokenizer = self._surroundings.tokenizer

@@ -6,9 +6,11 @@ Knows the options and the base's sizes, not the weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 
+from caraserve_cli.adapters.packing import MAX_LORA_RANK
 from caraserve_cli.config import EngineConfig, parse_size
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.machine import free_host_bytes
@@ -66,29 +68,33 @@ def plan_memory(
     GPU's memory, others of what all parts together may take.
 
     Raises:
-        OptionError: a size is malformed, or too small to hold anything.
+        OptionError: a size is malformed, too small to hold anything, or the parts do not fit together.
     """
     host_bytes = free_host_bytes()
+    total_bytes = _total_bytes(options, device, host_bytes)
     base_bytes = empty_weights(config, dtype, torch.device("meta")).num_bytes
-    working_bytes = _working_bytes(options, config, dtype)
-    if device.type == "cuda":
-        free_bytes, gpu_bytes = torch.cuda.mem_get_info(device)
-        total_bytes = min(free_bytes, _share("--gpu-memory", options.gpu_memory, gpu_bytes, GPU_SHARE))
-        working_bytes += GPU_RUNTIME_BYTES
-        left_bytes = max(0, total_bytes - base_bytes - working_bytes)
-        adapter_bytes = _share(
-            "--adapter-memory",
-            options.adapter_memory,
-            total_bytes,
-            GPU_ADAPTER_SHARE * left_bytes / total_bytes,
+    working_bytes = _working_bytes(options, config, dtype, device)
+    left_bytes = total_bytes - base_bytes - working_bytes
+    if left_bytes <= 0:
+        raise OptionError(
+            f"--base: its weights take {_gb(base_bytes)} and a step {_gb(working_bytes)}, and there are "
+            f"{_gb(total_bytes)}; choose a smaller base or a device with more memory"
         )
-        default_kv_bytes = max(0, left_bytes - adapter_bytes)
-    else:
-        total_bytes = host_bytes
-        adapter_bytes = _share("--adapter-memory", options.adapter_memory, host_bytes, DEVICE_ADAPTER_SHARE)
-        default_kv_bytes = int(KV_SHARE * host_bytes)
+    kv_share, adapter_share = _default_shares(device, left_bytes, total_bytes)
+    kv_bytes = _share("--kv-memory", options.kv_memory, total_bytes, None)
+    room_bytes = left_bytes - (kv_bytes or 0)
+    adapter_bytes = _share("--adapter-memory", options.adapter_memory, total_bytes, adapter_share)
+    if options.adapter_memory is None:
+        adapter_bytes = min(adapter_bytes, max(1, int(GPU_ADAPTER_SHARE * room_bytes)))
+    if kv_bytes is None:
+        kv_bytes = min(int(kv_share * total_bytes), left_bytes - adapter_bytes)
     block_bytes = KvCache.block_bytes(config.shape, options.kv_block_tokens, dtype)
-    num_kv_blocks = _num_kv_blocks(options, config, total_bytes, default_kv_bytes, block_bytes)
+    num_kv_blocks = _num_kv_blocks(options, config, kv_bytes, block_bytes)
+    if num_kv_blocks * block_bytes + adapter_bytes > left_bytes:
+        raise OptionError(
+            f"--kv-memory, --adapter-memory: {_gb(num_kv_blocks * block_bytes)} and {_gb(adapter_bytes)} are "
+            f"asked for, and beside base and steps there are {_gb(left_bytes)}"
+        )
     engine = EngineConfig(
         num_kv_blocks=num_kv_blocks,
         adapter_memory_bytes=adapter_bytes,
@@ -111,30 +117,60 @@ def plan_memory(
     )
 
 
-def _num_kv_blocks(
-    options: ReplicaOptions, config: DecoderConfig, total_bytes: int, default_bytes: int, block_bytes: int
-) -> int:
+def _total_bytes(options: ReplicaOptions, device: torch.device, host_bytes: int) -> int:
+    """What all parts together may take on the device."""
+    if device.type == "cuda":
+        free_bytes, gpu_bytes = torch.cuda.mem_get_info(device)
+        return min(free_bytes, _share("--gpu-memory", options.gpu_memory, gpu_bytes, GPU_SHARE))
+    if options.gpu_memory is not None:
+        raise OptionError("--gpu-memory: the base runs on the CPU; leave it out, or use --device cuda")
+    return host_bytes
+
+
+def _default_shares(device: torch.device, left_bytes: int, total_bytes: int) -> tuple[float, float]:
+    """The KV cache's and the adapter pool's shares of `total_bytes`."""
+    if device.type != "cuda":
+        return KV_SHARE, DEVICE_ADAPTER_SHARE
+    return 1.0, GPU_ADAPTER_SHARE * left_bytes / total_bytes
+
+
+def _num_kv_blocks(options: ReplicaOptions, config: DecoderConfig, kv_bytes: int, block_bytes: int) -> int:
     most_blocks = options.max_running * -(-config.context_tokens // options.kv_block_tokens)
-    kv_bytes = default_bytes
-    if options.kv_memory is not None:
-        kv_bytes = parse_size("--kv-memory", options.kv_memory, total_bytes)
     if kv_bytes < block_bytes:
         raise OptionError(
             f"--kv-memory: one block of {options.kv_block_tokens} tokens takes {block_bytes} bytes, and "
-            f"{kv_bytes} are left for it; give more memory, or make other parts smaller"
+            f"{max(0, kv_bytes)} are left for it; give more memory, or make other parts smaller"
         )
     return min(kv_bytes // block_bytes, most_blocks)
 
 
-def _working_bytes(options: ReplicaOptions, config: DecoderConfig, dtype: torch.dtype) -> int:
-    """Activations of the largest step: the residual stream, the widest module's input and output twice, since
-    the allocator keeps what the last layer has given back, and the logits, also in float32."""
+def _working_bytes(
+    options: ReplicaOptions, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+) -> int:
+    """What the largest step needs: the residual stream, the widest module's input and output twice, since the
+    allocator keeps what the last layer has given back; LoRA's intermediate rows; the logits, and what drawing
+    from them takes, seven arrays of eight bytes."""
     shape = config.shape
     widest = 3 * shape.intermediate_size + (3 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     per_token = (4 * shape.hidden_size + 2 * widest) * dtype.itemsize
-    per_logit = dtype.itemsize + 3 * torch.float32.itemsize
-    return options.max_batch_tokens * per_token + options.max_running * shape.vocab_size * per_logit
+    per_logit = 2 * dtype.itemsize + torch.float32.itemsize + 7 * torch.float64.itemsize
+    num_bytes = options.max_batch_tokens * per_token + options.max_running * shape.vocab_size * per_logit
+    if device.type != "cuda":
+        return num_bytes
+    lora_rows_bytes = 3 * MAX_LORA_RANK * torch.float32.itemsize
+    return num_bytes + options.max_batch_tokens * lora_rows_bytes + GPU_RUNTIME_BYTES
 
 
-def _share(option: str, text: str | None, total_bytes: int, default: float) -> int:
-    return int(default * total_bytes) if text is None else parse_size(option, text, total_bytes)
+@overload
+def _share(option: str, text: str | None, total_bytes: int, default: float) -> int: ...
+
+
+@overload
+def _share(option: str, text: str | None, total_bytes: int, default: None) -> int | None: ...
+
+
+def _share(option: str, text: str | None, total_bytes: int, default: float | None) -> int | None:
+    """The bytes that an option asks for, or its default share."""
+    if text is not None:
+        return parse_size(option, text, total_bytes)
+    return None if default is None else int(default * total_bytes)

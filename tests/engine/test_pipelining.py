@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from caraserve_cli.config import EngineConfig
@@ -25,7 +27,8 @@ EOS = 0
 
 
 def token_at(sequence: Sequence, position: int) -> int:
-    """A made-up model: the token at a position depends on the request and on everything before it."""
+    """A made-up model: the token at a position depends on the prompt and the position alone. Whether a runner
+    feeds the right token to its next step is seen by `tests/fleet/test_parity.py`."""
     return (hash((sequence.request.prompt_token_ids, position)) % 23) + (position % 11 > 0)
 
 
@@ -135,6 +138,21 @@ def test_who_must_know_the_last_token_is_never_ahead() -> None:
     answers, _ = answer(make_requests(repetition_penalty=1.3), runner, 200)
     assert len(answers) == 30
     assert runner.most_under_way == 1
+
+
+def test_who_waits_holds_nobody_back() -> None:
+    """Steps are ahead until the one request that must know its tokens runs, and again after it."""
+    last = dataclasses.replace(make_requests(logprobs=1)[0], id="last", line=99)
+    runner = AheadRunner(2)
+    answers, _ = answer([*make_requests(), last], runner, 200)
+    assert len(answers) == 31
+    assert runner.most_under_way == 2
+
+
+def test_nothing_is_under_way_when_all_is_answered() -> None:
+    runner = AheadRunner(2)
+    answer(make_requests(), runner, 200)
+    assert runner.num_under_way == 0
 
 
 @pytest.mark.parametrize("most_tokens", [13, 5, 1])

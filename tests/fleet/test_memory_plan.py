@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from caraserve_cli.errors import OptionError
+from caraserve_cli.fleet import memory_plan
 from caraserve_cli.fleet.machine import free_host_bytes
 from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -51,6 +52,18 @@ def test_no_more_cache_than_could_ever_be_used(config: DecoderConfig) -> None:
     assert plan_memory(options, config, torch.float32, CPU).engine.num_kv_blocks == 2 * 512 // 16
 
 
+def test_a_gpus_memory_means_nothing_on_the_cpu(config: DecoderConfig) -> None:
+    with pytest.raises(OptionError, match="--gpu-memory: the base runs on the CPU"):
+        plan_memory(ReplicaOptions(base="", gpu_memory="1GB"), config, torch.float32, CPU)
+
+
+def test_a_base_larger_than_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "free_host_bytes", lambda: 20 * GB)
+    base = resolve_base("llama2-7b", "random")
+    with pytest.raises(OptionError, match=r"--base: its weights take 27.0 GB"):
+        plan_memory(ReplicaOptions(base="llama2-7b", weights="random"), base.config, torch.float32, CPU)
+
+
 @pytest.mark.usefixtures("on_a_gpu")
 class TestOnAGpu:
     def test_all_parts_fit_together(self) -> None:
@@ -69,10 +82,28 @@ class TestOnAGpu:
         assert plan_7b(gpu_memory="999GB").total_bytes == H200_BYTES - GB // 2, "no more than is free"
 
     def test_a_base_that_leaves_no_room_is_refused(self) -> None:
-        with pytest.raises(OptionError, match="--kv-memory: one block of 16 tokens"):
+        with pytest.raises(OptionError, match=r"--base: its weights take 13.5 GB .* there are 10.0 GB"):
             plan_7b(gpu_memory="10GB")
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"kv_memory": "70GB", "gpu_memory": "80GB"},
+            {"kv_memory": "90GB", "adapter_memory": "50GB"},
+            {"adapter_memory": "130GB"},
+        ],
+        ids=lambda asked: "+".join(asked),
+    )
+    def test_parts_that_do_not_fit_together_are_refused(self, asked: dict[str, str]) -> None:
+        with pytest.raises(OptionError, match="--kv-memory"):
+            plan_7b(**asked)
+
+    def test_the_pool_makes_room_for_a_cache_that_is_asked_for(self) -> None:
+        plan = plan_7b(gpu_memory="80GB", kv_memory="60GB")
+        assert plan.kv_bytes == pytest.approx(60 * GB, rel=0.001)
+        assert plan.kv_bytes + plan.engine.adapter_memory_bytes + plan.base_bytes < 80 * GB
 
     def test_it_is_told_in_one_line(self) -> None:
         assert plan_7b(gpu_memory="40GB", kv_memory="20GB", adapter_memory="2GB").describe() == (
-            "base 13.5 GB, adapters 2.0 GB, KV cache 20.0 GB (38,144 tokens), steps 2.8 GB; of 40.0 GB"
+            "base 13.5 GB, adapters 2.0 GB, KV cache 20.0 GB (38,144 tokens), steps 3.2 GB; of 40.0 GB"
         )
