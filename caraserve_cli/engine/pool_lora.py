@@ -17,7 +17,7 @@ from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import MAX_LORA_RANK
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_kernels.linear import can_overlap
-from caraserve_kernels.lora_layout import MAX_GROUP_MODULES, build_work, work_capacity
+from caraserve_kernels.lora_layout import MAX_GROUP_MODULES
 from caraserve_kernels.lora_pool import (
     DECODE_CONFIG,
     PREFILL_CONFIG,
@@ -25,6 +25,7 @@ from caraserve_kernels.lora_pool import (
     LoraConfig,
     PooledLora,
 )
+from caraserve_kernels.lora_work import build_work, work_capacity
 
 # Tokens an adapter from which decoding computes them together, on tensor cores. Chosen, not measured.
 SHARED_TOKENS = 2.0

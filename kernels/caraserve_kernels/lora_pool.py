@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import triton
 from torch import Tensor
 
-from caraserve_kernels import lora_layout
+from caraserve_kernels import lora_layout, lora_work
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModuleKey
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool_kernels import expand_kernel, shrink_kernel
@@ -152,7 +152,7 @@ def shrink(lora: PooledLora, layer: int, group: int, x: Tensor) -> None:
         lora.work,
         _table_field(lora, layer, group),
         x.stride(0),
-        LIST=lora_layout.FIRST_SHRINK_LIST + 2 * group,
+        LIST=lora_work.FIRST_SHRINK_LIST + 2 * group,
         SLOT_STRIDE=lora.table.stride(0),
         H_SPLIT_STRIDE=lora.h.stride(0),
         H_STRIDE=lora.h.stride(1),
@@ -241,8 +241,8 @@ def write_blob(
 
 def add_pooled_reference(lora: PooledLora, layer: int, group: int, x: Tensor, y: Tensor) -> Tensor:
     """The semantics above in float32, from the same pool, table and work; returns a new tensor."""
-    first, count = lora.work[lora_layout.TOKEN_LIST :][:2].tolist()
-    fields = lora_layout.TOKEN_TILE_FIELDS
+    first, count = lora.work[lora_work.TOKEN_LIST :][:2].tolist()
+    fields = lora_work.TOKEN_TILE_FIELDS
     tiles = lora.work[first : first + count * fields].view(-1, fields).tolist()
     token_adapter = [-1] * x.shape[0]
     adapters = [_pooled_parts(lora, adapter_slot, layer, group) for adapter_slot, _, _ in tiles]
@@ -254,7 +254,7 @@ def add_pooled_reference(lora: PooledLora, layer: int, group: int, x: Tensor, y:
 def _pooled_parts(lora: PooledLora, adapter_slot: int, layer: int, group: int) -> list[LoraPart]:
     """One adapter's parts of one group of one layer, as views of the pool."""
     shape, entry = lora.groups[group], lora.table[adapter_slot, layer, group].tolist()
-    rank_limit = int(lora.work[lora_layout.RANK_LIMIT])
+    rank_limit = int(lora.work[lora_work.RANK_LIMIT])
     parts, column = [], 0
     for index, out_width in enumerate(shape.out_widths):
         first = lora_layout.FIRST_MODULE + index * lora_layout.MODULE_FIELDS

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from caraserve_kernels import lora_layout
+from caraserve_kernels import lora_layout, lora_work
 
 _A_OFFSET = tl.constexpr(lora_layout.A_OFFSET)
 _FIRST_MODULE = tl.constexpr(lora_layout.FIRST_MODULE)
@@ -25,18 +25,18 @@ _MODULE_RANK = tl.constexpr(lora_layout.MODULE_RANK)
 _MODULE_ROW = tl.constexpr(lora_layout.MODULE_ROW)
 _MODULE_B_OFFSET = tl.constexpr(lora_layout.MODULE_B_OFFSET)
 _MODULE_BIAS_OFFSET = tl.constexpr(lora_layout.MODULE_BIAS_OFFSET)
-_RANK_LIMIT = tl.constexpr(lora_layout.RANK_LIMIT)
-_TOKEN_LIST = tl.constexpr(lora_layout.TOKEN_LIST)
-_SHRINK_TILE_FIELDS = tl.constexpr(lora_layout.SHRINK_TILE_FIELDS)
-_TILE_SLOT = tl.constexpr(lora_layout.TILE_SLOT)
-_TILE_ROW = tl.constexpr(lora_layout.TILE_ROW)
-_TILE_NUM_ROWS = tl.constexpr(lora_layout.TILE_NUM_ROWS)
-_TILE_TOKEN = tl.constexpr(lora_layout.TILE_TOKEN)
-_TILE_NUM_TOKENS = tl.constexpr(lora_layout.TILE_NUM_TOKENS)
-_TOKEN_TILE_FIELDS = tl.constexpr(lora_layout.TOKEN_TILE_FIELDS)
-_TOKEN_TILE_SLOT = tl.constexpr(lora_layout.TOKEN_TILE_SLOT)
-_TOKEN_TILE_TOKEN = tl.constexpr(lora_layout.TOKEN_TILE_TOKEN)
-_TOKEN_TILE_NUM_TOKENS = tl.constexpr(lora_layout.TOKEN_TILE_NUM_TOKENS)
+_RANK_LIMIT = tl.constexpr(lora_work.RANK_LIMIT)
+_TOKEN_LIST = tl.constexpr(lora_work.TOKEN_LIST)
+_SHRINK_TILE_FIELDS = tl.constexpr(lora_work.SHRINK_TILE_FIELDS)
+_TILE_SLOT = tl.constexpr(lora_work.TILE_SLOT)
+_TILE_ROW = tl.constexpr(lora_work.TILE_ROW)
+_TILE_NUM_ROWS = tl.constexpr(lora_work.TILE_NUM_ROWS)
+_TILE_TOKEN = tl.constexpr(lora_work.TILE_TOKEN)
+_TILE_NUM_TOKENS = tl.constexpr(lora_work.TILE_NUM_TOKENS)
+_TOKEN_TILE_FIELDS = tl.constexpr(lora_work.TOKEN_TILE_FIELDS)
+_TOKEN_TILE_SLOT = tl.constexpr(lora_work.TOKEN_TILE_SLOT)
+_TOKEN_TILE_TOKEN = tl.constexpr(lora_work.TOKEN_TILE_TOKEN)
+_TOKEN_TILE_NUM_TOKENS = tl.constexpr(lora_work.TOKEN_TILE_NUM_TOKENS)
 _PIECE_ALIGN = tl.constexpr(lora_layout.PIECE_ALIGN_ELEMENTS)
 
 

@@ -11,9 +11,9 @@ from caraserve_cli.adapters.packing import Packer, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import FUSED_MODULES, AdapterMove, BaseShape
 from caraserve_cli.errors import AdapterError
-from caraserve_kernels.lora_layout import build_work
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import DECODE_CONFIG, PooledLora
+from caraserve_kernels.lora_work import build_work
 
 CPU = torch.device("cpu")
 SHAPE = BaseShape(

@@ -10,15 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from caraserve_kernels.lora_layout import (
-    AdapterLayout,
-    FusedGroup,
-    ModuleKey,
-    Padding,
-    build_work,
-    empty_table,
-    work_capacity,
-)
+from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModuleKey, empty_table
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import (
     ExpandConfig,
@@ -30,6 +22,7 @@ from caraserve_kernels.lora_pool import (
     shrink,
     write_blob,
 )
+from caraserve_kernels.lora_work import Padding, build_work, work_capacity
 
 # Unequal widths, as under grouped-query attention; none a multiple of a block.
 GROUPS = (

@@ -10,18 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from caraserve_kernels import lora_layout
+from caraserve_kernels import lora_layout, lora_work
 from caraserve_kernels.lora_layout import (
     NO_BIAS,
     PIECE_ALIGN_ELEMENTS,
     AdapterLayout,
     FusedGroup,
     ModuleKey,
-    Padding,
-    build_work,
     empty_table,
-    work_capacity,
 )
+from caraserve_kernels.lora_work import Padding, build_work, work_capacity
 
 GROUPS = (
     FusedGroup(("q", "k", "v"), 40, (72, 24, 24)),
@@ -145,13 +143,13 @@ class TestLayout:
 
 
 def token_tiles(work: NDArray[np.int32]) -> NDArray[np.int32]:
-    first, count = work[lora_layout.TOKEN_LIST :][:2]
-    return work[first:][: count * lora_layout.TOKEN_TILE_FIELDS].reshape(-1, lora_layout.TOKEN_TILE_FIELDS)
+    first, count = work[lora_work.TOKEN_LIST :][:2]
+    return work[first:][: count * lora_work.TOKEN_TILE_FIELDS].reshape(-1, lora_work.TOKEN_TILE_FIELDS)
 
 
 def shrink_tiles(work: NDArray[np.int32], group: int) -> NDArray[np.int32]:
-    first, count = work[lora_layout.FIRST_SHRINK_LIST + 2 * group :][:2]
-    return work[first:][: count * lora_layout.SHRINK_TILE_FIELDS].reshape(-1, lora_layout.SHRINK_TILE_FIELDS)
+    first, count = work[lora_work.FIRST_SHRINK_LIST + 2 * group :][:2]
+    return work[first:][: count * lora_work.SHRINK_TILE_FIELDS].reshape(-1, lora_work.SHRINK_TILE_FIELDS)
 
 
 @st.composite
@@ -232,9 +230,9 @@ class TestWork:
         work = np.zeros(1000, np.int32)
         segments, rows = np.array([(0, 0, 1)]), np.array([[16]])
         build_work(work, segments, rows, 1, 4)
-        assert work[lora_layout.RANK_LIMIT] == lora_layout.NO_RANK_LIMIT
+        assert work[lora_work.RANK_LIMIT] == lora_work.NO_RANK_LIMIT
         build_work(work, segments, rows, 1, 4, Padding(16, 3))
-        assert work[lora_layout.RANK_LIMIT] == 3
+        assert work[lora_work.RANK_LIMIT] == 3
         with pytest.raises(ValueError, match="padded to 16"):
             build_work(work, segments, rows, 1, 4, Padding(16, 17))
 

@@ -15,7 +15,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, Padding, build_work, empty_table
+from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, empty_table
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import (
     DECODE_CONFIG,
@@ -28,6 +28,7 @@ from caraserve_kernels.lora_pool import (
     write_blob,
 )
 from caraserve_kernels.lora_pool_kernels import expand_kernel, shrink_kernel
+from caraserve_kernels.lora_work import Padding, build_work
 
 CASES = Path(__file__).with_name("cases_lora_pool.py")
 CONFIGS = {"decode": DECODE_CONFIG, "shared": SHARED_CONFIG, "prefill": PREFILL_CONFIG}
