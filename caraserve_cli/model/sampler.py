@@ -73,7 +73,7 @@ def choose_tokens(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
     token_ids = adjusted.argmax(dim=-1)
     random_rows = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0]
     if random_rows:
-        rows = torch.tensor(random_rows, device=logits.device)
+        rows = _on_device(random_rows, torch.int64, logits.device)
         drawn = _draw(adjusted.index_select(0, rows), [sequences[i] for i in random_rows])
         token_ids.index_copy_(0, rows, drawn)
     return token_ids
@@ -115,7 +115,7 @@ def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
     sampling = [s.request.sampling for s in sequences]
 
     def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+        return _on_device(values, torch.float64, logits.device)[:, None]
 
     ordered, token_ids = (
         logits.double()
@@ -137,6 +137,12 @@ def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
     places = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True)
     last_possible = (probs > 0).sum(dim=-1, keepdim=True) - 1
     return token_ids.gather(1, torch.minimum(places, last_possible)).squeeze(1)
+
+
+def _on_device(values: SequenceOf[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`values` on the device of the logits. Through pinned memory, so that the host does not wait for a GPU."""
+    on_host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)
 
 
 def _logprob_rows(logits: Tensor, sequences: SequenceOf[Sequence]) -> dict[int, Tensor]:
