@@ -32,6 +32,6 @@ def _peft_systems(recipe: Recipe, workload: Workload) -> dict[str, System]:
             raise
         raise InputError(
             f"recipe '{recipe.name}' compares with PEFT, which is not installed; "
-            "run pip install 'caraserve[test]'"
+            "run pip install 'caraserve[test]', in a clone '.[test]'"
         ) from error
     return {**load_peft_systems(workload, recipe.batch_size)}

@@ -80,21 +80,9 @@ def plan_memory(
             f"--base: its weights take {_gb(base_bytes)} and a step {_gb(working_bytes)}, and there are "
             f"{_gb(total_bytes)}; choose a smaller base or a device with more memory"
         )
-    kv_share, adapter_share = _default_shares(device, left_bytes, total_bytes)
-    kv_bytes = _share("--kv-memory", options.kv_memory, total_bytes, None)
-    room_bytes = left_bytes - (kv_bytes or 0)
-    adapter_bytes = _share("--adapter-memory", options.adapter_memory, total_bytes, adapter_share)
-    if options.adapter_memory is None:
-        adapter_bytes = min(adapter_bytes, max(1, int(GPU_ADAPTER_SHARE * room_bytes)))
-    if kv_bytes is None:
-        kv_bytes = min(int(kv_share * total_bytes), left_bytes - adapter_bytes)
-    block_bytes = KvCache.block_bytes(config.shape, options.kv_block_tokens, dtype)
-    num_kv_blocks = _num_kv_blocks(options, config, kv_bytes, block_bytes)
-    if num_kv_blocks * block_bytes + adapter_bytes > left_bytes:
-        raise OptionError(
-            f"--kv-memory, --adapter-memory: {_gb(num_kv_blocks * block_bytes)} and {_gb(adapter_bytes)} are "
-            f"asked for, and beside base and steps there are {_gb(left_bytes)}"
-        )
+    adapter_bytes, num_kv_blocks, block_bytes = _share_out(
+        options, config, dtype, device, total_bytes, left_bytes
+    )
     engine = EngineConfig(
         num_kv_blocks=num_kv_blocks,
         adapter_memory_bytes=adapter_bytes,
@@ -117,6 +105,38 @@ def plan_memory(
     )
 
 
+def _share_out(
+    options: ReplicaOptions,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    total_bytes: int,
+    left_bytes: int,
+) -> tuple[int, int, int]:
+    """The adapter pool's bytes, the KV cache's blocks, and bytes a block, in what base and steps leave."""
+    block_bytes = KvCache.block_bytes(config.shape, options.kv_block_tokens, dtype)
+    most_kv_bytes = block_bytes * options.max_running * -(-config.context_tokens // options.kv_block_tokens)
+    kv_share, adapter_share = _default_shares(device, left_bytes, total_bytes)
+    asked_kv_bytes = _share("--kv-memory", options.kv_memory, total_bytes, None)
+    kv_bytes = min(most_kv_bytes, asked_kv_bytes or 0)
+    adapter_bytes = _share("--adapter-memory", options.adapter_memory, total_bytes, adapter_share)
+    if options.adapter_memory is None:
+        adapter_bytes = min(adapter_bytes, max(1, int(GPU_ADAPTER_SHARE * (left_bytes - kv_bytes))))
+    if adapter_bytes + max(kv_bytes, block_bytes) > left_bytes:
+        raise OptionError(
+            f"--kv-memory, --adapter-memory: they come to {_gb(kv_bytes)} and {_gb(adapter_bytes)}, and "
+            f"beside base and steps there are {_gb(left_bytes)}; ask for less, or raise --gpu-memory"
+        )
+    if asked_kv_bytes is None:
+        kv_bytes = min(int(kv_share * total_bytes), left_bytes - adapter_bytes, most_kv_bytes)
+    if kv_bytes < block_bytes:
+        raise OptionError(
+            f"--kv-memory: one block of {options.kv_block_tokens} tokens takes {block_bytes} bytes, and "
+            f"{kv_bytes} are left for it; give more memory, or make other parts smaller"
+        )
+    return adapter_bytes, kv_bytes // block_bytes, block_bytes
+
+
 def _total_bytes(options: ReplicaOptions, device: torch.device, host_bytes: int) -> int:
     """What all parts together may take on the device."""
     if device.type == "cuda":
@@ -132,16 +152,6 @@ def _default_shares(device: torch.device, left_bytes: int, total_bytes: int) -> 
     if device.type != "cuda":
         return KV_SHARE, DEVICE_ADAPTER_SHARE
     return 1.0, GPU_ADAPTER_SHARE * left_bytes / total_bytes
-
-
-def _num_kv_blocks(options: ReplicaOptions, config: DecoderConfig, kv_bytes: int, block_bytes: int) -> int:
-    most_blocks = options.max_running * -(-config.context_tokens // options.kv_block_tokens)
-    if kv_bytes < block_bytes:
-        raise OptionError(
-            f"--kv-memory: one block of {options.kv_block_tokens} tokens takes {block_bytes} bytes, and "
-            f"{max(0, kv_bytes)} are left for it; give more memory, or make other parts smaller"
-        )
-    return min(kv_bytes // block_bytes, most_blocks)
 
 
 def _working_bytes(

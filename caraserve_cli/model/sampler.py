@@ -140,7 +140,7 @@ def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
 
 
 def _on_device(values: SequenceOf[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`values` on the device of the logits. Through pinned memory, so that the host does not wait for a GPU."""
+    """`values` on the device of the logits; through pinned memory, so that the host does not wait for it."""
     on_host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)
 
