@@ -186,7 +186,8 @@ def _answer(options: RunOptions) -> int:
     if result.exit_status == ExitStatus.INTERRUPTED:
         typer.echo("Stopped. To go on: the same command with --resume.", err=True)
     elif not result.num_rows:
-        typer.echo("Nothing to do: the input has no rows that are not dealt with yet.", err=True)
+        left = " that are not dealt with yet" if options.resume else ""
+        typer.echo(f"Nothing to do: the input has no rows{left}.", err=True)
     return result.exit_status
 
 

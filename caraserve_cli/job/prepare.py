@@ -102,6 +102,8 @@ class Preparer:
             else "; `adapter` is its path below an --adapters folder"
         )
         shown = name if len(name) <= _MAX_NAME_CHARS else name[: _MAX_NAME_CHARS - 1] + "…"
+        if not len(self._library):
+            return f"adapter '{shown}' is unknown: no adapters were found; check --adapters"
         return f"adapter '{shown}' is in none of the --adapters folders{hint}"
 
     def _seed_for(self, request_id: str) -> int:

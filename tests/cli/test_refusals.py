@@ -35,7 +35,7 @@ def test_an_empty_file_is_nothing_to_do(caraserve: Caraserve, tmp_path: Path, co
     requests.write_bytes(content)
     ended = caraserve(*JOB, "--out", tmp_path / "out", requests)
     assert ended.returncode == 0
-    assert ended.stderr.splitlines()[-1].startswith("Nothing to do: ")
+    assert ended.stderr.splitlines()[-1] == "Nothing to do: the input has no rows."
     assert ended.stdout.startswith("0 answered, 0 failed")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["requests"]["answered"] == 0
 

@@ -103,3 +103,10 @@ def test_without_a_tokenizer_only_token_ids_are_prompts(library: AdapterLibrary)
     assert isinstance(rejected, RejectedRow)
     assert rejected.code == "no_tokenizer"
     assert isinstance(prepare(preparer, prompt=None, prompt_token_ids=(3,)), Request)
+
+
+def test_where_there_are_no_adapters_at_all_it_says_so() -> None:
+    preparer = Preparer(load_tokenizer(SAMPLE / "base"), AdapterLibrary({}), vocab_size=259, run_seed=1)
+    rejected = prepare(preparer)
+    assert isinstance(rejected, RejectedRow)
+    assert rejected.message == "adapter 'upper' is unknown: no adapters were found; check --adapters"
