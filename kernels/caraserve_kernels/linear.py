@@ -39,7 +39,8 @@ MAX_STREAMED_TOKENS = 32
 # Outputs from which a product has programs enough for tiles of 8 rows; see `choose_tile`.
 _WIDE_OUTPUT = 8192
 # Programs that share a product's bytes evenly keep about two of themselves on each of a Hopper's 132
-# multiprocessors. H200, one layer, 8 tokens, 132 / 264 / 396: 107 / 109 / 109 µs each alone, within noise.
+# multiprocessors. H200, the four products each alone, 8 tokens, programs wanted (stages): 132 (6): 107 µs,
+# 264 (4): 110, 396 (3): 110; one after the other in a layer, as here: 106, the best of each alone: 111.
 _WANTED_PROGRAMS = 264
 _MAX_SPLITS = 8
 # 16 lets Triton 3.6 use warpgroup instructions, 8 saves padding: 109.5 and 109.7 µs a layer on an H200.

@@ -87,8 +87,8 @@ def test_work_that_cannot_be_done(caraserve: Caraserve, tmp_path: Path) -> None:
     assert result["verdict"] == "cannot-tell"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(caraserve: Caraserve) -> None:
+def test_a_gpu_that_is_not_there(caraserve: Caraserve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ended = caraserve("bench", "throughput")
     assert_refused(ended, 2, "recipe 'throughput'", 'device = "cuda"', "torch sees no CUDA device")
 
