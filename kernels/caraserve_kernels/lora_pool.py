@@ -23,14 +23,13 @@ once, so memory bandwidth is all there is to gain. With 16 or more they use tens
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import triton
 from torch import Tensor
 
 from caraserve_kernels import lora_layout, lora_work
-from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModuleKey
+from caraserve_kernels.lora_layout import FusedGroup
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool_kernels import expand_kernel, shrink_kernel
 
@@ -218,25 +217,6 @@ def _checked_tokens(lora: PooledLora, tokens: Tensor, width: int) -> int:
     if not 0 < num_tokens <= lora.h.shape[1]:
         raise ValueError(f"{num_tokens} tokens; there is room for 1 to {lora.h.shape[1]}")
     return num_tokens
-
-
-def write_blob(
-    blob: Tensor, layout: AdapterLayout, weights: Mapping[ModuleKey, tuple[Tensor, Tensor, Tensor | None]]
-) -> None:
-    """Fill an adapter's extent of the pool, or of the host's copy of it; what is padding becomes zero.
-
-    Args:
-        blob: [layout.num_elements].
-        layout: where the pieces go.
-        weights: for each module A [lora_rank, in], B rows [lora_rank, out], and its bias [out] or None.
-    """
-    blob.zero_()
-    for key, piece in layout.pieces.items():
-        a, b_rows, bias = weights[key]
-        blob[piece.a_offset :][: a.numel()].copy_(a.reshape(-1))
-        blob[piece.b_offset :][: b_rows.numel()].copy_(b_rows.reshape(-1))
-        if bias is not None:
-            blob[piece.bias_offset :][: bias.numel()].copy_(bias)
 
 
 def add_pooled_reference(lora: PooledLora, layer: int, group: int, x: Tensor, y: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from caraserve_kernels.lora_pool import (
     add_pooled_reference,
     expand,
     shrink,
-    write_blob,
 )
 from caraserve_kernels.lora_work import Padding, build_work, work_capacity
+from tests.kernels.pool_blobs import write_blob
 
 # Unequal widths, as under grouped-query attention; none a multiple of a block.
 GROUPS = (

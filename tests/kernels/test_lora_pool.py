@@ -25,10 +25,10 @@ from caraserve_kernels.lora_pool import (
     LoraConfig,
     PooledLora,
     ShrinkConfig,
-    write_blob,
 )
 from caraserve_kernels.lora_pool_kernels import expand_kernel, shrink_kernel
 from caraserve_kernels.lora_work import Padding, build_work
+from tests.kernels.pool_blobs import write_blob
 
 CASES = Path(__file__).with_name("cases_lora_pool.py")
 CONFIGS = {"decode": DECODE_CONFIG, "shared": SHARED_CONFIG, "prefill": PREFILL_CONFIG}
