@@ -146,7 +146,6 @@ class Sequence:
     cold_start: ColdStart = ColdStart.NONE
     num_cached_tokens: int = 0
     num_preemptions: int = 0
-    num_bypasses: int = 0
     # Hash of each full block of tokens, chained from `prefix_root`; None switches prefix caching off.
     prefix_root: bytes | None = None
     block_hashes: list[bytes] = field(default_factory=list)
@@ -260,7 +259,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """What one engine step did, for reports and progress."""
+    """What one engine step did, for reports and progress.
+
+    `num_dropped_tokens` were computed for answers that turned out to have ended, and are in no other count.
+    `num_memory_retries`: how often it was tried in vain, for the device's memory did not hold it.
+    """
 
     start_ms: float
     end_ms: float
@@ -274,6 +277,8 @@ class StepRecord:
     adapter_load_ms: float
     num_kv_blocks_used: int
     num_kv_blocks: int
+    num_dropped_tokens: int = 0
+    num_memory_retries: int = 0
 
 
 class EventSink(Protocol):

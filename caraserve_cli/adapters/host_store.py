@@ -61,7 +61,7 @@ class HostStore:
         self._shape = shape
         self._dtype = dtype
         self._capacity_bytes = capacity_bytes
-        self._packer = packer
+        self.packer = packer
         self._load_adapter = load
         self._kept: OrderedDict[str, AdapterWeights] = OrderedDict()
         self._kept_bytes = 0
@@ -121,7 +121,7 @@ class HostStore:
         start = time.perf_counter()
         try:
             loaded = self._load_adapter(name, folder, self._shape, self._dtype)
-            weights = loaded if self._packer is None else self._packer.pack(loaded)
+            weights = loaded if self.packer is None else self.packer.pack(loaded)
             self._remember(dataclasses.replace(loaded.info(), num_bytes=weights.num_bytes))
         except AdapterError as error:
             # Remembered without its traceback, which would keep half-read tensors alive.

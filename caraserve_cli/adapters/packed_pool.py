@@ -1,6 +1,7 @@
 """The device pool of a GPU: one flat tensor in which every resident adapter is one contiguous extent.
 
-Moves bytes where `engine.residency` planned them, in the order of the current stream; decides nothing.
+Moves bytes where `engine.residency` planned them: within the pool in the order of the current stream, from
+the host on a stream of their own (`layer_copies`). Decides nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from caraserve_cli.adapters.layer_copies import LayerCopies
 from caraserve_cli.adapters.packing import fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.core import AdapterMove, BaseShape
@@ -34,6 +37,10 @@ class PackedPool:
         weights: [elements], all extents.
         table: int64 [max_adapters, layers, groups, TABLE_FIELDS], where the kernels find what.
         stacked_rows: int32 [max_adapters, groups] on the host, `AdapterLayout.stacked_rows` of each slot.
+        largest_ranks: int32 [max_adapters] on the host, `AdapterLayout.largest_rank` of each slot.
+        used_groups: indices of the groups that any adapter changes, of those loaded so far and those that the
+            caller expects.
+        copies: of the adapters loaded; they begin with `copies.start`, and what reads them waits for them.
     """
 
     def __init__(
@@ -49,6 +56,9 @@ class PackedPool:
         host_table = empty_table(max_adapters, shape.num_layers, len(self.groups))
         self.table = torch.from_numpy(host_table).to(device)
         self.stacked_rows = np.zeros((max_adapters, len(self.groups)), dtype=np.int32)
+        self.largest_ranks = np.zeros(max_adapters, dtype=np.int32)
+        self.used_groups: frozenset[int] = frozenset()
+        self.copies = LayerCopies(device, shape.num_layers)
         self._layouts: dict[int, AdapterLayout] = {}
         self._pinned = device.type == "cuda"
         self._move_buffer = self.weights.new_empty(
@@ -56,17 +66,24 @@ class PackedPool:
         )
 
     def load(self, adapter_slot: int, weights: AdapterWeights, offset_bytes: int) -> None:
-        """Copy a packed adapter in; the host does not wait for it."""
+        """Have a packed adapter copied in when the copies start."""
         assert weights.packed is not None
         layout, blob = weights.packed.layout, weights.packed.blob
         first = offset_bytes // blob.itemsize
-        self.weights[first : first + blob.numel()].copy_(blob, non_blocking=True)
         self._layouts[adapter_slot] = layout
         self.stacked_rows[adapter_slot] = layout.stacked_rows
-        self._write_table(adapter_slot, layout.placed(first))
+        self.largest_ranks[adapter_slot] = layout.largest_rank
+        self.used_groups |= set(np.flatnonzero(layout.stacked_rows).tolist())
+        rows = self._table_rows(layout.placed(first)).view(-1)
+        with_first_layer = (0, *[rows.numel()] * (len(layout.layer_starts) - 1))
+        self.copies.queue(adapter_slot, self.table[adapter_slot].view(-1), rows, with_first_layer)
+        target = self.weights[first : first + blob.numel()]
+        self.copies.queue(adapter_slot, target, blob, layout.layer_starts)
 
     def move(self, move: AdapterMove) -> None:
         """Slide an extent down, piece by piece from its lowest address; it may overlap where it goes."""
+        self.copies.start()
+        self.copies.wait()  # for what is to be moved
         itemsize = self.weights.itemsize
         source, target, end = (
             num_bytes // itemsize
@@ -81,14 +98,19 @@ class PackedPool:
             piece = self._move_buffer[:size]
             piece.copy_(self.weights[first : first + size])
             self.weights[first - source + target :][:size].copy_(piece)
-        self._write_table(move.adapter_slot, self._layouts[move.adapter_slot].placed(target))
+        rows = self._table_rows(self._layouts[move.adapter_slot].placed(target))
+        self.table[move.adapter_slot].copy_(rows, non_blocking=True)
+        self.copies.mark_stale()
 
     def evict(self, adapter_slot: int) -> None:
         """Forget what a slot holds."""
         del self._layouts[adapter_slot]
         self.stacked_rows[adapter_slot] = 0
+        self.largest_ranks[adapter_slot] = 0
+        self.copies.forget(adapter_slot)
+        self.copies.mark_stale()
 
-    def _write_table(self, adapter_slot: int, entries: NDArray[np.int64]) -> None:
+    def _table_rows(self, entries: NDArray[np.int64]) -> Tensor:
+        """Where a copy to the device takes them from; the allocator of pinned memory keeps what one reads."""
         rows = torch.from_numpy(entries)
-        # The allocator of pinned memory keeps what a copy still reads.
-        self.table[adapter_slot].copy_(rows.pin_memory() if self._pinned else rows, non_blocking=True)
+        return rows.pin_memory() if self._pinned else rows

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from caraserve_cli.bench.engine_case import EngineCase
+from caraserve_cli.bench.engine_result import CaseRun
 from caraserve_cli.bench.synthetic import adapters_of, make_requests
-from caraserve_cli.bench.throughput_recipe import ThroughputCase, ThroughputRecipe
-from caraserve_cli.bench.throughput_result import CaseRun
 from caraserve_cli.core import Completion, Failure, Request, SamplingParams, StepRecord
 from caraserve_cli.engine.extents import aligned_bytes
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
@@ -33,20 +33,12 @@ class CaseRunner:
     """Starts a replica.
 
     Args:
-        recipe: for the lengths of prompts and answers.
         surroundings: with every adapter in host memory.
         options: of the replica.
         adapters: names of all that a case may have brought to the device.
     """
 
-    def __init__(
-        self,
-        recipe: ThroughputRecipe,
-        surroundings: Surroundings,
-        options: ReplicaOptions,
-        adapters: Sequence[str],
-    ) -> None:
-        self._recipe = recipe
+    def __init__(self, surroundings: Surroundings, options: ReplicaOptions, adapters: Sequence[str]) -> None:
         self._surroundings = surroundings
         self._adapters = adapters
         self._log = _StepLog()
@@ -56,17 +48,12 @@ class CaseRunner:
         clock.start()
         self._num_runs = 0
 
-    def answer(self, case: ThroughputCase) -> CaseRun:
+    def answer(self, case: EngineCase) -> CaseRun:
         """Bring the device's adapter pool into the case's state, then answer all requests on the clock."""
         self._prepare_pool(case)
         self._num_runs += 1
-        requests = make_requests(
-            case,
-            self._num_runs,
-            self._recipe.prompt_tokens,
-            self._recipe.output_tokens,
-            self._surroundings.base.config.shape.vocab_size,
-        )
+        vocab_size = self._surroundings.base.config.shape.vocab_size
+        requests = make_requests(case, self._num_runs, vocab_size)
         self._log.steps = []
         gc.collect()  # what was left before is not paid for on the clock
         _wait_for(self._surroundings.device)
@@ -80,7 +67,7 @@ class CaseRunner:
             undone=find_undone(requests, outcomes),
         )
 
-    def _prepare_pool(self, case: ThroughputCase) -> None:
+    def _prepare_pool(self, case: EngineCase) -> None:
         """The case's adapters on the device and no others; if they do not fit, or are to be cold, none."""
         wanted = {adapter.name for adapter in adapters_of(case)}
         if case.cold or not self._fit(wanted):

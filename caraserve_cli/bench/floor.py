@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
@@ -37,6 +38,8 @@ _COPY_BYTES = {"cuda": 2 * 2**30, "cpu": 128 * 2**20}
 _PRODUCT_SIZE = {"cuda": 8192, "cpu": 1024}
 _NUM_TIMED = {"cuda": 20, "cpu": 5}
 _NUM_WARMUPS = 3
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,36 @@ def floor_seconds(case: FloorCase, config: DecoderConfig, dtype: torch.dtype, sp
     return prefill_s + _decode_bytes(case, config, dtype) / speed.bytes_per_s
 
 
+def decode_step_seconds(
+    adapters: Sequence[SyntheticAdapter | None],
+    context_tokens: float,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    speed: DeviceSpeed,
+) -> float:
+    """The floor of one decoding step: a token each for requests with these adapters, which see this many
+    tokens on average."""
+    num_bytes = _weight_bytes(adapters, config, dtype) + len(adapters) * (
+        _seen_tokens(config, context_tokens) * _kv_token_bytes(config, dtype)
+    )
+    return num_bytes / speed.bytes_per_s
+
+
+def adapters_seconds(
+    adapters: Sequence[SyntheticAdapter | None],
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    speed: DeviceSpeed,
+) -> float:
+    """The floor of a decoding step's LoRA part: each distinct adapter is read once."""
+    return _lora_weights(adapters, config) * dtype.itemsize / speed.bytes_per_s
+
+
+def prefill_step_flops(num_tokens: int, config: DecoderConfig) -> int:
+    """Operations of the base's linear modules for the tokens of one step."""
+    return 2 * num_tokens * _linear_weights(config)
+
+
 def _linear_weights(config: DecoderConfig) -> int:
     per_layer = 0
     for module in LORA_MODULES:
@@ -79,7 +112,7 @@ def _head_weights(config: DecoderConfig) -> int:
     return config.shape.hidden_size * config.shape.vocab_size
 
 
-def _seen_tokens(config: DecoderConfig, context_tokens: int) -> int:
+def _seen_tokens(config: DecoderConfig, context_tokens: _Number) -> _Number:
     """Tokens that the last one of a context attends to, summed over the layers."""
     return sum(
         num_layers * (context_tokens if window is None else min(context_tokens, window))
@@ -100,17 +133,31 @@ def _prefill_flops(case: FloorCase, config: DecoderConfig) -> int:
 
 
 def _decode_bytes(case: FloorCase, config: DecoderConfig, dtype: torch.dtype) -> int:
-    shape, num_steps = config.shape, case.output_tokens - 1
+    num_steps = case.output_tokens - 1
     seen = sum(_seen_tokens(config, case.prompt_tokens + step) for step in range(1, num_steps + 1))
-    # A layer's, which is why the layers are in `seen`.
-    kv_token_bytes = KvCache.block_bytes(shape, 1, dtype) // shape.num_layers
-    total_bytes = len(case.adapters) * seen * kv_token_bytes
-    base_weights = _linear_weights(config) + _head_weights(config)
+    total_bytes = len(case.adapters) * seen * _kv_token_bytes(config, dtype)
     for first in range(0, len(case.adapters), case.max_running):
-        distinct = set(case.adapters[first : first + case.max_running]) - {None}
-        lora_weights = sum(adapter.num_weights(shape) for adapter in distinct if adapter is not None)
-        total_bytes += num_steps * (base_weights + lora_weights) * dtype.itemsize
+        group = case.adapters[first : first + case.max_running]
+        total_bytes += num_steps * _weight_bytes(group, config, dtype)
     return total_bytes
+
+
+def _weight_bytes(
+    adapters: Sequence[SyntheticAdapter | None], config: DecoderConfig, dtype: torch.dtype
+) -> int:
+    """All weights that a step reads, each once."""
+    weights = _linear_weights(config) + _head_weights(config) + _lora_weights(adapters, config)
+    return weights * dtype.itemsize
+
+
+def _lora_weights(adapters: Sequence[SyntheticAdapter | None], config: DecoderConfig) -> int:
+    """Elements of the distinct ones."""
+    return sum(adapter.num_weights(config.shape) for adapter in set(adapters) if adapter is not None)
+
+
+def _kv_token_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one token in one layer: the layers are in `_seen_tokens`."""
+    return KvCache.block_bytes(config.shape, 1, dtype) // config.shape.num_layers
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> DeviceSpeed:

@@ -1,15 +1,71 @@
-"""Which kinds of recipes there are; the key `kind` says which one a file is."""
+"""Which kinds of recipes there are; the key `kind` says which one a file is.
+
+A further kind is one more entry of `_KINDS`. What measures is imported when it is asked to, so that listing
+recipes starts no torch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
 from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
 from caraserve_cli.bench.recipe_file import read_recipe
+from caraserve_cli.bench.recipe_table import RecipeTable
+from caraserve_cli.bench.step_recipe import STEPS, StepRecipe, parse_steps
 from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputRecipe, parse_throughput
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-def load_any_recipe(path: Path) -> Recipe | ThroughputRecipe:
+    from caraserve_cli.bench.engine_result import Peer
+
+# Told after each run: what was measured, the repeat (from 1; 0 for a warm-up), the repeats, and what it gave.
+Tell = Callable[[str, int, int, str], None]
+
+
+class AnyRecipe(Protocol):
+    """What a recipe of any kind says of itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+
+
+class AnyResult(Protocol):
+    """What a benchmark of any kind found."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    def as_json(self) -> dict[str, object]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A result, and the same as text for a terminal."""
+
+    result: AnyResult
+    rendered: RenderableType
+
+
+_Recipe = TypeVar("_Recipe", bound=AnyRecipe)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeKind(Generic[_Recipe]):
+    """How recipes of one kind are read and measured."""
+
+    recipe_type: type[_Recipe]
+    parse: Callable[[RecipeTable, Path], _Recipe]
+    measure: Callable[[_Recipe, Tell], Measured]
+
+
+def load_any_recipe(path: Path) -> AnyRecipe:
     """The recipe in a file, whatever its kind.
 
     Raises:
@@ -17,6 +73,83 @@ def load_any_recipe(path: Path) -> Recipe | ThroughputRecipe:
         OptionError: it is no TOML, has an unknown key, or a wrong value.
     """
     table = read_recipe(path)
-    if table.choice("kind", (COMPARISON, THROUGHPUT), COMPARISON) == THROUGHPUT:
-        return parse_throughput(table, path)
-    return parse_recipe(table, path)
+    recipe: AnyRecipe = _KINDS[table.choice("kind", tuple(_KINDS), COMPARISON)].parse(table, path)
+    return recipe
+
+
+def measure_recipe(recipe: AnyRecipe, tell: Tell) -> Measured:
+    """Do what a recipe of any kind asks for.
+
+    Raises:
+        OptionError: it asks for what this machine does not have.
+        InputError: something that it names cannot be had.
+    """
+    return next(kind for kind in _KINDS.values() if isinstance(recipe, kind.recipe_type)).measure(
+        recipe, tell
+    )
+
+
+def _measure_comparison(recipe: Recipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.benchmark import run_benchmark
+    from caraserve_cli.bench.terminal import render
+
+    result = run_benchmark(
+        recipe,
+        lambda system, repeat, run: tell(system, repeat, recipe.repeats, _speed(run.tokens_per_s)),
+    )
+    return Measured(result, render(result))
+
+
+def _measure_throughput(recipe: ThroughputRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.throughput import run_throughput
+    from caraserve_cli.bench.throughput_terminal import render_throughput
+
+    result = run_throughput(
+        recipe,
+        lambda case, repeat, run: tell(case, repeat, recipe.repeats, _speed(run.tokens_per_s)),
+        lambda case, peer: _tell_peer(tell, case, peer, _speed(peer.run.tokens_per_s) if peer.run else None),
+    )
+    return Measured(result, render_throughput(result))
+
+
+def _measure_steps(recipe: StepRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.step_terminal import render_steps
+    from caraserve_cli.bench.steps import run_steps
+
+    result = run_steps(
+        recipe,
+        lambda case, repeat, step_ms: tell(case, repeat, recipe.repeats, _step_time(step_ms)),
+        lambda case, peer: _tell_peer(tell, case, peer, _step_time(peer.run.step_ms) if peer.run else None),
+    )
+    return Measured(result, render_steps(result))
+
+
+def _tell_peer(tell: Tell, case: str, peer: Peer, gave: str | None) -> None:
+    tell(f"{case}, transformers + PEFT", 1, 1, gave or f"not measured: {peer.problem}")
+
+
+def _measure_kernels(recipe: KernelRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.kernel_terminal import render_kernels, summary
+    from caraserve_cli.bench.kernels import run_kernels
+
+    result = run_kernels(
+        recipe,
+        lambda section, case: tell(f"{section}, {case.name}", recipe.repeats, recipe.repeats, summary(case)),
+    )
+    return Measured(result, render_kernels(result))
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.0f} output tokens/s"
+
+
+def _step_time(step_ms: float | None) -> str:
+    return "no step to measure" if step_ms is None else f"{step_ms:.3f} ms a step"
+
+
+_KINDS: dict[str, RecipeKind[Any]] = {
+    COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
+    KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
+    STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),
+    THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, _measure_throughput),
+}

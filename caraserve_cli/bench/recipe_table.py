@@ -33,6 +33,11 @@ class RecipeTable:
         """A text that must be there and not be empty."""
         return self._checked(key, self._take(key, str, "a text"), bool, "a text that is not empty")
 
+    def optional_text(self, key: str) -> str | None:
+        """A text that is not empty, or None where the key is left out."""
+        self._taken.add(key)
+        return self.text(key) if key in self._values else None
+
     def choice(self, key: str, choices: Collection[str], default: str) -> str:
         """One of `choices`."""
         value = self._take(key, str, "a text", default)

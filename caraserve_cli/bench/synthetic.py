@@ -20,8 +20,8 @@ from caraserve_cli.adapters.weights import (
     ModuleKey,
     module_order,
 )
-from caraserve_cli.bench.throughput_recipe import ThroughputCase
-from caraserve_cli.core import BaseShape, Request, SamplingParams
+from caraserve_cli.bench.engine_case import EngineCase
+from caraserve_cli.core import FUSED_MODULES, BaseShape, Request, SamplingParams
 from caraserve_cli.fleet.local import AdapterSource
 
 _WEIGHT_STD = 0.02
@@ -48,7 +48,7 @@ class SyntheticAdapter:
         return shape.num_layers * self.lora_rank * widths
 
 
-def adapters_of(case: ThroughputCase) -> tuple[SyntheticAdapter, ...]:
+def adapters_of(case: EngineCase) -> tuple[SyntheticAdapter, ...]:
     """A case's adapters, in order. Cases that use the same sizes share as many of them as they can."""
     copies: Counter[int] = Counter()
     adapters: list[SyntheticAdapter] = []
@@ -58,6 +58,12 @@ def adapters_of(case: ThroughputCase) -> tuple[SyntheticAdapter, ...]:
         adapters.append(SyntheticAdapter(lora_rank, modules, copies[lora_rank]))
         copies[lora_rank] += 1
     return tuple(adapters)
+
+
+def request_adapters(case: EngineCase) -> tuple[SyntheticAdapter | None, ...]:
+    """The adapter of each request of a case, None for the base alone."""
+    adapters = adapters_of(case) or (None,)
+    return tuple(adapters[index % len(adapters)] for index in range(case.num_requests))
 
 
 class _NamedWeights(AdapterWeights):
@@ -89,7 +95,8 @@ class SyntheticAdapters:
     @property
     def source(self) -> AdapterSource:
         """The adapters as a replica takes them."""
-        return AdapterSource(AdapterLibrary({name: Path(name) for name in self._adapters}), self.load)
+        library = AdapterLibrary({name: Path(name) for name in self._adapters})
+        return AdapterSource(library, self.load, self.find_largest_rank, self.find_used_groups)
 
     def load(self, name: str, folder: Path, shape: BaseShape, dtype: torch.dtype) -> AdapterWeights:
         """Weights of the adapter called `name`; its folder does not exist."""
@@ -101,6 +108,16 @@ class SyntheticAdapters:
         if not self._packed:
             pairs = {key: LoraPair(pair.a.clone(), pair.b_rows.clone()) for key, pair in pairs.items()}
         return _NamedWeights(name, pairs)
+
+    def find_largest_rank(self, library: AdapterLibrary, shape: BaseShape, limit: int) -> int:
+        """See `AdapterSource`; they have no files that could be read."""
+        ranks = [self._adapters[name].lora_rank for name in library.names]
+        return max([0, *(lora_rank for lora_rank in ranks if lora_rank <= limit)])
+
+    def find_used_groups(self, library: AdapterLibrary, shape: BaseShape) -> frozenset[int]:
+        """See `AdapterSource`."""
+        changed = {module for name in library.names for module in self._adapters[name].modules}
+        return frozenset(i for i, modules in enumerate(FUSED_MODULES) if changed.intersection(modules))
 
     def forget_content(self) -> None:
         """Free what later adapters would have been made of."""
@@ -125,21 +142,18 @@ def _random_pairs(
     return pairs
 
 
-def make_requests(
-    case: ThroughputCase, run: int, prompt_tokens: int, output_tokens: int, vocab_size: int
-) -> list[Request]:
+def make_requests(case: EngineCase, run: int, vocab_size: int) -> list[Request]:
     """A case's requests. No two runs have equal prompts, so that no prefix cache knows them."""
-    adapters = adapters_of(case)
-    prompts = _random_prompts(f"{case.name} {run}", prompt_tokens, vocab_size)
+    prompts = _random_prompts(f"{case.name} {run}", case.prompt_tokens, vocab_size)
     return [
         Request(
             id=str(index),
             line=index + 1,
             prompt_token_ids=next(prompts),
-            adapter=adapters[index % len(adapters)].name if adapters else None,
-            sampling=SamplingParams(max_tokens=output_tokens, ignore_eos=True),
+            adapter=None if adapter is None else adapter.name,
+            sampling=SamplingParams(max_tokens=case.output_tokens, ignore_eos=True),
         )
-        for index in range(case.num_requests)
+        for index, adapter in enumerate(request_adapters(case))
     ]
 
 

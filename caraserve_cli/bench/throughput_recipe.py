@@ -20,67 +20,49 @@
     cold = true                           # no adapter on the device when the clock starts
     adapter_memory = "4.3GB"
     at_least = 4700                       # median output tokens a second
+    peft = true                           # measure transformers + PEFT on the same work too
+    vllm = true                           # and vLLM, where it is installed
 
 Knows no torch and starts nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-from caraserve_cli.bench.recipe import DEVICES, DTYPES
-from caraserve_cli.bench.recipe_file import base_beside
+from caraserve_cli.bench.engine_case import (
+    EngineCase,
+    EngineRecipe,
+    parse_cases,
+    parse_common,
+    parse_options,
+)
 from caraserve_cli.bench.recipe_table import RecipeTable
-from caraserve_cli.core import LORA_MODULES
-from caraserve_cli.fleet.options import DeviceName, DtypeName, ReplicaOptions
+from caraserve_cli.fleet.options import ReplicaOptions
 
 THROUGHPUT = "throughput"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ThroughputCase:
-    """Requests that are all there from the start, and the engine that answers them.
+class ThroughputCase(EngineCase):
+    """One case.
 
     Attributes:
-        num_adapters: request i has adapter i % `num_adapters`; 0 for the base alone.
-        lora_ranks: adapter i has rank i % their number; empty without adapters, as is `modules`.
-        cold: the adapters are in host memory, and none is on the device, when the clock starts. Otherwise
-            they are on the device if they all fit there.
+        vllm: whether vLLM is measured on the same work, where it is installed.
         at_least: output tokens a second that the median must reach; None where nothing is required.
-        options: of the replica; cases with equal ones share it.
     """
 
-    name: str
-    num_requests: int
-    num_adapters: int
-    lora_ranks: tuple[int, ...]
-    modules: tuple[str, ...]
-    cold: bool
+    vllm: bool
     at_least: float | None
-    options: ReplicaOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ThroughputRecipe:
-    """One benchmark of the engine alone; the weights are random.
+class ThroughputRecipe(EngineRecipe[ThroughputCase]):
+    """One benchmark of the engine's output tokens a second, whose cases all have the same lengths."""
 
-    Attributes:
-        options: what the cases' options have in common.
-        warmups: whole runs of each case before the first measured one.
-        repeats: measured runs of each case.
-    """
-
-    name: str
-    description: str
     prompt_tokens: int
     output_tokens: int
-    options: ReplicaOptions
-    warmups: int
-    repeats: int
-    cases: tuple[ThroughputCase, ...]
 
 
 def parse_throughput(table: RecipeTable, path: Path) -> ThroughputRecipe:
@@ -90,82 +72,35 @@ def parse_throughput(table: RecipeTable, path: Path) -> ThroughputRecipe:
         OptionError: it has an unknown key, or a wrong value.
     """
     table.choice("kind", (THROUGHPUT,), THROUGHPUT)
-    options = ReplicaOptions(
-        base=base_beside(path, table.text("base")),
-        weights="random",
-        device=cast("DeviceName", table.choice("device", DEVICES, "auto")),
-        dtype=cast("DtypeName", table.choice("dtype", DTYPES, "bfloat16")),
-        host_adapter_memory=table.size("host_adapter_memory", None),
-    )
-    options = _parse_engine(table, options)
+    options = parse_options(table, path)
+    prompt_tokens, output_tokens = table.count("prompt_tokens", None), table.count("output_tokens", None)
     recipe = ThroughputRecipe(
         name=path.stem,
         description=table.text("description"),
-        prompt_tokens=table.count("prompt_tokens", None),
-        output_tokens=table.count("output_tokens", None),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         options=options,
         warmups=table.count("warmups", 1, low=0),
         repeats=table.count("repeats", 3),
-        cases=_parse_cases(table, options),
+        cases=parse_cases(table, lambda each: _parse_case(each, options, prompt_tokens, output_tokens)),
     )
     table.close()
     return recipe
 
 
-def _parse_engine(table: RecipeTable, options: ReplicaOptions) -> ReplicaOptions:
-    """`options` with those in their place that a table names."""
-    return dataclasses.replace(
-        options,
-        gpu_memory=table.size("gpu_memory", options.gpu_memory),
-        kv_memory=table.size("kv_memory", options.kv_memory),
-        adapter_memory=table.size("adapter_memory", options.adapter_memory),
-        max_running=table.count("max_running", options.max_running),
-        max_batch_tokens=table.count("max_batch_tokens", options.max_batch_tokens),
-        prefill_chunk_tokens=table.count("prefill_chunk_tokens", options.prefill_chunk_tokens),
-    )
-
-
-def _parse_cases(table: RecipeTable, options: ReplicaOptions) -> tuple[ThroughputCase, ...]:
-    cases: dict[str, ThroughputCase] = {}
-    for each in table.tables("case"):
-        case = _parse_case(each, options)
-        if case.name in cases:
-            raise each.wrong("name", "different in every case", case.name)
-        cases[case.name] = case
-    if not cases:
-        raise table.wrong("case", "at least one table, written [[case]]", None)
-    return tuple(cases.values())
-
-
-def _parse_case(table: RecipeTable, options: ReplicaOptions) -> ThroughputCase:
-    num_requests, num_adapters = table.count("requests", None), table.count("adapters", None, low=0)
-    if num_adapters > num_requests:
-        raise table.wrong("adapters", "at most 'requests', so that each is used", num_adapters)
-    lora_ranks, modules = _parse_adapters(table, num_adapters)
-    table.refuse("host_adapter_memory", "in a case, since all cases share the adapters in host memory")
+def _parse_case(
+    table: RecipeTable, options: ReplicaOptions, prompt_tokens: int, output_tokens: int
+) -> ThroughputCase:
+    common = parse_common(table, options)
+    if not common["num_adapters"]:
+        table.refuse("cold", "where 'adapters' is 0")
     case = ThroughputCase(
-        name=table.text("name"),
-        num_requests=num_requests,
-        num_adapters=num_adapters,
-        lora_ranks=lora_ranks,
-        modules=modules,
+        **common,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         cold=table.flag("cold"),
+        vllm=table.flag("vllm"),
         at_least=table.optional_positive("at_least"),
-        options=_parse_engine(table, options),
     )
     table.close()
     return case
-
-
-def _parse_adapters(table: RecipeTable, num_adapters: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    if not num_adapters:
-        for key in ("lora_ranks", "modules", "cold"):
-            table.refuse(key, "where 'adapters' is 0")
-        return (), ()
-    lora_ranks, modules = table.counts("lora_ranks"), table.texts("modules")
-    if len(lora_ranks) > num_adapters:
-        raise table.wrong("lora_ranks", "no longer than 'adapters', so that each is used", list(lora_ranks))
-    if not modules or len(set(modules)) < len(modules) or not set(modules) <= set(LORA_MODULES):
-        known = f"a list of modules without repetition, from {', '.join(LORA_MODULES)}"
-        raise table.wrong("modules", known, list(modules))
-    return lora_ranks, modules

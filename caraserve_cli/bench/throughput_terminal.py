@@ -9,43 +9,34 @@ from rich.table import Table
 from rich.text import Text
 
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.engine_terminal import (
+    PeerRow,
+    all_met,
+    cannot_tell,
+    circumstances,
+    extremes,
+    missed,
+    peer_problems,
+    peer_table,
+    verdict_text,
+    vllm_missing,
+)
 from caraserve_cli.bench.terminal import plain_table
-from caraserve_cli.bench.throughput_result import CaseResult, ThroughputFacts, ThroughputResult
-
-_VERDICTS = {
-    Verdict.MET: ("met", "green"),
-    Verdict.MISSED: ("missed", "red"),
-    Verdict.CANNOT_TELL: ("cannot tell", "yellow"),
-}
+from caraserve_cli.bench.throughput_result import CaseResult, ThroughputResult
 
 
 def render_throughput(result: ThroughputResult) -> RenderableType:
     """The circumstances, a table of what is required, a table of what it is made of, the verdict's lines."""
+    lengths = f"{result.prompt_tokens} prompt and {result.output_tokens} output tokens a request"
     return Group(
-        _circumstances(result.facts),
+        circumstances(result.facts, lengths),
         "",
         _speed_table(result.cases),
         "",
         _work_table(result.cases),
+        *peer_table("tokens/s", _peer_rows(result.cases)),
         "",
         *_verdict_lines(result),
-    )
-
-
-def _circumstances(facts: ThroughputFacts) -> Text:
-    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
-    commit = f", commit {facts.commit}" if facts.commit else ""
-    return Text(
-        f"{facts.recipe}: {facts.description}\n"
-        f"{facts.base} with {facts.weights} weights, {facts.prompt_tokens} prompt and {facts.output_tokens} "
-        "output tokens a request\n"
-        f"{facts.repeats} interleaved repeats, warm-ups: {facts.warmups}\n"
-        f"{facts.device}, {facts.dtype}, {versions}{commit}\n"
-        f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores\n"
-        f"copy {facts.copy_bytes_per_s / 1e9:,.0f} GB/s, matrix product "
-        f"{facts.product_flops_per_s / 1e12:,.3g} TFLOP/s\n"
-        f"first replica ready after {facts.startup_s:.1f} s, {facts.num_adapters} adapters made in "
-        f"{facts.adapters_s:.1f} s"
     )
 
 
@@ -56,18 +47,11 @@ def _speed_table(cases: Sequence[CaseResult]) -> Table:
         table.add_row(
             each.case.name,
             f"{speed.median:,.0f}",
-            f"{speed.lowest:,.0f} to {speed.highest:,.0f}",
+            extremes(speed, 0),
             "-" if at_least is None else f"{at_least:,.0f}",
-            _verdict(each),
+            verdict_text(each.verdict, is_required=at_least is not None),
         )
     return table
-
-
-def _verdict(case: CaseResult) -> Text:
-    if case.verdict is Verdict.MET and case.case.at_least is None:
-        return Text("")
-    words, style = _VERDICTS[case.verdict]
-    return Text(words, style=style)
 
 
 def _work_table(cases: Sequence[CaseResult]) -> Table:
@@ -85,17 +69,26 @@ def _work_table(cases: Sequence[CaseResult]) -> Table:
     return table
 
 
+def _peer_rows(cases: Sequence[CaseResult]) -> Iterator[PeerRow]:
+    for each in cases:
+        for peer, measured in (("PEFT", each.peers.peft), ("vLLM", each.peers.vllm)):
+            if measured and (run := measured.run):
+                ratio = each.tokens_per_s.median / run.tokens_per_s
+                yield PeerRow(each.case.name, peer, f"{run.tokens_per_s:,.0f}", ratio, run.basis)
+
+
 def _verdict_lines(result: ThroughputResult) -> Iterator[Text]:
     """What keeps the benchmark from passing, one line each; one line if nothing does."""
     for each in result.cases:
         name, at_least = each.case.name, each.case.at_least
         for undone in each.undone:
-            yield Text(f"Cannot tell: in '{name}' {undone}.", style="yellow")
+            yield cannot_tell(f"in '{name}' {undone}")
+        yield from peer_problems(name, each.peers)
         if each.verdict is Verdict.MISSED:
-            yield Text(
-                f"Missed: '{name}' gives {each.tokens_per_s.median:,.0f} output tokens a second; the recipe "
-                f"requires {at_least:,.0f}.",
-                style="red",
+            yield missed(
+                f"'{name}' gives {each.tokens_per_s.median:,.0f} output tokens a second; the recipe "
+                f"requires {at_least:,.0f}"
             )
+    yield from vllm_missing(each.peers for each in result.cases)
     if result.verdict is Verdict.MET:
-        yield Text("All work was done and every requirement is met.", style="green")
+        yield all_met()

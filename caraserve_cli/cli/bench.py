@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from caraserve_cli.errors import ExitStatus, OutputError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from caraserve_cli.bench.benchmark import BenchResult
-    from caraserve_cli.bench.recipe import Recipe
-    from caraserve_cli.bench.throughput_recipe import ThroughputRecipe
-    from caraserve_cli.bench.throughput_result import ThroughputResult
 
 
 def bench(
@@ -35,7 +27,7 @@ def bench(
     ] = None,
 ) -> None:
     """Run a recipe: measure systems side by side on the same requests, check that their answers are equal;
-    or measure what the engine gives of what the device could.
+    or measure what the engine, or a part of it, gives of what the device could.
 
     Exit status: 0 requirements met, 4 missed, 5 the work was not done or not the same.
     """
@@ -57,41 +49,17 @@ def _run(name: str | None, json_file: Path | None) -> int:
     from rich.console import Console
 
     from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
-    from caraserve_cli.bench.recipe import Recipe
-    from caraserve_cli.bench.recipe_kinds import load_any_recipe
+    from caraserve_cli.bench.facts import write_json
+    from caraserve_cli.bench.recipe_kinds import load_any_recipe, measure_recipe
 
     recipe = load_any_recipe(find_recipe(DEFAULT_RECIPE if name is None else name))
     if json_file is not None:
         _check_writable(json_file)
-
-    from caraserve_cli.bench.facts import write_json
-
-    result: BenchResult | ThroughputResult
-    result, rendered = _compare(recipe) if isinstance(recipe, Recipe) else _measure_throughput(recipe)
+    measured = measure_recipe(recipe, _tell)
     if json_file is not None:
-        write_json(json_file, result.as_json())
-    Console(soft_wrap=True).print(rendered)
-    return result.verdict.exit_status
-
-
-def _compare(recipe: Recipe) -> tuple[BenchResult, RenderableType]:
-    from caraserve_cli.bench.benchmark import run_benchmark
-    from caraserve_cli.bench.terminal import render
-
-    result = run_benchmark(
-        recipe, lambda system, repeat, run: _tell(system, repeat, recipe.repeats, run.tokens_per_s)
-    )
-    return result, render(result)
-
-
-def _measure_throughput(recipe: ThroughputRecipe) -> tuple[ThroughputResult, RenderableType]:
-    from caraserve_cli.bench.throughput import run_throughput
-    from caraserve_cli.bench.throughput_terminal import render_throughput
-
-    result = run_throughput(
-        recipe, lambda case, repeat, run: _tell(case, repeat, recipe.repeats, run.tokens_per_s)
-    )
-    return result, render_throughput(result)
+        write_json(json_file, measured.result.as_json())
+    Console(soft_wrap=True).print(measured.rendered)
+    return measured.result.verdict.exit_status
 
 
 def _check_writable(path: Path) -> None:
@@ -101,7 +69,7 @@ def _check_writable(path: Path) -> None:
         raise OutputError(f"--json: '{path}' cannot be written: {reason}")
 
 
-def _tell(measured: str, repeat: int, repeats: int, tokens_per_s: float) -> None:
+def _tell(measured: str, repeat: int, repeats: int, gave: str) -> None:
     """One line a run on stderr, so that a long benchmark is seen to move."""
     turn = f"repeat {repeat}/{repeats}" if repeat else "warm-up"
-    typer.echo(f"{turn}  {measured}: {tokens_per_s:,.0f} output tokens/s", err=True)
+    typer.echo(f"{turn}  {measured}: {gave}", err=True)

@@ -6,33 +6,30 @@ needs when it runs.
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from caraserve_cli.cli.bench import bench
+from caraserve_cli.cli.plain_help import PlainCommand, PlainGroup
 from caraserve_cli.cli.run import run
 from caraserve_cli.errors import CaraServeError, ExitStatus
 
-
-class _Overview(TyperGroup):
-    """The list of commands, in plain text: rich's help renderer alone takes 100 ms to import."""
-
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**{**attributes, "rich_markup_mode": None})
-
+# Whoever reads the output has seen enough, as in `caraserve run --help | head -1`: what a shell says of a
+# program that the signal ended.
+READER_GONE = 128 + signal.SIGPIPE
 
 app = typer.Typer(
-    cls=_Overview,
+    cls=PlainGroup,
     name="caraserve",
     help="Batch inference for one base LLM and many LoRA adapters of different ranks, with deadlines.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run)
-app.command()(bench)
+app.command(cls=PlainCommand)(run)
+app.command(cls=PlainCommand)(bench)
 
 
 @app.callback(invoke_without_command=True)
@@ -62,6 +59,9 @@ def main() -> None:
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help", ExitStatus.WRONG_OPTIONS)
     except KeyboardInterrupt:
         exit_status = ExitStatus.INTERRUPTED
+    except SystemExit as ended:
+        # typer and rich turn a closed pipe into exit status 1.
+        exit_status = READER_GONE if isinstance(ended.__context__, BrokenPipeError) else ended.code
     except OSError as error:  # a full disk under stdout, a file that vanished
         where = f": '{error.filename}'" if error.filename else ""
         _fail(f"cannot go on: {error.strerror or error}{where}", ExitStatus.FAILED)

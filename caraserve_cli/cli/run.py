@@ -33,6 +33,7 @@ def run(
     device: o.Device = _REPLICA.device,
     dtype: o.Dtype = _REPLICA.dtype,
     seed: o.Seed = _REPLICA.seed,
+    lora_kernel: o.LoraKernelName = _REPLICA.lora_kernel,
     token_ids: o.TokenIds = False,
     resume: o.Resume = False,
     retry_errors: o.RetryErrors = False,

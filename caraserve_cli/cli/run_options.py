@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from caraserve_cli.fleet.options import DeviceName, DtypeName, WeightsSource
+from caraserve_cli.fleet.options import DeviceName, DtypeName, LoraKernel, WeightsSource
 
 _MEMORY = "Memory and batches"
 _DEFAULTS = "Defaults for rows that leave a key out"
@@ -47,6 +47,12 @@ Dtype = Annotated[DtypeName, typer.Option(help="Of weights, cache and adapters."
 Seed = Annotated[
     int,
     typer.Option(min=0, help="Seeds rows without a seed (with their id), and random weights."),
+]
+LoraKernelName = Annotated[
+    LoraKernel,
+    typer.Option(
+        help="On a GPU: mbgmv takes adapters as they are; bgmv pads all to the largest rank, to compare with."
+    ),
 ]
 TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]
 

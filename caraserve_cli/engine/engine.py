@@ -28,11 +28,11 @@ from caraserve_cli.core import (
     Sequence,
     SequenceStatus,
     StepPlan,
-    StepRecord,
     Timings,
 )
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.engine.step_record import Attempt, count_tokens, make_record
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
 
@@ -42,6 +42,11 @@ class StepResult(Protocol):
 
     def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
         """Wait for the step; the next token of each chunk that yields one."""
+        ...
+
+    @property
+    def adapter_copy_ms(self) -> float:
+        """What copying adapters for the step took, mostly beneath it; known after `sampled`."""
         ...
 
 
@@ -83,12 +88,14 @@ class TextStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A step under way."""
+    """A step under way; the last of `attempts` is its own, those before it did not fit the device."""
 
-    plan: StepPlan
+    attempts: tuple[Attempt, ...]
     result: StepResult
-    start_ms: float
-    adapter_load_ms: float
+
+    @property
+    def plan(self) -> StepPlan:
+        return self.attempts[-1].plan
 
 
 class Engine:
@@ -123,6 +130,7 @@ class Engine:
         self._clock_ms = clock_ms
         self._events = events
         self._texts: dict[Sequence, TextStream] = {}
+        self._attempts: list[Attempt] = []  # at the next step, none of which fitted so far
         self._in_flight: deque[_Launched] = deque()
         self._last_end_ms = 0.0
 
@@ -170,8 +178,10 @@ class Engine:
         most_in_flight = 0
         if plan.chunks:
             load_ms = self._clock_ms() - start_ms if plan.num_adapter_loads else 0.0
+            self._attempts.append(Attempt(plan, start_ms, load_ms))
             if result := self._launch(plan):
-                self._in_flight.append(_Launched(plan, result, start_ms, load_ms))
+                self._in_flight.append(_Launched(tuple(self._attempts), result))
+                self._attempts.clear()
                 self.scheduler.commit(plan)
                 in_lockstep = any(needs_lockstep(c.sequence.request.sampling) for c in plan.chunks)
                 most_in_flight = 0 if in_lockstep else self._runner.max_in_flight - 1
@@ -188,7 +198,8 @@ class Engine:
         return outcomes
 
     def _launch(self, plan: StepPlan) -> StepResult | None:
-        """Start a plan; None if it does not fit the device, in which case the next ones will be smaller.
+        """Start a plan; None if it does not fit the device, in which case the next ones are smaller for a
+        while.
 
         Raises:
             DeviceMemoryError: they cannot be smaller.
@@ -204,10 +215,23 @@ class Engine:
         """Wait for a step's tokens; what ended with them."""
         sampled = launched.result.sampled()
         now_ms = self._clock_ms()
+        tokens = count_tokens(launched.plan)
         completions: list[Completion | Failure] = [
             done for chunk, token in sampled if (done := self._take(chunk.sequence, token, now_ms))
         ]
-        self._record(launched, now_ms)
+        # Steps in flight overlap; each accounts for the time since the one before it ended.
+        start_ms = max(launched.attempts[0].start_ms, self._last_end_ms)
+        self._last_end_ms = now_ms
+        self._events.on_step(
+            make_record(
+                launched.attempts,
+                launched.result.adapter_copy_ms,
+                tokens,
+                self.scheduler,
+                start_ms,
+                now_ms,
+            )
+        )
         return completions
 
     def _prefix_root(self, request: Request, adapter: AdapterInfo | None) -> bytes:
@@ -286,27 +310,4 @@ class Engine:
             logprobs=tuple(sequence.logprobs),
             num_cached_tokens=sequence.num_cached_tokens,
             num_preemptions=sequence.num_preemptions,
-        )
-
-    def _record(self, launched: _Launched, end_ms: float) -> None:
-        plan = launched.plan
-        # Steps in flight overlap; each accounts for the time since the one before it ended.
-        start_ms, self._last_end_ms = max(launched.start_ms, self._last_end_ms), end_ms
-        num_decode = sum(chunk.start >= chunk.sequence.num_prompt_tokens for chunk in plan.chunks)
-        blocks = self.scheduler.blocks
-        self._events.on_step(
-            StepRecord(
-                start_ms=start_ms,
-                end_ms=end_ms,
-                num_prefill_tokens=plan.num_tokens - num_decode,
-                num_decode_tokens=num_decode,
-                num_running=len(self.scheduler.running),
-                num_waiting=len(self.scheduler.waiting),
-                num_preempted=plan.num_preempted,
-                num_cached_tokens=plan.num_cached_tokens,
-                num_adapter_loads=plan.num_adapter_loads,
-                adapter_load_ms=launched.adapter_load_ms,
-                num_kv_blocks_used=blocks.num_used,
-                num_kv_blocks=blocks.num_blocks,
-            )
         )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.layer_copies import CopyTime
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterMove, Request, ScheduledChunk, Sequence, StepPlan, Timings
@@ -25,7 +26,7 @@ from caraserve_cli.engine.decode_graphs import DecodeGraphs, padded_size, padded
 from caraserve_cli.engine.extents import aligned_bytes
 from caraserve_cli.engine.gpu_inputs import GpuInputs
 from caraserve_cli.engine.model_runner import KnownTokens
-from caraserve_cli.engine.pool_lora import PoolLora
+from caraserve_cli.engine.pool_lora import LoraWay, PoolLora
 from caraserve_cli.engine.step_batch import StepBatch
 from caraserve_cli.engine.stream_mark import StreamMark
 from caraserve_cli.errors import DeviceMemoryError
@@ -35,7 +36,6 @@ from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.rope import BASE_VARIANT
 from caraserve_cli.model.sampler import Sampled, choose_tokens, needs_lockstep, sample
 from caraserve_cli.model.triton_attention import ChunkAttention, DecodeAttention, PagedBatch
-from caraserve_kernels.lora_pool import LoraConfig
 from caraserve_kernels.paged_decode import MAX_SPLITS, DecodeScratch
 from caraserve_kernels.paged_prefill import PrefillTiling, build_prefill_tiles, choose_prefill_tiling
 
@@ -46,8 +46,10 @@ WARM_UP_BLOCKS = 4
 class TokensUnderWay:
     """The `StepResult` of a step that the GPU has not finished."""
 
-    def __init__(self, chunks: SequenceOf[ScheduledChunk], tokens: Tensor) -> None:
-        self._chunks = chunks
+    def __init__(
+        self, chunks: SequenceOf[ScheduledChunk], tokens: Tensor, copy_time: CopyTime | None
+    ) -> None:
+        self._chunks, self._copy_time = chunks, copy_time
         self._tokens = torch.empty(len(chunks), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
         self._tokens.copy_(tokens[: len(chunks)], non_blocking=True)
         self._arrived = StreamMark(tokens.device)
@@ -58,6 +60,11 @@ class TokensUnderWay:
         self._arrived.wait()
         tokens: list[int] = self._tokens.tolist()
         return [(chunk, Sampled(token, None)) for chunk, token in zip(self._chunks, tokens, strict=True)]
+
+    @property
+    def adapter_copy_ms(self) -> float:
+        """See `StepResult`."""
+        return 0.0 if self._copy_time is None else self._copy_time.ms
 
 
 class GpuRunner:
@@ -74,6 +81,8 @@ class GpuRunner:
     def __init__(self, decoder: Decoder, host_store: HostStore, config: EngineConfig) -> None:
         self._decoder, self._host_store, self._config = decoder, host_store, config
         shape, device = decoder.config.shape, decoder.device
+        assert host_store.packer is not None, "a pool takes packed adapters"
+        self._form = host_store.packer.form
         self._num_sms = _num_sms(device)
         self._cache = KvCache(shape, config.num_kv_blocks, config.kv_block_tokens, decoder.dtype, device)
         self._pool = PackedPool(
@@ -98,13 +107,15 @@ class GpuRunner:
         # The tokens that the last step chose, and the row of each sequence that has one there.
         self._chosen = torch.zeros(config.max_running, dtype=torch.int64, device=device)
         self._feed_row_of: dict[int, int] = {}
+        self._copy_time: CopyTime | None = None  # of the adapters loaded for the last launch
 
     def _buffers(self, max_tokens: int, *, decoding: bool) -> tuple[GpuInputs, PoolLora]:
         config, device = self._config, self._decoder.device
         max_blocks = -(-config.max_context_tokens // config.kv_block_tokens)
         capacity = PoolLora.work_capacity(max_tokens, config.max_running, decoding=decoding)
         inputs = GpuInputs(max_tokens, config.max_running, max_blocks, capacity, device)
-        return inputs, PoolLora(self._pool, inputs.work, max_tokens, self._num_sms, decoding=decoding)
+        lora = PoolLora(self._pool, self._form, inputs.work, max_tokens, self._num_sms, decoding=decoding)
+        return inputs, lora
 
     def evict_adapter(self, adapter_slot: int) -> None:
         """Free a slot of the device pool."""
@@ -115,7 +126,7 @@ class GpuRunner:
         self._pool.move(move)
 
     def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None:
-        """Bring an adapter into a slot.
+        """Bring an adapter into a slot, beneath the next launch, which waits for each layer as it needs it.
 
         Raises:
             AdapterError: its files have become unreadable since it was first seen.
@@ -123,17 +134,17 @@ class GpuRunner:
         self._pool.load(adapter_slot, self._host_store.fetch(adapter), offset_bytes)
 
     @torch.inference_mode()
-    def warm_up(self, *, with_adapters: bool) -> None:
+    def warm_up(self, used_groups: frozenset[int]) -> None:
         """Compile the kernels and capture the graphs, so that no request waits for them. Before the first
         request: what the buffers hold then is a batch that sees nothing, and blocks are written before they
         are read."""
-        ways = (None, *self._decode_lora.configs) if with_adapters else (None,)
+        self._pool.used_groups |= used_groups
         for size in padded_sizes(self._config.max_running):
-            for way in ways:
+            for way in (None, *self._decode_lora.ways(size)) if used_groups else (None,):
                 self._graphs.prepare(size, way)
         block_table = list(range(min(WARM_UP_BLOCKS, self._config.num_kv_blocks)))
         num_tokens = min(len(block_table) * self._config.kv_block_tokens, self._config.max_batch_tokens)
-        for adapter_slot in (None, 0) if with_adapters else (None,):
+        for adapter_slot in (None, 0) if used_groups else (None,):
             request = Request(id="", line=0, prompt_token_ids=(0,) * num_tokens)
             sequence = Sequence(request, Timings(0.0), [0] * num_tokens, num_tokens, 1)
             sequence.block_table, sequence.adapter_slot = block_table, adapter_slot
@@ -171,13 +182,14 @@ class GpuRunner:
         sequences = [chunk.sequence for chunk in yielding]
         self._feed_row_of = {id(sequence): row for row, sequence in enumerate(sequences)}
         if any(needs_lockstep(sequence.request.sampling) for sequence in sequences):
-            return KnownTokens(list(zip(yielding, sample(logits.float(), sequences), strict=True)))
+            tokens = list(zip(yielding, sample(logits.float(), sequences), strict=True))
+            return KnownTokens(tokens, 0.0 if self._copy_time is None else self._copy_time.ms)
         if any(sequence.request.sampling.temperature > 0 for sequence in sequences):
             chosen = choose_tokens(logits.float(), sequences)
         else:
             chosen = logits.argmax(dim=-1)
         self._chosen[: len(sequences)].copy_(chosen)
-        return TokensUnderWay(yielding, self._chosen)
+        return TokensUnderWay(yielding, self._chosen, self._copy_time)
 
     def _rope_variants(self, batch: StepBatch) -> Tensor | None:
         """Each token's variant in host memory; None where all are the base's."""
@@ -192,12 +204,14 @@ class GpuRunner:
     def _launch_decode(self, batch: StepBatch) -> Tensor:
         num_sequences = len(batch.chunks)
         size = padded_size(num_sequences, self._config.max_running)
-        lora, num_work = self._write_work(self._decode_inputs, self._decode_lora, batch)
+        lora, num_work = self._write_work(self._decode_inputs, self._decode_lora, batch, size)
         self._decode_inputs.send(batch, size - num_sequences, None, num_work)
+        self._copy_time = self._pool.copies.start()
+        self._pool.copies.wait()
         return self._graphs.run(size, lora)
 
     def _decode_logits(self, size: int, lora: Hashable) -> Tensor:
-        """[size, vocabulary], from the decoding steps' buffers; `lora` is a LoraConfig, None without LoRA."""
+        """[size, vocabulary], from the decoding steps' buffers; `lora` is a LoraWay, None without LoRA."""
         inputs = self._decode_inputs
         fields = inputs.fields
         batch = PagedBatch(
@@ -210,7 +224,7 @@ class GpuRunner:
             fields.context_lens[:size],
         )
         attention = DecodeAttention(batch, self._scratch, self._num_sms)
-        context = self._decode_lora.context(lora) if isinstance(lora, LoraConfig) else NoLora()
+        context = self._decode_lora.context(lora) if isinstance(lora, LoraWay) else NoLora()
         hidden = self._decoder.forward(self._token_ids(inputs, size), attention, context)
         return self._logits[:size].copy_(self._decoder.logits(hidden))
 
@@ -219,8 +233,11 @@ class GpuRunner:
     def _launch_chunks(self, batch: StepBatch, variants: Tensor | None) -> Tensor:
         """Logits [yielding chunks, vocabulary]."""
         tiling, tiles = self._cut_chunks(batch)
-        lora, num_work = self._write_work(self._inputs, self._lora, batch)
+        lora, num_work = self._write_work(self._inputs, self._lora, batch, batch.num_tokens)
         self._inputs.send(batch, 0, tiles, num_work)
+        # Not before: one engine makes all copies to the device, in the order in which they are queued, and
+        # the step would wait for the last layers of all adapters before its first.
+        self._copy_time = self._pool.copies.start()
         fields, num_tokens, num_sequences = self._inputs.fields, batch.num_tokens, len(batch.chunks)
         paged = PagedBatch(
             self._cache,
@@ -236,6 +253,7 @@ class GpuRunner:
         )
         context: LoraContext = NoLora() if lora is None else self._lora.context(lora)
         hidden = self._decoder.forward(self._token_ids(self._inputs, num_tokens), attention, context)
+        self._pool.copies.wait()  # nothing more to wait for if the step uses adapters
         last_tokens = fields.last_tokens[: batch.last_tokens.shape[0]]
         return self._decoder.logits(hidden.index_select(0, last_tokens))
 
@@ -258,14 +276,14 @@ class GpuRunner:
         return torch.where(feed_rows >= 0, fed, inputs.fields.token_ids[:num_tokens])
 
     def _write_work(
-        self, inputs: GpuInputs, lora: PoolLora, batch: StepBatch
-    ) -> tuple[LoraConfig | None, int]:
+        self, inputs: GpuInputs, lora: PoolLora, batch: StepBatch, num_tokens: int
+    ) -> tuple[LoraWay | None, int]:
         """Start writing a step down; how its LoRA is computed, and how much of the work list that takes."""
         work = inputs.begin()
         if not batch.segments.shape[0]:
             return None, 0
-        config = lora.choose(batch.segments)
-        return config, lora.write_work(work, batch.segments, config)
+        way = lora.choose(batch.segments, num_tokens)
+        return way, lora.write_work(work, batch.segments, way)
 
 
 def _num_sms(device: torch.device) -> int:

@@ -104,6 +104,10 @@ class LoraStep:
     def __init__(self, runs: Sequence[_StackRun | _SegmentRun]) -> None:
         self._runs = runs
 
+    def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
+        """Nothing runs beside anything on a CPU whose cores all work on one product."""
+        return False
+
     def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
         """y += LoRA(x) for the tokens that have an adapter; see `LoraContext`."""
         for run in self._runs:

@@ -22,8 +22,9 @@ from caraserve_cli.model.sampler import Sampled, sample
 class KnownTokens:
     """The `StepResult` of a step that has been computed."""
 
-    def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]]) -> None:
+    def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]], adapter_copy_ms: float = 0.0) -> None:
         self._tokens = tokens
+        self.adapter_copy_ms = adapter_copy_ms
 
     def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
         """See `StepResult`."""

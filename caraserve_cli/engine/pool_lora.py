@@ -13,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caraserve_cli.adapters.layer_copies import LayerCopies
 from caraserve_cli.adapters.packed_pool import PackedPool
-from caraserve_cli.adapters.packing import MAX_LORA_RANK
+from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_kernels.linear import can_overlap
 from caraserve_kernels.lora_layout import MAX_GROUP_MODULES
 from caraserve_kernels.lora_pool import (
     DECODE_CONFIG,
+    FEW_CONFIG,
     PREFILL_CONFIG,
     SHARED_CONFIG,
     LoraConfig,
@@ -27,25 +29,75 @@ from caraserve_kernels.lora_pool import (
 )
 from caraserve_kernels.lora_work import build_work, work_capacity
 
-# Tokens an adapter from which decoding computes them together, on tensor cores. Chosen, not measured.
-SHARED_TOKENS = 2.0
+# Tokens an adapter from which decoding computes them together, on tensor cores: with 2 that was 7% slower
+# than one by one, with 4 a third faster (`lora_pool`'s SHARED).
+SHARED_TOKENS = 3.0
+# Tokens up to which a decoding step has few; see `lora_pool`'s FEW.
+FEW_TOKENS = 8
 
 Ints = NDArray[np.int32]
 
 
-def _configs(decoding: bool) -> tuple[LoraConfig, ...]:
-    return (DECODE_CONFIG, SHARED_CONFIG) if decoding else (PREFILL_CONFIG,)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ways:
+    """How steps of a kind can be computed: with few tokens, with more, with several tokens an adapter."""
+
+    few: LoraConfig
+    distinct: LoraConfig
+    shared: LoraConfig
+
+    def of(self, num_tokens: int) -> tuple[LoraConfig, LoraConfig]:
+        """The two ways of a step of so many tokens: adapters mostly distinct, and mostly shared."""
+        return self.few if num_tokens <= FEW_TOKENS else self.distinct, self.shared
+
+    @property
+    def all(self) -> tuple[LoraConfig, ...]:
+        return tuple(dict.fromkeys((self.few, self.distinct, self.shared)))
+
+    def overlapping(self, overlap: bool) -> _Ways:
+        few, distinct, shared = (
+            dataclasses.replace(way, overlap=overlap) for way in (self.few, self.distinct, self.shared)
+        )
+        return _Ways(few, distinct, shared)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWay:
+    """How one step's LoRA is computed: kernels, and the fused groups that they are launched for."""
+
+    config: LoraConfig
+    groups: frozenset[int]
+
+
+_DECODE_WAYS = _Ways(FEW_CONFIG, DECODE_CONFIG, SHARED_CONFIG)
+_PREFILL_WAYS = _Ways(PREFILL_CONFIG, PREFILL_CONFIG, PREFILL_CONFIG)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PoolLoraContext:
-    """`LoraContext` of steps whose work lists are of `pooled.config`."""
+    """`LoraContext` of steps whose work lists are of `pooled.config`.
+
+    A step that is computed as it comes waits for each layer of the adapters that are being copied; one that
+    is captured is replayed when all have arrived. Kernels that would find no work, since no adapter changes
+    their modules, are not launched: 256 of them a step, each of some microseconds, on Llama-2-7B with q, k, v
+    and o.
+    """
 
     pooled: PooledLora
+    groups: frozenset[int]
+    copies: LayerCopies
+
+    def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
+        """See `LoraContext`."""
+        self.copies.wait_for_layer(layer)
+        group = FUSED_MODULES.index(modules)
+        return group in self.groups and self.pooled.begin(layer, group, x)
 
     def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
         """See `LoraContext`."""
-        self.pooled.add(layer, FUSED_MODULES.index(modules), x, y)
+        group = FUSED_MODULES.index(modules)
+        if group in self.groups:
+            self.pooled.add(layer, group, x, y)
 
 
 class PoolLora:
@@ -53,6 +105,7 @@ class PoolLora:
 
     Args:
         pool: the resident adapters.
+        form: theirs.
         work: the device's work lists, [capacity].
         max_tokens: of a step.
         num_sms: multiprocessors of the GPU.
@@ -60,20 +113,25 @@ class PoolLora:
     """
 
     def __init__(
-        self, pool: PackedPool, work: Tensor, max_tokens: int, num_sms: int, *, decoding: bool
+        self,
+        pool: PackedPool,
+        form: LoraForm,
+        work: Tensor,
+        max_tokens: int,
+        num_sms: int,
+        *,
+        decoding: bool,
     ) -> None:
-        self._pool = pool
+        self._pool, self._form = pool, form
         # What kernels read before the one in front of them has ended is written by copies, before the step.
         overlap = can_overlap(work.device)
-        self._configs = tuple(dataclasses.replace(config, overlap=overlap) for config in _configs(decoding))
-        most_splits = max(config.shrink.split_k for config in self._configs)
+        self._ways = (_DECODE_WAYS if decoding else _PREFILL_WAYS).overlapping(overlap)
+        configs = self._ways.all
+        most_splits = max(config.shrink.split_k for config in configs)
         h = torch.empty(
             most_splits, max_tokens, MAX_GROUP_MODULES, MAX_LORA_RANK, dtype=torch.float32, device=work.device
         )
-        first = PooledLora(pool.groups, pool.weights, pool.table, work, h, self._configs[0], num_sms)
-        self._contexts = {
-            config: PoolLoraContext(dataclasses.replace(first, config=config)) for config in self._configs
-        }
+        self._pooled = PooledLora(pool.groups, pool.weights, pool.table, work, h, configs[0], num_sms)
 
     @staticmethod
     def work_capacity(max_tokens: int, max_segments: int, *, decoding: bool) -> int:
@@ -87,26 +145,27 @@ class PoolLora:
                 config.block_tokens,
                 config.shrink.block_rows,
             )
-            for config in _configs(decoding)
+            for config in (_DECODE_WAYS if decoding else _PREFILL_WAYS).all
         )
 
-    @property
-    def configs(self) -> tuple[LoraConfig, ...]:
-        """The forms in which steps can be computed."""
-        return self._configs
+    def ways(self, num_tokens: int) -> tuple[LoraWay, ...]:
+        """How steps of so many tokens, padding included, can be computed with the adapters known so far."""
+        return tuple(self._way(config) for config in dict.fromkeys(self._ways.of(num_tokens)))
 
-    def choose(self, segments: Ints) -> LoraConfig:
-        """How a step with these segments is computed."""
-        if len(self._configs) == 1 or segments[:, 2].mean() < SHARED_TOKENS:
-            return self._configs[0]
-        return self._configs[1]
+    def choose(self, segments: Ints, num_tokens: int) -> LoraWay:
+        """How a step of so many tokens, padding included, with these segments is computed."""
+        distinct, shared = self._ways.of(num_tokens)
+        return self._way(distinct if segments[:, 2].mean() < SHARED_TOKENS else shared)
 
-    def context(self, config: LoraConfig) -> PoolLoraContext:
+    def _way(self, config: LoraConfig) -> LoraWay:
+        return LoraWay(config, self._pool.used_groups)
+
+    def context(self, way: LoraWay) -> PoolLoraContext:
         """The context of steps computed so."""
-        return self._contexts[config]
+        pooled = dataclasses.replace(self._pooled, config=way.config)
+        return PoolLoraContext(pooled, way.groups, self._pool.copies)
 
-    def write_work(self, work: Ints, segments: Ints, config: LoraConfig) -> int:
+    def write_work(self, work: Ints, segments: Ints, way: LoraWay) -> int:
         """Write a step's lists; how many elements they take."""
-        return build_work(
-            work, segments, self._pool.stacked_rows, config.block_tokens, config.shrink.block_rows
-        )
+        padding = self._form.padding(self._pool.largest_ranks[segments[:, 0]])
+        return build_work(work, segments, self._pool.stacked_rows, way.config.tiling, padding)

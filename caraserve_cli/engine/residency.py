@@ -13,7 +13,7 @@ be placed.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from caraserve_cli.core import AdapterEviction, AdapterInfo, AdapterLoad, AdapterMove, PoolOp
@@ -93,8 +93,28 @@ class AdapterResidency:
     def used_bytes(self) -> int:
         return self._extents.used_bytes
 
+    @property
+    def free_bytes(self) -> int:
+        return self._extents.free_bytes
+
+    @property
+    def max_adapters(self) -> int:
+        return self._max_adapters
+
+    @property
+    def num_free_slots(self) -> int:
+        return self._max_adapters - len(self._residents)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the resident adapters, the least recently used first."""
+        return iter(self._residents)
+
     def is_resident(self, adapter: str) -> bool:
         return adapter in self._residents
+
+    def size_bytes(self, adapter: str) -> int:
+        """What a resident adapter takes of the pool."""
+        return self._residents[adapter].num_bytes
 
     def note_waiting(self, adapter: str | None, change: int) -> None:
         """`change` more requests wait for `adapter` (None, the base alone, is always there)."""
@@ -170,23 +190,29 @@ class AdapterResidency:
     def _choose_victims(self, num_bytes: int) -> list[str]:
         """Whom to evict so that `num_bytes` are free in total, and a slot: the least worth first, no more
         than it takes."""
-        missing_bytes = num_bytes - self._extents.free_bytes
-        has_slot = len(self._residents) < self._max_adapters
-        if missing_bytes <= 0 and has_slot:
+        missing_bytes = num_bytes - self.free_bytes
+        if missing_bytes <= 0 and self.num_free_slots:
             return []
         unpinned = [name for name, resident in self._residents.items() if resident.num_users == 0]
         unpinned.sort(key=lambda name: (name in self._num_waiting, self._residents[name].worth))  # stable
-        victims: list[str] = []
-        for name in unpinned:
-            if missing_bytes <= 0 and (victims or has_slot):
-                break
-            victims.append(name)
-            missing_bytes -= self._residents[name].num_bytes
-        for name in victims[-2::-1]:  # a large last one may have made some of the others needless
-            if missing_bytes + self._residents[name].num_bytes <= 0:
-                victims.remove(name)
-                missing_bytes += self._residents[name].num_bytes
+        victims = self.choose_enough(unpinned, missing_bytes, 1 - self.num_free_slots)
+        missing_bytes -= sum(map(self.size_bytes, victims))
         return victims + self._choose_slack(unpinned, victims, missing_bytes)
+
+    def choose_enough(self, adapters: Iterable[str], num_bytes: int, num_slots: int) -> list[str]:
+        """The first of these residents that free `num_bytes` and `num_slots` together, but no more than it
+        takes."""
+        chosen: list[str] = []
+        for name in adapters:
+            if num_bytes <= 0 and len(chosen) >= num_slots:
+                break
+            chosen.append(name)
+            num_bytes -= self.size_bytes(name)
+        for name in chosen[-2::-1]:  # a large last one may have made some of the others needless
+            if num_bytes + self.size_bytes(name) <= 0 and len(chosen) > num_slots:
+                chosen.remove(name)
+                num_bytes += self.size_bytes(name)
+        return chosen
 
     def _choose_slack(self, unpinned: list[str], victims: list[str], missing_bytes: int) -> list[str]:
         """Who leaves besides the victims; `missing_bytes` is what they leave free beyond need, below zero."""

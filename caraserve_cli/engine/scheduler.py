@@ -8,12 +8,13 @@ runs the very same class.
 Why nobody starves: running sequences are served in the order of their admission, and the last one admitted
 is the first preempted, so the oldest always goes on; waiting ones are admitted in the order of arrival. Only
 a sequence whose adapter does not fit beside the adapters in use may be passed, by sequences that need no
-load, and at most `MAX_BYPASSES` times.
+load and do not prolong the use of the adapters whose room it waits for (`adapter_drain`).
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,12 +28,10 @@ from caraserve_cli.core import (
     SequenceStatus,
     StepPlan,
 )
+from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
+from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool, hash_block
 from caraserve_cli.engine.residency import AdapterResidency
-
-# How often a sequence that waits for room in the adapter pool may be passed. Each pass admits one that
-# needs no load; a quarter of the default batch keeps the batch filled while pinned adapters drain.
-MAX_BYPASSES = 64
 
 
 @dataclass(slots=True)
@@ -60,9 +59,10 @@ class Scheduler:
     def __init__(self, config: EngineConfig, clock_ms: Callable[[], float]) -> None:
         self._config = config
         self._clock_ms = clock_ms
-        self._max_batch_tokens = config.max_batch_tokens
+        self._batch_limit = BatchLimit(config.max_batch_tokens)
         self.blocks = BlockPool(config.num_kv_blocks)
         self.residency = AdapterResidency(config.adapter_memory_bytes, config.max_resident_adapters)
+        self._drain = AdapterDrain(self.residency, self._adapter_uses)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._adapters: dict[str, AdapterInfo] = {}
@@ -89,22 +89,20 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Choose the chunks of the next step. Empty when all that is running waits for its last token."""
-        draft = _Draft(self._max_batch_tokens)
+        draft = _Draft(self._batch_limit.num_tokens)
         self._plan_running(draft)
         if not draft.num_preempted:
             self._plan_waiting(draft)
         return draft.freeze()
 
     def halve_batch(self) -> bool:
-        """Plan smaller steps, since one did not fit the device; False if they cannot be smaller."""
-        if self._max_batch_tokens == 1:
-            return False
-        self._max_batch_tokens //= 2
-        return True
+        """Plan smaller steps for a while, for one did not fit the device; False if they cannot be smaller."""
+        return self._batch_limit.halve()
 
     def commit(self, plan: StepPlan) -> None:
         """Book the tokens of a plan that is under way: later steps are computed after it, and may build on
         its keys and values."""
+        self._batch_limit.note_step()
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.num_computed_tokens = chunk.start + chunk.num_tokens
@@ -174,31 +172,42 @@ class Scheduler:
     # Waiting sequences
 
     def _plan_waiting(self, draft: _Draft) -> None:
-        blocked: Sequence | None = None
+        self._drain.begin_plan()
         for sequence in list(self.waiting):
             if not draft.budget_tokens or len(self.running) >= self._config.max_running:
                 return
-            if blocked is not None and not self._may_pass(sequence, blocked):
-                continue
-            if not self._has_adapter_room(sequence):
-                blocked = sequence
-                if blocked.num_bypasses >= MAX_BYPASSES:
-                    return
-                continue
-            if not self._admit(sequence, draft):
+            if self._has_adapter_room(sequence) and not self._admit(sequence, draft):
                 return
-            if blocked is not None:
-                blocked.num_bypasses += 1
-                if blocked.num_bypasses >= MAX_BYPASSES:
-                    return
-
-    def _may_pass(self, sequence: Sequence, blocked: Sequence) -> bool:
-        adapter = sequence.request.adapter
-        return adapter != blocked.request.adapter and (adapter is None or self.residency.is_resident(adapter))
+        self._drain.end_plan()
 
     def _has_adapter_room(self, sequence: Sequence) -> bool:
+        """Whether its adapter can be used now, and nobody before it waits for the room."""
         adapter = sequence.request.adapter
-        return adapter is None or self.residency.can_acquire(self._adapters[adapter])
+        if adapter is None:
+            return True
+        if self._drain.is_blocked:
+            if self.residency.is_resident(adapter):
+                return self._drain.may_pass(adapter, self._num_steps_left(sequence))
+        elif self.residency.can_acquire(self._adapters[adapter]):
+            return True
+        self._drain.block(self._adapters[adapter])
+        return False
+
+    def _adapter_uses(self) -> dict[str, AdapterUse]:
+        uses: defaultdict[str, AdapterUse] = defaultdict(AdapterUse)
+        for sequence in (*self.running, *self.waiting):
+            if sequence.request.adapter is not None:
+                use = uses[sequence.request.adapter]
+                use.num_waiting += sequence.status is SequenceStatus.WAITING
+                use.num_steps = max(use.num_steps, self._num_steps_left(sequence))
+        return uses
+
+    def _num_steps_left(self, sequence: Sequence) -> int:
+        """How many steps compute a part of it, at most, if each computes as much of it as it may."""
+        num_known = sequence.num_tokens - sequence.num_computed_tokens
+        num_chunks = -(-num_known // self._config.prefill_chunk_tokens)
+        num_outputs = sequence.num_tokens - sequence.num_prompt_tokens
+        return num_chunks + sequence.max_output_tokens - num_outputs - 1  # the last chunk yields a token
 
     def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
         """Start a waiting sequence if the cache has room for all of its tokens; False if it has not."""

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from caraserve_cli.adapters.host_store import HostStore, LoadAdapter
+from caraserve_cli.adapters.largest_rank import find_largest_rank
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter
-from caraserve_cli.adapters.packing import Packer
+from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm, Packer, PaddedForm, UnpaddedForm
+from caraserve_cli.adapters.used_groups import find_used_groups
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterInfo, EventSink, Failure, Request, StepRecord
+from caraserve_cli.core import AdapterInfo, BaseShape, EventSink, Failure, Request, StepRecord
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
 from caraserve_cli.engine.gpu_runner import GpuRunner
 from caraserve_cli.engine.limits import check_fits
 from caraserve_cli.engine.model_runner import ModelRunner
-from caraserve_cli.errors import AdapterError, RowError, RowErrorCode
+from caraserve_cli.errors import AdapterError, OptionError, RowError, RowErrorCode
 from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
 from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
-from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.model.checkpoint import load_decoder, random_decoder
 from caraserve_cli.model.decoder import Decoder
@@ -35,12 +38,27 @@ def copies_adapters(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+# Library, the base's shape, the largest rank that is served -> the largest rank of its adapters, or 0.
+FindLargestRank: TypeAlias = Callable[[AdapterLibrary, BaseShape, int], int]
+# Library, the base's shape -> indices of the fused projections that its adapters change.
+FindUsedGroups: TypeAlias = Callable[[AdapterLibrary, BaseShape], frozenset[int]]
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterSource:
-    """Which adapters there are, and what makes weights of one."""
+    """Which adapters there are, what makes weights of one, and what tells, without making any, the largest
+    rank of all of them and the modules that they change."""
 
     library: AdapterLibrary
     load: LoadAdapter = load_adapter
+    find_largest_rank: FindLargestRank = find_largest_rank
+    find_used_groups: FindUsedGroups = find_used_groups
+
+    def choose_form(self, lora_kernel: LoraKernel, shape: BaseShape) -> LoraForm:
+        """The form in which a pool holds these adapters."""
+        if lora_kernel == UnpaddedForm.kernel:
+            return UnpaddedForm()
+        return PaddedForm(max(1, self.find_largest_rank(self.library, shape, MAX_LORA_RANK)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +67,7 @@ class Surroundings:
 
     base: ResolvedBase
     tokenizer: Tokenizer | None
-    library: AdapterLibrary
+    adapters: AdapterSource
     host_store: HostStore
     memory: MemoryPlan
     device: torch.device
@@ -63,16 +81,24 @@ class Surroundings:
             OptionError: an option cannot be met on this machine.
             BaseModelError: the base is missing or cannot be honoured.
         """
-        base = resolve_base(options.base, options.weights)
         device = choose_device(options.device)
+        _check_lora_kernel(options.lora_kernel, device)
+        base = resolve_base(options.base, options.weights)
         dtype = choose_dtype(options.dtype, device, base.config.dtype)
         source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
-        packer = Packer(shape, None, pinned=device.type == "cuda") if copies_adapters(device) else None
+        packer = None
+        if copies_adapters(device):
+            form = source.choose_form(options.lora_kernel, shape)
+            packer = Packer(shape, form, pinned=device.type == "cuda")
         host_store = HostStore(source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load)
         tokenizer = None if base.folder is None else load_tokenizer(base.folder)
-        return cls(base, tokenizer, source.library, host_store, memory, device, dtype)
+        return cls(base, tokenizer, source, host_store, memory, device, dtype)
+
+    @property
+    def library(self) -> AdapterLibrary:
+        return self.adapters.library
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -104,6 +130,14 @@ class Surroundings:
         check_fits(self.engine_config, request, self.describe_adapter(request))
 
 
+def _check_lora_kernel(lora_kernel: LoraKernel, device: torch.device) -> None:
+    if lora_kernel != UnpaddedForm.kernel and not copies_adapters(device):
+        raise OptionError(
+            f"--lora-kernel: '{lora_kernel}' pads adapters in a GPU's memory, and the base runs on the CPU; "
+            "leave it out, or use --device cuda"
+        )
+
+
 class NoEvents:
     """An event sink for a run whose steps nobody looks at."""
 
@@ -121,6 +155,9 @@ class LocalReplica:
         clock_ms: Callable[[], float],
         events: EventSink,
     ) -> None:
+        packer = surroundings.host_store.packer
+        if packer is not None and packer.form.kernel != options.lora_kernel:
+            raise ValueError(f"the host store packs for {packer.form.kernel}, not for {options.lora_kernel}")
         self._surroundings = surroundings
         base, dtype, device = surroundings.base, surroundings.dtype, surroundings.device
         if base.folder is None or options.weights == "random":
@@ -191,7 +228,8 @@ class LocalReplica:
         if not copies_adapters(decoder.device):
             return ModelRunner(decoder, host_store, config.num_kv_blocks, config.kv_block_tokens)
         runner = GpuRunner(decoder, host_store, config)
-        runner.warm_up(with_adapters=len(self._surroundings.library) > 0)
+        adapters = self._surroundings.adapters
+        runner.warm_up(adapters.find_used_groups(adapters.library, decoder.config.shape))
         return runner
 
     def _open_text(self, request: Request) -> TextStream:

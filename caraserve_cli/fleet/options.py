@@ -9,6 +9,7 @@ from typing import Literal
 WeightsSource = Literal["checkpoint", "random"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+LoraKernel = Literal["mbgmv", "bgmv"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class ReplicaOptions:
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
     seed: int = 0
+    lora_kernel: LoraKernel = "mbgmv"
     gpu_memory: str | None = None
     kv_memory: str | None = None
     adapter_memory: str | None = None

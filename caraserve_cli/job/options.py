@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,18 +29,19 @@ class RunOptions:
         """What a resumed run must agree on, because it changes answers or which rows there are.
 
         Args:
-            base: the resolved base.
+            base: the resolved base's name.
             dtype: the resolved dtype.
         """
         adapters = ", ".join(sorted(str(root.resolve()) for root in self.replica.adapter_roots))
         requests = self.requests if self.requests == "-" else str(Path(self.requests).resolve())
         return {
-            "base": printable(base),
+            "base": printable(_absolute_base(base)),
             "weights": self.replica.weights,
             "dtype": dtype,
             "adapters": printable(adapters),
             "requests": printable(requests),
             "seed": self.replica.seed,
+            "lora_kernel": self.replica.lora_kernel,  # its sums may round otherwise
             "token_ids": self.token_ids,
             **self._defaults(),
         }
@@ -65,3 +67,19 @@ class RunOptions:
             **dataclasses.asdict(bounds),
         }
         return {f"default_{key}": list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def updated_manifest(earlier: Mapping[str, object]) -> dict[str, object]:
+    """What an earlier version wrote as a manifest, as this one would: it kept the base as it was typed, and
+    knew one LoRA kernel."""
+    updated = {"lora_kernel": "mbgmv", **earlier}
+    base = earlier.get("base")
+    if isinstance(base, str):
+        updated["base"] = printable(_absolute_base(base))
+    return updated
+
+
+def _absolute_base(base: str) -> str:
+    """The path of a folder; a short name or hub id as it is."""
+    folder = Path(base)
+    return str(folder.resolve()) if folder.is_dir() else base

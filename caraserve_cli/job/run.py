@@ -20,7 +20,7 @@ from caraserve_cli.job.clock import RunClock
 from caraserve_cli.job.earlier import EarlierSessions
 from caraserve_cli.job.facts import find_lora_ranks, run_facts
 from caraserve_cli.job.intake import Intake, Prepared
-from caraserve_cli.job.options import RunOptions
+from caraserve_cli.job.options import RunOptions, updated_manifest
 from caraserve_cli.job.prepare import Preparer
 from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.progress_state import ProgressState
@@ -111,7 +111,11 @@ class Run:
         dtype = str(surroundings.dtype).removeprefix("torch.")
         manifest = self._options.manifest(surroundings.base.name, dtype)
         return Journal.open(
-            self._options.out, manifest, resume=self._options.resume, retry_errors=self._options.retry_errors
+            self._options.out,
+            manifest,
+            resume=self._options.resume,
+            retry_errors=self._options.retry_errors,
+            update=updated_manifest,
         )
 
     def _answer_all(

@@ -31,20 +31,36 @@ class AttentionContext(Protocol):
 class LoraContext(Protocol):
     """The adapters of one batch."""
 
-    def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
-        """Adds to `y`, in place, what each token's adapter makes of `x`.
+    def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
+        """Starts on what needs only `x`, before the base's product with it is launched.
 
         Args:
             layer: index of the decoder layer, from 0.
-            modules: one of core.FUSED_MODULES; the columns of `y` are these modules' outputs side by side.
+            modules: one of core.FUSED_MODULES.
             x: [T, input width], the input that all of `modules` share.
-            y: [T, sum of output widths], the base model's output.
+
+        Returns:
+            Whether a kernel has been launched that the base's product need not wait for (`linear`'s
+            `beside`).
+        """
+        ...
+
+    def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
+        """Adds to `y`, in place, what each token's adapter makes of `x`; after `begin`.
+
+        Args:
+            layer, modules, x: those of `begin`.
+            y: [T, sum of output widths], the base model's output, the modules' side by side.
         """
         ...
 
 
 class NoLora:
     """A batch without adapters: adds nothing."""
+
+    def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
+        """Starts nothing."""
+        return False
 
     def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
         """Leaves `y` as it is."""

@@ -74,17 +74,25 @@ class Decoder:
     def _attention(
         self, index: int, layer: LayerWeights, x: Tensor, attention: AttentionContext, lora: LoraContext
     ) -> Tensor:
-        qkv = linear(x, layer.qkv, layer.qkv_bias)
-        lora.add(index, _QKV, x, qkv)
+        qkv = _project(index, _QKV, x, layer.qkv, layer.qkv_bias, lora)
         attended = attention.attend(index, qkv, layer.qk_norm)
-        out = linear(attended, layer.o, layer.o_bias)
-        lora.add(index, _O, attended, out)
-        return out
+        return _project(index, _O, attended, layer.o, layer.o_bias, lora)
 
     def _mlp(self, index: int, layer: LayerWeights, x: Tensor, lora: LoraContext) -> Tensor:
-        gate_up = linear(x, layer.gate_up, layer.gate_up_bias)
-        lora.add(index, _GATE_UP, x, gate_up)
-        activated = silu_mul(gate_up)
-        out = linear(activated, layer.down, layer.down_bias)
-        lora.add(index, _DOWN, activated, out)
-        return out
+        gate_up = _project(index, _GATE_UP, x, layer.gate_up, layer.gate_up_bias, lora)
+        return _project(index, _DOWN, silu_mul(gate_up), layer.down, layer.down_bias, lora)
+
+
+def _project(
+    index: int,
+    modules: tuple[str, ...],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora: LoraContext,
+) -> Tensor:
+    """The base's product for some modules of a layer, and what the adapters add to it."""
+    beside = lora.begin(index, modules, x)
+    y = linear(x, weight, bias, beside=beside)
+    lora.add(index, modules, x, y)
+    return y

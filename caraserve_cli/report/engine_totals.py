@@ -16,8 +16,10 @@ class EngineTotals:
     busy_ms: float = 0.0
     prefill_tokens: int = 0
     decode_tokens: int = 0
+    dropped_tokens: int = 0
     prefix_cached_tokens: int = 0
     preemptions: int = 0
+    memory_retries: int = 0
     adapter_loads: int = 0
     adapter_load_ms: float = 0.0
     running_sum: int = 0
@@ -31,8 +33,10 @@ class EngineTotals:
         self.busy_ms += record.end_ms - record.start_ms
         self.prefill_tokens += record.num_prefill_tokens
         self.decode_tokens += record.num_decode_tokens
+        self.dropped_tokens += record.num_dropped_tokens
         self.prefix_cached_tokens += record.num_cached_tokens
         self.preemptions += record.num_preempted
+        self.memory_retries += record.num_memory_retries
         self.adapter_loads += record.num_adapter_loads
         self.adapter_load_ms += record.adapter_load_ms
         self.running_sum += record.num_running

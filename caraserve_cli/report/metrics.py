@@ -23,6 +23,10 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "slo_attainment": "requests that met every bound they carry / all requests that carry one; "
         "failed requests are misses",
         "goodput": "requests that met every bound they carry, per second; null when none carries one",
+        "prefill_tokens": "computed of prompts, those computed again after a preemption included",
+        "decode_tokens": "computed of answers after their first tokens, each of which a prompt yields",
+        "dropped_tokens": "computed for answers that turned out to have ended, and in no other count",
+        "memory_retries": "steps that the device's memory did not hold and that were tried again, smaller",
         "exact_match": "answers equal to the string metadata.expected, outer white space aside",
         "p50, p90, p95, p99": "the smallest value that at least that share of the requests does not exceed",
     }

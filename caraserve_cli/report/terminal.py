@@ -86,6 +86,11 @@ def _headline(report: Json) -> list[str]:
         lines.append(
             f"Exact match {format_share(exact['accuracy'])} ({exact['right']:,} of {exact['scored']:,})"
         )
+    if num_retries := report["engine"]["memory_retries"]:
+        lines.append(
+            f"Device memory ran out in {num_retries:,} step{'s' * (num_retries > 1)}; smaller ones followed. "
+            "A lower --gpu-memory leaves steps more."
+        )
     lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}")
     return lines
 

@@ -19,6 +19,7 @@ from caraserve_cli.requests.id_table import IdTable
 from caraserve_cli.requests.manifest import (
     MANIFEST_DRAFT_NAME,
     MANIFEST_NAME,
+    Update,
     check_manifest,
     write_manifest,
 )
@@ -48,6 +49,7 @@ class Journal:
         *,
         resume: bool = False,
         retry_errors: bool = False,
+        update: Update = dict,
     ) -> Journal:
         """Take an output folder, making it if it is missing, and repair what a killed run left torn.
 
@@ -59,6 +61,7 @@ class Journal:
             manifest: whatever changes the answers or which rows there are; kept in run.json.
             resume: go on with the rows that the folder holds, if its manifest is the same.
             retry_errors: forget the rejected rows, so that they are tried again.
+            update: what makes the folder's manifest, if another version wrote it, comparable.
 
         Raises:
             OutputError: the folder cannot be used, is not empty (without `resume`), belongs to something
@@ -77,7 +80,7 @@ class Journal:
             # Again, now that nobody else can write: another run may have come and gone in between.
             is_blank = _check_usable(out_dir, resume)
             if not is_blank:
-                check_manifest(out_dir, manifest)
+                check_manifest(out_dir, manifest, update)
             errors = RowFile(out_dir / ERRORS_NAME)
         except BaseException:
             outputs.close()

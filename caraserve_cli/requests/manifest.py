@@ -6,8 +6,9 @@ Knows any keys; which settings identify a run is the caller's to say.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import orjson
 
@@ -15,6 +16,9 @@ from caraserve_cli.errors import OutputError
 
 MANIFEST_NAME = "run.json"
 MANIFEST_DRAFT_NAME = "run.json.tmp"
+
+# What a run.json holds -> the same as this version would have written it.
+Update: TypeAlias = Callable[[Mapping[str, object]], dict[str, object]]
 
 
 def write_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
@@ -34,8 +38,8 @@ def write_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
         raise OutputError(f"'{out_dir / MANIFEST_NAME}' cannot be written: {error.strerror}") from None
 
 
-def check_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
-    """Refuse a folder whose run.json differs from `manifest` in any key.
+def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update = dict) -> None:
+    """Refuse a folder whose run.json, updated, differs from `manifest` in any key.
 
     Raises:
         OutputError: it differs, with every key and both values; it cannot be read, or is damaged.
@@ -50,10 +54,11 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
     if not isinstance(earlier, dict):
         raise OutputError(f"'{path}' is damaged: not a JSON object; choose another --out")
     now: dict[str, object] = orjson.loads(orjson.dumps(manifest))  # tuples become lists, as in the file
+    updated = update(earlier)
     differences = [
         f"{key} was {_shown(earlier, key)}, now is {_shown(now, key)}"
-        for key in sorted(earlier.keys() | now.keys())
-        if _canonical(earlier, key) != _canonical(now, key)
+        for key in sorted(updated.keys() | now.keys())
+        if _canonical(updated, key) != _canonical(now, key)
     ]
     if differences:
         raise OutputError(

@@ -19,7 +19,9 @@ Marlin, Frantar et al. 2024).
 
 Kernels start before the one in front of them has ended (programmatic dependent launch), ask for their first
 weights to be brought to the L2 cache, and only then wait for x. That is safe whatever ran before: the L2
-cache is coherent, and nothing else is read or written before the wait.
+cache is coherent, and nothing else is read or written before the wait. A product that runs *beside* the
+kernel in front of it waits for that one only before it stores: so whoever waits for the product has waited
+for both.
 """
 
 from __future__ import annotations
@@ -68,19 +70,27 @@ class Tile(NamedTuple):
     columns_ahead: int
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, beside: bool = False) -> Tensor:
     """x · Wᵀ + bias: [T, width_in] x [width_out, width_in] -> [T, width_out].
 
     Products that run at the same time, on two streams of one device, must not both be split (see `Tile`):
     they would share the counters. Call it once per shape before capturing it in a graph.
+
+    Args:
+        beside: the kernel launched directly before only reads x, and let this one start after x was there:
+            the product need not wait for it. Only where `is_streamed(x)`.
     """
-    streamed = x.is_cuda and x.dtype != torch.float32 and 0 < x.shape[0] <= MAX_STREAMED_TOKENS
-    if not streamed:
+    if not is_streamed(x):
         # float32 too: a run in float32 promises the tokens of the reference, and cuBLAS is it.
         return F.linear(x, weight, bias)
     out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-    launch_linear(x, weight, bias, out, choose_tile(x.shape[0], *reversed(weight.shape)))
+    launch_linear(x, weight, bias, out, choose_tile(x.shape[0], *reversed(weight.shape)), beside=beside)
     return out
+
+
+def is_streamed(x: Tensor) -> bool:
+    """Whether the product with x is one that streams the weights; others are cuBLAS's, or the CPU's."""
+    return x.is_cuda and x.dtype != torch.float32 and 0 < x.shape[0] <= MAX_STREAMED_TOKENS
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -109,7 +119,9 @@ def choose_tile(num_tokens: int, width_in: int, width_out: int) -> Tile:
     return Tile(rows, columns, num_warps=4, num_stages=4, num_splits=num_splits, columns_ahead=columns)
 
 
-def launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tile: Tile) -> None:
+def launch_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tile: Tile, *, beside: bool = False
+) -> None:
     """Run the Triton product with a given tile; `out` [tokens, width_out] is overwritten."""
     num_tokens, width_in = x.shape
     width_out = weight.shape[0]
@@ -125,6 +137,7 @@ def launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, t
         "ahead": ahead,
         "ahead_chunks": ahead_chunks(tile),
         "overlap": overlap,
+        "beside": beside,
     }
     options = {"num_warps": tile.num_warps, **({"launch_pdl": True} if overlap else {})}
     if num_tokens == 1:
@@ -193,7 +206,7 @@ def _ask_ahead(  # type: ignore[no-untyped-def]
 def _vector_kernel(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, out_ptr, width_in, width_out,
     block_rows: tl.constexpr, block_columns: tl.constexpr, loop_stages: tl.constexpr, even: tl.constexpr,
-    ahead: tl.constexpr, ahead_chunks: tl.constexpr, overlap: tl.constexpr,
+    ahead: tl.constexpr, ahead_chunks: tl.constexpr, overlap: tl.constexpr, beside: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     columns = tl.arange(0, block_columns)
@@ -203,7 +216,8 @@ def _vector_kernel(  # type: ignore[no-untyped-def]
         if ahead > 0:
             _ask_ahead(row_pointers, ahead, ahead_chunks)
         gdc_launch_dependents()
-        gdc_wait()
+        if not beside:
+            gdc_wait()
     # One sum per column until the end: a sum over threads in every step would cost more than the reads.
     sums = tl.zeros([block_rows, block_columns], tl.float32)
     for start in tl.range(0, width_in, block_columns, num_stages=loop_stages):
@@ -214,6 +228,8 @@ def _vector_kernel(  # type: ignore[no-untyped-def]
         )
         x = tl.load(x_ptr + at, mask=inside, other=0.0)
         sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
+    if overlap and beside:
+        gdc_wait()
     y = tl.sum(sums, axis=1)
     inside_rows = rows < width_out
     if bias_ptr is not None:
@@ -227,7 +243,7 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, out_ptr, parts_ptr, arrivals_ptr, num_tokens, width_in, width_out, x_stride,
     block_tokens: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr,
     num_splits: tl.constexpr, loop_stages: tl.constexpr, even: tl.constexpr,
-    ahead: tl.constexpr, ahead_chunks: tl.constexpr, overlap: tl.constexpr,
+    ahead: tl.constexpr, ahead_chunks: tl.constexpr, overlap: tl.constexpr, beside: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     columns = tl.arange(0, block_columns)
@@ -241,7 +257,8 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
         if ahead > 0 and first + ahead <= width_in:
             _ask_ahead(row_pointers + first, ahead, ahead_chunks)
         gdc_launch_dependents()
-        gdc_wait()
+        if not beside:
+            gdc_wait()
     inside_tokens = tokens < num_tokens
     token_pointers = x_ptr + tokens.to(tl.int64)[None, :] * x_stride
     sums = tl.zeros([block_rows, block_tokens], tl.float32)
@@ -253,6 +270,8 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
         )
         x = tl.load(token_pointers + at[:, None], mask=inside[:, None] & inside_tokens[None, :], other=0.0)
         sums = tl.dot(w, x, sums, input_precision="ieee")
+    if overlap and beside:
+        gdc_wait()
     _finish(sums, bias_ptr, out_ptr, parts_ptr, arrivals_ptr, rows, tokens, num_tokens, width_out, num_splits)
 
 

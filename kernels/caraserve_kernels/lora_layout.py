@@ -85,6 +85,7 @@ class AdapterLayout:
         layer_starts: layer i lies in elements `layer_starts[i] … layer_starts[i + 1]`, for copies by layer.
         table: int64 [layers, groups, TABLE_FIELDS], offsets counted from the blob's start.
         stacked_rows: int32 [groups], the height of the group's tallest A stack over all layers.
+        largest_rank: of any module of any layer, its own and not the padded one; 0 without modules.
     """
 
     num_elements: int
@@ -92,6 +93,7 @@ class AdapterLayout:
     layer_starts: tuple[int, ...]
     table: NDArray[np.int64]
     stacked_rows: NDArray[np.int32]
+    largest_rank: int
 
     @staticmethod
     def build(
@@ -119,7 +121,8 @@ class AdapterLayout:
                 pieces |= {(layer, module): piece for module, piece in fused.items()}
             layer_starts.append(end)
         stacked_rows = table[..., _RANKS].sum(axis=-1).max(axis=0, initial=0).astype(np.int32)
-        return AdapterLayout(end, pieces, tuple(layer_starts), table, stacked_rows)
+        largest_rank = max(lora_ranks.values(), default=0)
+        return AdapterLayout(end, pieces, tuple(layer_starts), table, stacked_rows, largest_rank)
 
     def placed(self, first_element: int) -> NDArray[np.int64]:
         """The table of this adapter when its blob begins at element `first_element` of the pool."""

@@ -29,9 +29,11 @@ import triton
 from torch import Tensor
 
 from caraserve_kernels import lora_layout, lora_work
+from caraserve_kernels.linear import is_streamed
 from caraserve_kernels.lora_layout import FusedGroup
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool_kernels import expand_kernel, shrink_kernel
+from caraserve_kernels.lora_work import Tiling
 
 # The smallest side of a tensor core product that every Triton version takes.
 MIN_DOT_BLOCK = 16
@@ -62,7 +64,7 @@ class ExpandConfig:
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """How a step is computed. Its work lists must be built with the same `block_tokens` and `block_rows`.
+    """How a step is computed. Its work lists must be built with its `tiling`.
 
     `overlap`: programmatic dependent launch (Hopper and later): a kernel's programs take their places while
     the kernel before it ends, and read work, table and pool before it has. So these must be written by
@@ -79,15 +81,30 @@ class LoraConfig:
         if self.block_tokens != 1 and smallest < MIN_DOT_BLOCK:
             raise ValueError(f"blocks of several tokens need {MIN_DOT_BLOCK} or more of everything: {self}")
 
+    @property
+    def tiling(self) -> Tiling:
+        """How the step's work lists are to be cut."""
+        return Tiling(self.block_tokens, self.shrink.block_rows)
 
-# DECODE: adapters mostly distinct, SHARED: several tokens an adapter. H200, Llama-2-7B's q, k, v, one layer,
-# adapters of ranks 8/16/32/64, µs for 32 / 256 distinct ones: shrink (rows x k, warps, stages, programs an
-# SM) (4 x 1024, 4, 3, 4): 9.1 / 47.6, (4 x 1024, 4, 1, 8): 8.6 / 64.5, (8 x 1024, 8, 1, 3): 10.1; expand
-# (columns x rank) (1024 x 8, 4, 2, 4): 11.0 / 52.3, (512 x 16, 4, 1, 4): 14.0 / 78.3, (256 x 16, 4, 2, 7):
-# 23.6; their bytes take 5.5 / 43.9. SHARED, q, k, v and o of 32 layers, 256 tokens of 32 adapters: 1.44 ms,
-# one token a tile 3.36 ms. PREFILL, 8,192 tokens of 32 adapters: shrink (64 rows) 44 µs, expand (128 x 32, 4
-# warps) 204 µs, (8 warps) 333 µs.
-DECODE_CONFIG = LoraConfig(1, ShrinkConfig(4, 1024, 1, 4, 3, 4), ExpandConfig(1024, 8, 4, 2, 4))
+
+# H200, Llama-2-7B's q, k, v, o in 32 layers with the base's products around them, bfloat16, adapters of ranks
+# 8/16/32/64: the step with LoRA less the same without, µs. Shrink (rows x k, warps, stages, programs an SM),
+# expand (columns x rank, warps, stages, programs).
+# DECODE, adapters mostly distinct; 16 / 32 / 68 / 128 / 256 of them: expand (512 x 16, 2, 1, 8): 597 / 771 /
+# 1,512 / 2,517 / 4,279, (256 x 16, 1, 1, 16): 597 / 768 / 1,509 / 2,571 / 4,267, (1024 x 8, 4, 3, 4): 608 /
+# 805 / 1,556 / 2,511 / 4,412, (512 x 8, 2, 2, 8): 690 / 849 / 1,531 / 2,492 / 4,455; tall tiles for high
+# ranks and wide ones for low: 1,115 and more at 32. Shrink (4 x 1024, 4, 3, 4): 597 / 773 / 1,514 at 16 / 32
+# / 68, (2 x 1024, 2, 3, 8): 598 / 775 / 1,498, (4 x 512, 2, 3, 8): 603 / 803 / 1,499, (4 x 1024, 4, 2, 5):
+# 604 / 879 / 1,663. Their bytes take 234 / 468 / 995 / 1,873 / 3,746.
+# FEW, where wide tiles leave programs without work; 1 (rank 64) / 4 / 8 tokens: expand (64 x 64, 2, 1, 12):
+# 261 / 281 / 402, (64 x 64, 4, 1, 8): 340 / 342 / 521, (1024 x 8, 4, 2, 4): 558 / 538 / 582.
+# SHARED, several tokens an adapter, on tensor cores; 256 tokens of 128 / 64 / 32 adapters: 4,730 / 2,676 /
+# 1,268, (512 x 16, 4, 1, 5) one by one: 4,408 / 3,970 / 3,479.
+# PREFILL, 8,192 tokens of 32 adapters, one layer's q, k, v: shrink (64 rows) 44, expand (128 x 32, 4 warps)
+# 204, (8 warps) 333.
+_DECODE_SHRINK = ShrinkConfig(4, 1024, 1, 4, 3, 4)
+DECODE_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(512, 16, 2, 1, 8))
+FEW_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(64, 64, 2, 1, 12))
 SHARED_CONFIG = LoraConfig(16, ShrinkConfig(16, 256, 4, 4, 4, 4), ExpandConfig(128, 32, 4, 2, 8))
 PREFILL_CONFIG = LoraConfig(64, ShrinkConfig(64, 128, 1, 4, 3, 3), ExpandConfig(128, 32, 4, 2, 2))
 
@@ -121,8 +138,20 @@ class PooledLora:
         if self.h.shape[3] % 4 or not self.h.is_contiguous():
             raise ValueError(f"h must be contiguous, its ranks a multiple of 4; got {self.h.shape}")
 
+    def begin(self, layer: int, group: int, x: Tensor) -> bool:
+        """Launch the shrink where the base's product with x can run beside it (`linear`'s `beside`); says
+        whether it can. `add` must follow, with the same layer, group and x."""
+        is_beside = self._runs_beside(x)
+        if is_beside:
+            shrink(self, layer, group, x)
+        return is_beside
+
+    def _runs_beside(self, x: Tensor) -> bool:
+        # cuBLAS's products wait for all that is before them: a shrink after one of them starts in its tail.
+        return self.config.overlap and is_streamed(x)
+
     def add(self, layer: int, group: int, x: Tensor, y: Tensor) -> None:
-        """y += LoRA(x), in place, for the tokens in the work lists.
+        """y += LoRA(x), in place, for the tokens in the work lists; after `begin`.
 
         Args:
             layer: the table's second index.
@@ -131,14 +160,15 @@ class PooledLora:
             y: [tokens, sum of out], elements of a row side by side.
         """
         if x.is_cuda:
-            shrink(self, layer, group, x)
+            if not self._runs_beside(x):
+                shrink(self, layer, group, x)
             expand(self, layer, group, y)
         else:
             y.copy_(add_pooled_reference(self, layer, group, x, y))
 
 
 def shrink(lora: PooledLora, layer: int, group: int, x: Tensor) -> None:
-    """Launch h = x A for one group of one layer. It needs only x: it may run beside the base's product."""
+    """Launch h = x A for one group of one layer."""
     config, shape = lora.config.shrink, lora.groups[group]
     num_tokens = _checked_tokens(lora, x, shape.in_width)
     most_rows = len(shape.modules) * lora.h.shape[3]

@@ -55,7 +55,6 @@ def shrink_kernel(
     num_items = tl.load(work_ptr + LIST + 1) * SPLIT_K
     table_ptr += table_field
     if OVERLAP:
-        gdc_launch_dependents()
         item = tl.program_id(0)
         if item < num_items:
             tile_ptr = first_tile_ptr + item // SPLIT_K * _SHRINK_TILE_FIELDS
@@ -65,6 +64,8 @@ def shrink_kernel(
             first_k = item % SPLIT_K * STEPS * BLOCK_K
             _fetch_ahead(a_ptr, first_row, num_rows, IN_WIDTH, first_k, IN_WIDTH, BLOCK_ROWS, BLOCK_K)
         gdc_wait()
+        # Not before x is there: a product of the same x runs beside this kernel and does not wait for it.
+        gdc_launch_dependents()
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         tile_ptr = first_tile_ptr + item // SPLIT_K * _SHRINK_TILE_FIELDS
         split = item % SPLIT_K
@@ -179,14 +180,19 @@ def expand_kernel(
             b_ptr = pool_ptr + tl.load(module_ptr + _MODULE_B_OFFSET)
             _fetch_ahead(b_ptr, 0, lora_rank, width, column, width, BLOCK_RANK, BLOCK_COLS)
         gdc_wait()
-    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
+    for first_item in range(0, num_items, tl.num_programs(0)):
+        # Forth and back: who had the heaviest items has the lightest next.
+        is_back = first_item // tl.num_programs(0) % 2 == 1
+        item = first_item + tl.where(is_back, tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(0))
+        is_item = item < num_items
+        item = tl.minimum(item, num_items - 1)
         tile_ptr = first_tile_ptr + item // TILES * _TOKEN_TILE_FIELDS
         module, width, first_column, column = _column_tile(
             item % TILES, WIDTH0, WIDTH1, WIDTH2, WIDTH_ALIGN, BLOCK_COLS
         )
         module_ptr = _module_entry(tile_ptr, module, table_ptr, SLOT_STRIDE)
         lora_rank = tl.minimum(tl.load(module_ptr + _MODULE_RANK).to(tl.int32), rank_limit)
-        if lora_rank > 0:
+        if is_item & (lora_rank > 0):
             columns = column + tl.arange(0, BLOCK_COLS)
             column_mask = columns < width
             first_token = tl.load(tile_ptr + _TOKEN_TILE_TOKEN).to(tl.int64)

@@ -30,6 +30,18 @@ TOKEN_TILE_SLOT, TOKEN_TILE_TOKEN, TOKEN_TILE_NUM_TOKENS = range(TOKEN_TILE_FIEL
 _HEADER_ALIGN = 16
 
 
+class Tiling(NamedTuple):
+    """How a step's work is cut.
+
+    Attributes:
+        block_tokens: the largest number of tokens of a tile.
+        block_rows: the largest number of rows of a shrink tile.
+    """
+
+    block_tokens: int
+    block_rows: int
+
+
 class Padding(NamedTuple):
     """The padded form of a step: modules stored with `padded_rank` rows, `largest_rank` of them computed."""
 
@@ -41,8 +53,7 @@ def build_work(
     work: NDArray[np.int32],
     segments: NDArray[np.integer],
     stacked_rows: NDArray[np.integer],
-    block_tokens: int,
-    block_rows: int,
+    tiling: Tiling,
     padding: Padding | None = None,
 ) -> int:
     """Write the lists of one step into `work`; returns how many of its elements are in use, from the first.
@@ -55,8 +66,7 @@ def build_work(
         segments: [segments, 3], (adapter slot, first token, number of tokens); one an adapter, or one a
             request where the padded form is to be as Punica's. Tokens in no segment are not touched.
         stacked_rows: [adapter slots, groups], `AdapterLayout.stacked_rows` of the adapters in the slots.
-        block_tokens: the largest number of tokens of a tile.
-        block_rows: the largest number of rows of a shrink tile.
+        tiling: how the work is cut.
         padding: how the slots are padded, or None if they are not.
 
     Raises:
@@ -66,13 +76,13 @@ def build_work(
         raise ValueError(f"rank {padding.largest_rank} in a pool padded to {padding.padded_rank}")
     num_groups = stacked_rows.shape[1]
     end = header_elements(num_groups)
-    tokens, rows = _token_tiles(segments, stacked_rows, block_tokens)
+    tokens, rows = _token_tiles(segments, stacked_rows, tiling.block_tokens)
     work[RANK_LIMIT] = NO_RANK_LIMIT if padding is None else padding.largest_rank
     _room(work, TOKEN_LIST, end, tokens.shape[0], TOKEN_TILE_FIELDS)[:] = tokens
     end += tokens.size
     for group in range(num_groups):
         field = FIRST_SHRINK_LIST + 2 * group
-        end = _shrink_tiles(work, field, end, tokens, rows[:, group], block_rows, padding)
+        end = _shrink_tiles(work, field, end, tokens, rows[:, group], tiling.block_rows, padding)
     return end
 
 

@@ -11,13 +11,17 @@ import torch
 
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.adapters.packing import Packer
+from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
+from caraserve_cli.adapters.peft_config import PeftConfig
+from caraserve_cli.adapters.peft_weights import read_layout
+from caraserve_cli.adapters.weight_file import open_weight_file
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import AdapterError
+from caraserve_kernels.lora_layout import AdapterLayout
 from tests.adapters.bad_adapters import edit_tensors
 from tests.adapters.bases import shape_of, tiny_llama
-from tests.adapters.peft_variants import Variant, write_variant
+from tests.adapters.peft_variants import VARIANTS, Variant, write_variant, write_variants
 
 SHAPE = shape_of(tiny_llama())
 SMALL = ("a", "b", "c", "d")
@@ -142,7 +146,9 @@ def made(name: str, folder: Path, shape: BaseShape, dtype: torch.dtype) -> Adapt
     return AdapterWeights(name, {(0, "q_proj"): LoraPair(a, b_rows)})
 
 
-@pytest.mark.parametrize("packer", [None, Packer(SHAPE, None, pinned=False)], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "packer", [None, Packer(SHAPE, UnpaddedForm(), pinned=False)], ids=["plain", "packed"]
+)
 def test_weights_come_from_the_loader_that_is_given(packer: Packer | None) -> None:
     library = AdapterLibrary({"good": Path("nowhere"), "bad": Path("nowhere/bad")})
     store = HostStore(library, SHAPE, torch.bfloat16, 10 * SMALL_BYTES, packer, load=made)
@@ -156,4 +162,40 @@ def test_weights_come_from_the_loader_that_is_given(packer: Packer | None) -> No
     assert info.content_hash == weights.content_hash, "packing changes no content"
     with pytest.raises(AdapterError, match="nowhere/bad is bad"):
         store.fetch("bad")
+    store.check_integrity()
+
+
+@pytest.mark.parametrize("form", [UnpaddedForm(), PaddedForm(64), PaddedForm(100)], ids=str)
+def test_the_size_that_is_planned_with_is_what_the_headers_tell(tmp_path: Path, form: LoraForm) -> None:
+    """Of every kind of adapter, before it is in the store, in it, and once it has been dropped."""
+    write_variants(tmp_path, tiny_llama, seed=1)
+    store = HostStore(AdapterLibrary.scan([tmp_path]), SHAPE, torch.bfloat16, 0, Packer(SHAPE, form, False))
+    padded_rank = form.padded_rank if isinstance(form, PaddedForm) else None
+    for variant in VARIANTS:
+        told = _bytes_by_headers(tmp_path / variant.name, padded_rank)
+        assert store.info(variant.name).num_bytes == told
+        weights = store.fetch(variant.name)
+        assert weights.packed is not None
+        assert told == weights.num_bytes == weights.packed.blob.nbytes
+        assert store.kept_names == ()
+        assert store.info(variant.name).num_bytes == told
+
+
+def _bytes_by_headers(folder: Path, padded_rank: int | None) -> int:
+    with open_weight_file("", folder, headers_only=True) as file:
+        sources = read_layout("", PeftConfig.read("", folder), file.headers, SHAPE)
+    lora_ranks = {key: source.lora_rank for key, source in sources.items()}
+    biased = [key for key, source in sources.items() if source.bias_name is not None]
+    layout = AdapterLayout.build(fused_groups(SHAPE), SHAPE.num_layers, lora_ranks, biased, padded_rank)
+    return layout.num_elements * torch.bfloat16.itemsize
+
+
+def test_an_adapter_that_outgrew_the_padded_pool_is_refused(root: Path) -> None:
+    """Its files were others when the pool's rank was chosen."""
+    store = HostStore(
+        AdapterLibrary.scan([root]), SHAPE, torch.float32, 10**9, Packer(SHAPE, PaddedForm(2), pinned=False)
+    )
+    assert store.info("a").lora_rank == 2
+    with pytest.raises(AdapterError, match=r"'large': has rank 32.* no adapter had more than 2.* run again"):
+        store.fetch("large")
     store.check_integrity()

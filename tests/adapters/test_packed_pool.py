@@ -7,7 +7,7 @@ import torch
 
 from caraserve_cli.adapters import packed_pool
 from caraserve_cli.adapters.packed_pool import PackedPool
-from caraserve_cli.adapters.packing import Packer, fused_groups
+from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import FUSED_MODULES, AdapterMove, BaseShape
 from caraserve_cli.errors import AdapterError
@@ -42,16 +42,21 @@ def make_weights(name: str, lora_rank: int, modules: tuple[str, ...]) -> Adapter
     return AdapterWeights(name, pairs)
 
 
-def packed(weights: AdapterWeights, padded_rank: int | None = None) -> AdapterWeights:
-    return Packer(SHAPE, padded_rank, pinned=False).pack(weights)
+FORMS: list[LoraForm] = [UnpaddedForm(), PaddedForm(11)]
 
 
-def assert_computed(pool: PackedPool, adapters: dict[int, AdapterWeights]) -> None:
+def packed(weights: AdapterWeights, form: LoraForm = FORMS[0]) -> AdapterWeights:
+    return Packer(SHAPE, form, pinned=False).pack(weights)
+
+
+def assert_computed(pool: PackedPool, adapters: dict[int, AdapterWeights], form: LoraForm = FORMS[0]) -> None:
     """One token of each slot, in every layer and group, against the weights as they were before packing."""
+    pool.copies.start()
     slots = sorted(adapters)
     work = torch.zeros(4096, dtype=torch.int32)
     segments = torch.tensor([[slot, token, 1] for token, slot in enumerate(slots)]).numpy()
-    build_work(work.numpy(), segments, pool.stacked_rows, 1, DECODE_CONFIG.shrink.block_rows)
+    padding = form.padding(pool.largest_ranks[slots])
+    build_work(work.numpy(), segments, pool.stacked_rows, DECODE_CONFIG.tiling, padding)
     h = torch.full((1, len(slots), 3, 64), torch.nan)
     lora = PooledLora(pool.groups, pool.weights, pool.table, work, h, DECODE_CONFIG, num_sms=1)
     for layer in range(SHAPE.num_layers):
@@ -88,26 +93,47 @@ def test_packing_keeps_the_weights_and_adds_only_gaps() -> None:
 
 
 def test_a_padded_pool_takes_the_same_for_every_rank() -> None:
-    sizes = {packed(make_weights("a", lora_rank, ("q_proj",)), 32).num_bytes for lora_rank in (2, 8, 30)}
+    form = PaddedForm(32)
+    sizes = {packed(make_weights("a", lora_rank, ("q_proj",)), form).num_bytes for lora_rank in (2, 8, 30)}
     assert len(sizes) == 1
 
 
+def test_the_padding_is_zero() -> None:
+    """It is multiplied: whatever else it held would be added."""
+    result = packed(make_weights("a", 5, ("q_proj", "down_proj")), PaddedForm(7))
+    assert result.packed is not None
+    for view in (tensor for pair in result.pairs.values() for tensor in pair.tensors):
+        view.zero_()
+    assert not result.packed.blob.any()
+
+
+@pytest.mark.parametrize("padded_rank", [0, 513])
+def test_a_padded_form_that_the_kernels_have_no_room_for(padded_rank: int) -> None:
+    with pytest.raises(ValueError, match=f"rank {padded_rank}; it must be 1 to 512"):
+        PaddedForm(padded_rank)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("buffer_bytes", [256, 64 * 2**20], ids=["small pieces", "one piece"])
-def test_load_move_evict(buffer_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_move_evict(form: LoraForm, buffer_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_pool, "MOVE_BUFFER_BYTES", buffer_bytes)
     pool = PackedPool(SHAPE, CAPACITY_BYTES, 4, torch.float32, CPU)
     pool.weights.fill_(torch.nan)
-    first = packed(make_weights("first", 3, ("q_proj", "v_proj", "o_proj")))
-    second = packed(make_weights("second", 8, ("k_proj", "gate_proj", "down_proj")))
+    first = packed(make_weights("first", 3, ("q_proj", "v_proj", "o_proj")), form)
+    second = packed(make_weights("second", 8, ("k_proj", "gate_proj", "down_proj")), form)
     pool.load(2, first, offset_bytes=512)
     pool.load(0, second, offset_bytes=64 * 1024)
-    assert_computed(pool, {2: first, 0: second})
+    assert_computed(pool, {2: first, 0: second}, form)
+    assert pool.largest_ranks.tolist() == [9, 0, 4, 0], "of the second layer"
     # Down by less than its own size: the two ranges overlap.
     pool.move(AdapterMove(0, 64 * 1024, 64 * 1024 - 1024, second.num_bytes))
-    assert_computed(pool, {2: first, 0: second})
+    assert_computed(pool, {2: first, 0: second}, form)
     pool.evict(2)
-    pool.load(2, packed(make_weights("third", 4, ("up_proj",))), offset_bytes=0)
-    assert_computed(pool, {2: make_weights("third", 4, ("up_proj",)), 0: second})
+    assert pool.largest_ranks.tolist() == [9, 0, 0, 0]
+    pool.load(2, packed(make_weights("third", 4, ("up_proj",)), form), offset_bytes=0)
+    assert_computed(pool, {2: make_weights("third", 4, ("up_proj",)), 0: second}, form)
+    assert_computed(pool, {2: make_weights("third", 4, ("up_proj",))}, form)
+    assert pool.largest_ranks.tolist() == [9, 0, 5, 0]
 
 
 def test_a_rank_that_the_kernels_have_no_room_for_is_refused() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from caraserve_cli.bench.benchmark import run_benchmark
+from caraserve_cli.bench.catalogue import embedded_recipes
 from caraserve_cli.bench.recipe import load_recipe
 from caraserve_cli.bench.system import SystemRun
 from caraserve_cli.errors import InputError
@@ -52,7 +53,8 @@ def test_all_systems_give_the_same_tokens(
 def test_the_list_of_recipes(caraserve: Caraserve) -> None:
     ended = caraserve("bench", "--list")
     assert ended.returncode == 0
-    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["peft", "peft-long", "throughput"]
+    names = [line.split()[0] for line in ended.stdout.splitlines()]
+    assert names == [path.stem for path in embedded_recipes()]
 
 
 def test_every_system_has_its_turn_and_gives_the_right_tokens(write_recipe: WriteRecipe) -> None:

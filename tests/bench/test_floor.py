@@ -5,7 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from caraserve_cli.bench.floor import DeviceSpeed, FloorCase, floor_seconds, measure_speed
+from caraserve_cli.bench.floor import (
+    DeviceSpeed,
+    FloorCase,
+    adapters_seconds,
+    decode_step_seconds,
+    floor_seconds,
+    measure_speed,
+    prefill_step_flops,
+)
 from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.model.config import DecoderConfig, parse_decoder_config
 
@@ -86,6 +94,30 @@ def test_both_times_add_up(config: DecoderConfig) -> None:
 def test_one_output_token_is_prefill_alone(config: DecoderConfig) -> None:
     case = FloorCase(adapters=[SMALL], prompt_tokens=3, output_tokens=1, max_running=1)
     assert parts(case, config)[1] == 0
+
+
+def test_a_decoding_step_is_a_summand(config: DecoderConfig) -> None:
+    """Two steps of a case, with contexts of 4 and 5 tokens, are twice the step with 4.5 on average."""
+    speed = DeviceSpeed(bytes_per_s=1.0, flops_per_s=float("inf"))
+    adapters = [SMALL, LARGE, SMALL]
+    case = FloorCase(adapters=adapters, prompt_tokens=3, output_tokens=3, max_running=3)
+    step_s = decode_step_seconds(adapters, 4.5, config, torch.bfloat16, speed)
+    assert 2 * step_s == floor_seconds(case, config, torch.bfloat16, speed)
+
+
+def test_the_adapters_of_a_step_by_hand(config: DecoderConfig) -> None:
+    speed = DeviceSpeed(bytes_per_s=2.0, flops_per_s=float("inf"))
+    lora_s = adapters_seconds([SMALL, LARGE, None, SMALL], config, torch.bfloat16, speed)
+    assert lora_s == SMALL_WEIGHTS + LARGE_WEIGHTS
+    with_s, without_s = (
+        decode_step_seconds(adapters, 7.0, config, torch.bfloat16, speed)
+        for adapters in ([SMALL, LARGE, None, SMALL], [None] * 4)
+    )
+    assert with_s - without_s == lora_s
+
+
+def test_the_operations_of_a_prefill_step_are_the_linear_modules(config: DecoderConfig) -> None:
+    assert prefill_step_flops(7, config) == 2 * 7 * LINEAR
 
 
 def test_a_cpu_has_speeds() -> None:

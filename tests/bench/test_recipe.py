@@ -100,7 +100,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 
 def test_embedded_recipes_are_found_and_valid() -> None:
     names = {load_any_recipe(path).name for path in embedded_recipes()}
-    assert {"peft", "peft-long", "throughput"} <= names
+    assert {"decode", "peft", "peft-long", "throughput"} <= names
     assert find_recipe("peft").name == "peft.toml"
     with pytest.raises(OptionError, match="did you mean 'peft'"):
         find_recipe("pefd")

@@ -9,21 +9,23 @@ import pytest
 import torch
 
 from caraserve_cli.adapters.host_store import HostStore
-from caraserve_cli.adapters.packing import Packer
+from caraserve_cli.adapters.packing import Packer, UnpaddedForm
+from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters, adapters_of, make_requests
-from caraserve_cli.bench.throughput_recipe import ThroughputCase
 from caraserve_cli.fleet.options import ReplicaOptions
 from tests.adapters.bases import shape_of, tiny_llama
 
 SHAPE = shape_of(tiny_llama())
-CASE = ThroughputCase(
+CASE = EngineCase(
     name="case",
     num_requests=5,
     num_adapters=3,
     lora_ranks=(4, 2),
     modules=("v_proj", "q_proj"),
+    prompt_tokens=9,
+    output_tokens=7,
     cold=False,
-    at_least=None,
+    peft=False,
     options=ReplicaOptions(base="any"),
 )
 
@@ -45,7 +47,7 @@ def test_cases_share_what_has_equal_sizes() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_adapter_has_its_sizes_and_its_own_memory(packed: bool) -> None:
     synthetic = SyntheticAdapters(adapters_of(CASE), packed=packed)
-    packer = Packer(SHAPE, None, pinned=False) if packed else None
+    packer = Packer(SHAPE, UnpaddedForm(), pinned=False) if packed else None
     source = synthetic.source
     store = HostStore(source.library, SHAPE, torch.float32, 10**9, packer, source.load)
     places: set[int] = set()
@@ -65,6 +67,13 @@ def test_each_adapter_has_its_sizes_and_its_own_memory(packed: bool) -> None:
     store.check_integrity()
 
 
+@pytest.mark.parametrize(("num_adapters", "largest"), [(3, 4), (0, 0)])
+def test_the_largest_rank_is_known_without_making_any(num_adapters: int, largest: int) -> None:
+    adapters = adapters_of(dataclasses.replace(CASE, num_adapters=num_adapters))
+    source = SyntheticAdapters(adapters, packed=True).source
+    assert source.find_largest_rank(source.library, SHAPE, 256) == largest
+
+
 def test_what_is_asked_for_again_is_the_same() -> None:
     adapter = SyntheticAdapter(3, ("o_proj",), 0)
     synthetic = SyntheticAdapters([adapter], packed=False)
@@ -75,7 +84,7 @@ def test_what_is_asked_for_again_is_the_same() -> None:
 
 
 def test_requests_take_the_adapters_in_turn_and_no_two_runs_share_a_prompt() -> None:
-    first, second = (make_requests(CASE, run, 9, 7, vocab_size=50) for run in (1, 2))
+    first, second = (make_requests(CASE, run, vocab_size=50) for run in (1, 2))
     names = [adapter.name for adapter in adapters_of(CASE)]
     assert [request.adapter for request in first] == [*names, *names[:2]]
     assert len({request.prompt_token_ids for request in (*first, *second)}) == 10
@@ -83,5 +92,5 @@ def test_requests_take_the_adapters_in_turn_and_no_two_runs_share_a_prompt() -> 
         assert len(request.prompt_token_ids) == 9
         assert set(request.prompt_token_ids) <= set(range(50))
         assert (request.sampling.max_tokens, request.sampling.ignore_eos) == (7, True)
-    alone = make_requests(dataclasses.replace(CASE, num_adapters=0), 1, 9, 7, vocab_size=50)
+    alone = make_requests(dataclasses.replace(CASE, num_adapters=0), 1, vocab_size=50)
     assert {request.adapter for request in alone} == {None}

@@ -20,7 +20,7 @@ __all__ = ["caraserve"]
 def quick_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device of known speed, whose measuring (test_floor.py) takes longer than these benchmarks."""
     speed = DeviceSpeed(bytes_per_s=1e9, flops_per_s=1e9)
-    monkeypatch.setattr("caraserve_cli.bench.throughput.measure_speed", lambda *_: speed)
+    monkeypatch.setattr("caraserve_cli.bench.engine_runs.measure_speed", lambda *_: speed)
 
 
 def test_cases_are_interleaved_on_a_replica_and_all_work_is_done(
@@ -68,6 +68,33 @@ def test_cases_are_interleaved_on_a_replica_and_all_work_is_done(
     assert cases["adapters"]["floor_tokens_per_s"] < cases["base"]["floor_tokens_per_s"]
 
 
+def test_each_lora_kernel_has_its_own_replica_and_adapters(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with the kernels' plain references."""
+    monkeypatch.setattr("caraserve_cli.bench.engine_runs.copies_adapters", lambda _: True)
+    monkeypatch.setattr("caraserve_cli.fleet.local.copies_adapters", lambda _: True)
+    padded = """
+[[case]]
+name = "padded"
+requests = 3
+adapters = 2
+lora_ranks = [2, 5]
+modules = ["q_proj", "v_proj"]
+lora_kernel = "bgmv"
+"""
+    result_file = tmp_path / "result.json"
+    text = TINY.replace('kv_memory = "4MB"', 'kv_memory = "4MB"\nmax_running = 4\nmax_batch_tokens = 32')
+    ended = caraserve("bench", write_throughput(tmp_path, text + padded), "--json", result_file)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(result_file.read_text())
+    assert result["num_adapters"] == 4, "the same two in two forms"
+    cases = {case["name"]: case for case in result["cases"]}
+    assert cases["padded"]["options"]["lora_kernel"] == "bgmv"
+    assert cases["padded"]["undone"] == cases["adapters"]["undone"] == []
+    assert cases["padded"]["num_adapter_loads"] == [0, 0]
+
+
 def test_a_missed_requirement(caraserve: Caraserve, tmp_path: Path) -> None:
     recipe = write_throughput(tmp_path, TINY.replace("at_least = 1e-6", "at_least = 1e12"))
     ended = caraserve("bench", recipe)
@@ -102,6 +129,7 @@ def test_a_gpu_that_is_not_there(caraserve: Caraserve, monkeypatch: pytest.Monke
             'host_adapter_memory = "140KB"',
             "'host_adapter_memory': the adapters",
         ),
+        ('dtype = "float32"', 'dtype = "float32"\nlora_kernel = "bgmv"', "--lora-kernel: 'bgmv' pads"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

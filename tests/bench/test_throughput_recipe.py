@@ -23,7 +23,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     text = TINY.replace(
         "[[case]]",
         'gpu_memory = "0.5"\nadapter_memory = "1GB"\nmax_running = 7\nmax_batch_tokens = 70\n'
-        'prefill_chunk_tokens = 35\n[[case]]\nmax_running = 6\nkv_memory = "2MB"',
+        'prefill_chunk_tokens = 35\nlora_kernel = "bgmv"\n[[case]]\nmax_running = 6\nkv_memory = "2MB"'
+        "\npeft = true\nvllm = true",
         1,
     )
     recipe = load(write_throughput(tmp_path, text))
@@ -39,6 +40,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "host_adapter_memory": "1MB",
         "max_batch_tokens": 70,
         "prefill_chunk_tokens": 35,
+        "lora_kernel": "bgmv",
     }
     assert recipe.options == ReplicaOptions(**common, kv_memory="4MB", max_running=7)
     base, adapters, cold = recipe.cases
@@ -48,19 +50,25 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         num_adapters=0,
         lora_ranks=(),
         modules=(),
+        prompt_tokens=6,
+        output_tokens=4,
         cold=False,
+        peft=True,
+        vllm=True,
         at_least=1e-6,
         options=ReplicaOptions(**common, kv_memory="2MB", max_running=6),
     )
     assert (adapters.lora_ranks, adapters.modules) == ((2, 5), ("q_proj", "v_proj"))
     assert (adapters.cold, adapters.at_least, adapters.options) == (False, None, recipe.options)
     assert cold.cold
+    assert not adapters.peft
+    assert not adapters.vllm
 
 
 @pytest.mark.parametrize(
     ("old", "new", "fragment"),
     [
-        ('"throughput"', '"latency"', "'kind' must be one of comparison, throughput, got 'latency'"),
+        ('"throughput"', '"latency"', "'kind' must be one of comparison, "),
         ("repeats = 2", "repeat = 2", "unknown key 'repeat'; did you mean 'repeats'?"),
         ("prompt_tokens = 6", "", "'prompt_tokens' is missing"),
         ("output_tokens = 4", "output_tokens = 0", "'output_tokens' must be at least 1, got 0"),
@@ -90,7 +98,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ('["q_proj", "v_proj"]', '["q_proj", "qkv"]', "'modules' must be a list of modules without rep"),
         ('["q_proj", "v_proj"]', '["q_proj", "q_proj"]', "'modules' must be a list of modules without rep"),
         ('["q_proj", "v_proj"]', "[]", "'modules' must be a list of modules without rep"),
+        ("cold = true", 'lora_kernel = "sgmv"', "'lora_kernel' must be one of mbgmv, bgmv, got 'sgmv'"),
         ("cold = true", "cold = 1", "'cold' must be true or false, got 1"),
+        ("cold = true", 'vllm = "0.14"', "'vllm' must be true or false, got '0.14'"),
         ("at_least = 1e-6", "at_least = 0", "'at_least' must be a number above zero, got 0.0"),
         ('name = "cold"', 'name = "base"', "'name' must be different in every case, got 'base'"),
     ],
@@ -125,3 +135,8 @@ def test_the_embedded_recipe_requires_what_was_promised() -> None:
         (256, 256, False, 7000),
     ]
     assert [case.options.adapter_memory for case in recipe.cases[-3:]] == ["17.5GB", "4.3GB", "4.3GB"]
+    assert [case.name for case in recipe.cases if case.peft] == [
+        "1 request, rank 64",
+        "32 requests, 32 adapters",
+    ]
+    assert [case.vllm for case in recipe.cases] == [not case.cold for case in recipe.cases]

@@ -9,16 +9,19 @@ import pytest
 from rich.console import Console
 
 from caraserve_cli.bench.case_runner import find_undone
+from caraserve_cli.bench.catalogue import find_recipe
 from caraserve_cli.bench.comparison import Verdict
-from caraserve_cli.bench.throughput_recipe import ThroughputCase
+from caraserve_cli.bench.engine_result import CaseRun, EngineFacts, Peer, Peers, VllmPeer
+from caraserve_cli.bench.peft_peer import PeftRun
+from caraserve_cli.bench.recipe_kinds import load_any_recipe
+from caraserve_cli.bench.throughput_recipe import ThroughputCase, ThroughputRecipe
 from caraserve_cli.bench.throughput_result import (
     CaseResult,
-    CaseRun,
-    ThroughputFacts,
     ThroughputResult,
     judge_case,
 )
 from caraserve_cli.bench.throughput_terminal import render_throughput
+from caraserve_cli.bench.vllm_peer import VllmRun
 from caraserve_cli.core import (
     ColdStart,
     Completion,
@@ -37,11 +40,15 @@ CASE = ThroughputCase(
     num_adapters=2,
     lora_ranks=(8,),
     modules=("q_proj",),
+    prompt_tokens=128,
+    output_tokens=64,
     cold=True,
+    peft=False,
+    vllm=False,
     at_least=5000.0,
     options=ReplicaOptions(base="any"),
 )
-FACTS = ThroughputFacts(
+FACTS = EngineFacts(
     recipe="tiny",
     description="one case",
     weights="random",
@@ -54,8 +61,6 @@ FACTS = ThroughputFacts(
     load_average=0.25,
     base="llama2-7b",
     dtype="bfloat16",
-    prompt_tokens=128,
-    output_tokens=64,
     warmups=1,
     repeats=3,
     copy_bytes_per_s=4.3e12,
@@ -90,9 +95,22 @@ def run(seconds: float, undone: str | None = None, steps: tuple[StepRecord, ...]
     return CaseRun(seconds=seconds, num_output_tokens=8000, steps=steps, undone=undone)
 
 
-def judge(runs: list[CaseRun], at_least: float | None = 5000.0, name: str = CASE.name) -> CaseResult:
+def judge(
+    runs: list[CaseRun], at_least: float | None = 5000.0, name: str = CASE.name, peers: Peers | None = None
+) -> CaseResult:
     case = dataclasses.replace(CASE, at_least=at_least, name=name)
-    return judge_case(case, runs, kv_tokens=512, adapter_pool_bytes=99, floor_tokens_per_s=10_000.0)
+    return judge_case(
+        case,
+        runs,
+        kv_tokens=512,
+        adapter_pool_bytes=99,
+        floor_tokens_per_s=10_000.0,
+        peers=peers or Peers(),
+    )
+
+
+def result_of(cases: tuple[CaseResult, ...]) -> ThroughputResult:
+    return ThroughputResult(facts=FACTS, prompt_tokens=128, output_tokens=64, cases=cases)
 
 
 def test_medians_steps_and_the_floor() -> None:
@@ -124,9 +142,9 @@ def test_fast_work_that_was_not_done_means_nothing() -> None:
 
 def test_the_worst_case_decides() -> None:
     met, missed, unknown = judge([run(1.0)]), judge([run(9.0)]), judge([run(1.0, "x")])
-    assert ThroughputResult(FACTS, (met, met)).verdict is Verdict.MET
-    assert ThroughputResult(FACTS, (met, missed)).verdict is Verdict.MISSED
-    assert ThroughputResult(FACTS, (missed, unknown, met)).verdict is Verdict.CANNOT_TELL
+    assert result_of((met, met)).verdict is Verdict.MET
+    assert result_of((met, missed)).verdict is Verdict.MISSED
+    assert result_of((missed, unknown, met)).verdict is Verdict.CANNOT_TELL
 
 
 def request(name: str) -> Request:
@@ -172,7 +190,7 @@ def test_what_was_not_done_is_found(outcomes: list[Completion | Failure], undone
 
 def printed(*cases: CaseResult) -> list[str]:
     console = Console(file=StringIO(), width=80)
-    console.print(render_throughput(ThroughputResult(FACTS, cases)), soft_wrap=True)
+    console.print(render_throughput(result_of(cases)), soft_wrap=True)
     assert isinstance(console.file, StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -196,6 +214,97 @@ def test_a_missed_requirement_as_printed() -> None:
         "free                     10,000      160%      4.00 ms      3        2",
         "",
         "Missed: '32 requests, 2 adapters' gives 4,000 output tokens a second; the recipe requires 5,000.",
+    ]
+
+
+PEFT = Peer(
+    run=PeftRun(num_requests=2, output_tokens=64, prefill_ms=700.0, step_ms=100.0, num_steps=8), problem=None
+)
+VLLM = VllmPeer(run=VllmRun(version="0.14.1", num_output_tokens=8000, seconds=(2.0, 1.6, 1.5)), problem=None)
+
+
+def test_peers_as_printed() -> None:
+    lines = printed(
+        judge([run(2.0)], None, peers=Peers(peft=PEFT, vllm=VLLM)),
+        judge([run(2.0)], None, "free", peers=Peers(vllm=VLLM)),
+        judge(
+            [run(2.0)],
+            None,
+            "large",
+            peers=Peers(
+                peft=Peer(run=None, problem="it does not fit"),
+                vllm=VllmPeer(run=None, problem="exit status 9, it said nothing"),
+            ),
+        ),
+    )
+    assert lines[-9:] == [
+        "",
+        "speed, ours / theirs     peer  tokens/s    ratio",
+        "32 requests, 2 adapters  PEFT        18  218.75x  from 8 measured steps",
+        "32 requests, 2 adapters  vLLM     5,000    0.80x  whole answers, vLLM 0.14.1",
+        "free                     vLLM     5,000    0.80x  whole answers, vLLM 0.14.1",
+        "",
+        "Not measured: transformers + PEFT in 'large': it does not fit.",
+        "Not measured: vLLM in 'large': exit status 9, it said nothing.",
+        "All work was done and every requirement is met.",
+    ]
+
+
+def test_no_vllm_is_said_once() -> None:
+    missing = Peers(vllm=VllmPeer.missing())
+    lines = printed(
+        judge([run(2.0)], None, peers=missing),
+        judge([run(2.0)], None, "large", peers=missing),
+        judge([run(1)]),
+    )
+    assert not any("Not measured" in line or "ours / theirs" in line for line in lines)
+    assert lines[-3:] == [
+        "",
+        "vLLM is not installed, so that it was not measured.",
+        "All work was done and every requirement is met.",
+    ]
+
+
+def test_peers_as_json() -> None:
+    assert judge([run(2.0)], peers=Peers(peft=PEFT, vllm=VLLM)).as_json()["peers"] == {
+        "peft": {
+            "num_requests": 2,
+            "output_tokens": 64,
+            "prefill_ms": 700.0,
+            "step_ms": 100.0,
+            "num_steps": 8,
+            "tokens_per_s": pytest.approx(128 / 7.0),
+        },
+        "vllm": {
+            "version": "0.14.1",
+            "num_output_tokens": 8000,
+            "seconds": (2.0, 1.6, 1.5),
+            "tokens_per_s": 5000.0,
+        },
+    }
+    missing = judge([run(2.0)], peers=Peers(vllm=VllmPeer.missing()))
+    assert missing.as_json()["peers"] == {"peft": None, "vllm": {"problem": "vLLM is not installed"}}
+    assert judge([run(2.0)]).as_json()["peers"] == {"peft": None, "vllm": None}
+
+
+def test_the_embedded_recipe_fits_a_narrow_terminal() -> None:
+    recipe = load_any_recipe(find_recipe("throughput"))
+    assert isinstance(recipe, ThroughputRecipe)
+    cases = [
+        dataclasses.replace(judge([run(0.5)], peers=Peers(peft=PEFT, vllm=VLLM)), case=case)
+        for case in recipe.cases
+    ]
+    assert "\u2026" not in "".join(printed(*cases)), "nothing is cut off"
+
+
+def test_a_long_version_takes_no_room_of_the_numbers() -> None:
+    run_of_nightly = VllmRun(version="0.14.1rc2.dev133+g1234567", num_output_tokens=8000, seconds=(1.6,))
+    peers = Peers(vllm=VllmPeer(run=run_of_nightly, problem=None))
+    lines = printed(judge([run(2.0)], None, "256, 256 adapters, 4.3 GB", peers=peers))
+    assert lines[-4:-1] == [
+        "256, 256 adapters, 4.3 GB  vLLM     5,000  0.80x  whole answers, vLLM",
+        "                                                  0.14.1rc2.dev133+g1234567",
+        "",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -117,6 +118,47 @@ def test_a_row_that_somebody_added(
     assert_refused(ended, 1, "a row that caraserve did not write", "choose another --out")
 
 
+@pytest.mark.parametrize("typed", ["./base", "base", "link"])
+def test_going_on_from_another_folder(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    """A base that is a folder is the same one however it is named."""
+    (tmp_path / "base").symlink_to(SAMPLE / "base")
+    (tmp_path / "link").symlink_to("base")
+    monkeypatch.chdir(tmp_path)
+    assert caraserve("run", "--base", typed, "--out", "out", requests).returncode == 0
+    kept = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert kept["base"] == str((SAMPLE / "base").resolve())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    job = ("run", "--out", "../out", "--resume", requests)
+    assert caraserve(*job, "--base", f"../{typed}").returncode == 0
+    assert caraserve(*job, "--base", SAMPLE / "base").returncode == 0
+
+
+def test_a_run_of_an_earlier_version(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run.json has the base as it was typed, and no LoRA kernel."""
+    (tmp_path / "base").symlink_to(SAMPLE / "base")
+    monkeypatch.chdir(tmp_path)
+    job = ("run", "--out", tmp_path / "out", requests)
+    assert caraserve(*job, "--base", "base").returncode == 0
+    run_json = tmp_path / "out" / "run.json"
+    kept = json.loads(run_json.read_text())
+    assert kept.pop("lora_kernel") == "mbgmv"
+    run_json.write_text(json.dumps(kept | {"base": "base"}))
+    for base in ("base", "./base", SAMPLE / "base"):
+        assert caraserve(*job, "--resume", "--base", base).returncode == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ended = caraserve(*job, "--resume", "--base", "../base")
+    assert_refused(
+        ended, 1, 'base was "base", now is "', "resume with the same ones, or choose another --out"
+    )
+    assert "lora_kernel" not in ended.stderr
+
+
 def test_a_folder_of_something_else(caraserve: Caraserve, tmp_path: Path, requests: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     assert_refused(caraserve(*JOB, "--out", tmp_path, requests), 1, str(tmp_path), "not empty")
@@ -223,6 +265,8 @@ def test_adapter_folders_that_cannot_be_used(caraserve: Caraserve, tmp_path: Pat
         ("--dtype float8", ("--dtype", "float8")),
         ("--device tpu", ("--device", "tpu")),
         ("--device cpu --dtype float16", ("--dtype", "float16")),
+        ("--lora-kernel sgmv", ("--lora-kernel", "sgmv", "mbgmv")),
+        ("--lora-kernel bgmv --device cpu", ("--lora-kernel: 'bgmv'", "on the CPU", "--device cuda")),
         ("--weights good", ("--weights", "good")),
         ("--kv-memory lots", ("--kv-memory", "lots", "4.3GB")),
         ("--kv-memory 3", ("--kv-memory", "no unit")),
@@ -241,6 +285,23 @@ def test_options_that_are_wrong(
     ended = caraserve(*JOB, "--out", tmp_path / "out", *options.split(), requests)
     assert_refused(ended, 2, *fragments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["--help", "run --help", "bench --list"])
+def test_a_reader_that_has_seen_enough(command: str) -> None:
+    """`caraserve … | head -1`: silence, and the exit status of a program that SIGPIPE has ended."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as closed_pipe:
+        ended = subprocess.run(
+            caraserve_command(*command.split()),
+            stdout=closed_pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=user_environment(),
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_a_full_disk_under_stdout() -> None:

@@ -181,6 +181,7 @@ def test_a_stop_token_given_for_the_run(caraserve: Caraserve, tmp_path: Path) ->
     assert answer["completion_tokens"] == len("HORI")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["run"]["options"]["default_stop_token_ids"] == [ord("I")]
+    assert report["run"]["options"]["lora_kernel"] == "mbgmv"
 
 
 def test_names_of_files_that_are_no_utf8(caraserve: Caraserve, tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ PROMISED = {
     "run": (
         *("--base", "--adapters", "--out", "--device", "--dtype", "--token-ids", "--resume", "--limit"),
         *("--retry-errors", "--dry-run", "--weights", "--adapter-memory", "--host-adapter-memory"),
-        *("--max-tokens", "--temperature", "--deadline-ms"),
+        *("--max-tokens", "--temperature", "--deadline-ms", "--lora-kernel", "--prefill-chunk-tokens"),
+        *("--prefix-caching", "--no-prefix-caching", "--repetition-penalty"),
     ),
     "bench": ("--list", "--json"),
 }
+PANELS = ["Options", "Stopping and going on", "Memory and batches", "Defaults for rows that leave a key out"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]], ids=str)
@@ -38,14 +40,21 @@ def test_the_overview_imports_nothing_heavy(arguments: list[str]) -> None:
     assert ended.stdout.splitlines()[-1] == "HEAVY []"
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
 @pytest.mark.parametrize("command", PROMISED)
-def test_help_of_each_command(command: str) -> None:
+def test_help_of_each_command(command: str, columns: int) -> None:
+    """Every name in full, however narrow the terminal."""
     ended = subprocess.run(
         [sys.executable, "-m", "caraserve_cli", command, "--help"],
-        env=user_environment(),
+        env={**user_environment(), "COLUMNS": str(columns)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    assert [option for option in PROMISED[command] if option not in ended.stdout] == []
+    words = ended.stdout.split()
+    assert [option for option in PROMISED[command] if option not in words] == []
+    assert "…" not in ended.stdout
+    if command == "run":
+        headings = [line.rstrip(":") for line in ended.stdout.splitlines() if line.endswith(":")]
+        assert [heading for heading in headings if heading in PANELS] == PANELS

@@ -10,6 +10,7 @@ from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
     AdapterMove,
     Completion,
+    EventSink,
     FinishReason,
     Request,
     SamplingParams,
@@ -17,6 +18,7 @@ from caraserve_cli.core import (
     Sequence,
     SequenceStatus,
     StepPlan,
+    StepRecord,
 )
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.errors import DeviceMemoryError
@@ -35,6 +37,8 @@ def token_at(sequence: Sequence, position: int) -> int:
 class DelayedTokens:
     """Knows its tokens from the start, and says so only when asked."""
 
+    adapter_copy_ms = 0.0
+
     def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]], runner: AheadRunner) -> None:
         self._tokens = tokens
         self._runner = runner
@@ -45,12 +49,18 @@ class DelayedTokens:
 
 
 class AheadRunner:
-    """Keeps what a GPU would keep: how many tokens of each sequence are cached, pending ones included."""
+    """Keeps what a GPU would keep: how many tokens of each sequence are cached, pending ones included.
 
-    def __init__(self, max_in_flight: int, most_tokens: int = 1000) -> None:
+    Its memory holds steps of `most_tokens`, and any from the launch numbered `roomy_from` on.
+    """
+
+    def __init__(self, max_in_flight: int, most_tokens: int = 1000, roomy_from: int = 100_000) -> None:
         self.max_in_flight = max_in_flight
         self.most_tokens = most_tokens
+        self.roomy_from = roomy_from
         self.num_under_way = self.most_under_way = 0
+        self.launched_tokens: list[int] = []
+        self.num_refused = 0
 
     def evict_adapter(self, adapter_slot: int) -> None: ...
 
@@ -59,8 +69,10 @@ class AheadRunner:
     def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None: ...
 
     def launch(self, plan: StepPlan) -> DelayedTokens:
-        if plan.num_tokens > self.most_tokens:
+        if plan.num_tokens > self.most_tokens and len(self.launched_tokens) < self.roomy_from:
+            self.num_refused += 1
             raise DeviceMemoryError(f"{plan.num_tokens} tokens")
+        self.launched_tokens.append(plan.num_tokens)
         self.num_under_way += 1
         self.most_under_way = max(self.most_under_way, self.num_under_way)
         tokens = []
@@ -74,8 +86,21 @@ class AheadRunner:
         return DelayedTokens(tokens, self)
 
 
+class Records:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def total(self, count: str) -> int:
+        return sum(getattr(step, count) for step in self.steps)
+
+
 def answer(
-    requests: list[Request], runner: AheadRunner, num_kv_blocks: int
+    requests: list[Request], runner: AheadRunner, num_kv_blocks: int, events: EventSink | None = None
 ) -> tuple[dict[str, tuple[tuple[int, ...], FinishReason]], int]:
     """Each answer, and how often a sequence was preempted."""
     config = EngineConfig(
@@ -87,7 +112,7 @@ def answer(
         max_batch_tokens=24,
         prefill_chunk_tokens=8,
     )
-    engine = Engine(config, runner, frozenset({EOS}), lambda _: 0, None, lambda: 0.0, NoEvents())
+    engine = Engine(config, runner, frozenset({EOS}), lambda _: 0, None, lambda: 0.0, events or NoEvents())
     for request in requests:
         engine.add_request(request, None)
     answers: dict[str, tuple[tuple[int, ...], FinishReason]] = {}
@@ -165,3 +190,41 @@ def test_what_does_not_fit_the_device_is_computed_in_smaller_steps(most_tokens: 
 def test_a_device_that_holds_no_token_ends_the_run() -> None:
     with pytest.raises(DeviceMemoryError, match="1 tokens"):
         answer(make_requests(), AheadRunner(2, most_tokens=0), 200)
+
+
+@pytest.mark.parametrize("most_tokens", [1000, 13])
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_every_computed_token_is_counted_once(max_in_flight: int, most_tokens: int) -> None:
+    """The first token of an answer comes with its prompt; what was computed for nothing is told apart."""
+    requests, runner, records = make_requests(), AheadRunner(max_in_flight, most_tokens), Records()
+    answers, _ = answer(requests, runner, 200, records)
+    num_prompt = sum(len(request.prompt_token_ids) for request in requests)
+    assert records.total("num_prefill_tokens") + records.total("num_cached_tokens") == num_prompt
+    assert records.total("num_decode_tokens") == sum(len(tokens) - 1 for tokens, _ in answers.values())
+    computed = [f"num_{kind}_tokens" for kind in ("prefill", "decode", "dropped")]
+    assert sum(map(records.total, computed)) == sum(runner.launched_tokens)
+    assert (records.total("num_dropped_tokens") > 0) == (max_in_flight > 1)
+
+
+def test_what_was_tried_in_vain_is_told() -> None:
+    runner, records = AheadRunner(2, most_tokens=5), Records()
+    answer(make_requests(), runner, 200, records)
+    assert records.total("num_memory_retries") == runner.num_refused > 0
+    roomy = Records()
+    answer(make_requests(), AheadRunner(2), 200, roomy)
+    assert roomy.total("num_memory_retries") == 0
+
+
+def test_steps_grow_again_once_there_is_room() -> None:
+    runner = AheadRunner(2, most_tokens=5, roomy_from=20)
+    requests = [
+        dataclasses.replace(
+            request, id=f"{copy} {request.id}", prompt_token_ids=(copy, *request.prompt_token_ids)
+        )
+        for copy in range(9)
+        for request in make_requests()
+    ]
+    answer(requests, runner, 200)
+    assert max(runner.launched_tokens[:20]) <= 5
+    assert max(runner.launched_tokens[20:]) > 12, "of 24 that are allowed, after 3 tokens a step"
+    assert runner.num_refused == 3

@@ -94,8 +94,10 @@ def answer(
     return answers, num_preemptions
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_answer_is_the_cpus(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seed", "lora_kernel"), [(0, "mbgmv"), (1, "mbgmv"), (2, "mbgmv"), (0, "bgmv")])
+def test_every_answer_is_the_cpus(
+    folder: Path, seed: int, lora_kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chance = random.Random(seed)
     requests = make_requests(chance, folder)
     prefix_caching = seed != 1
@@ -107,8 +109,9 @@ def test_every_answer_is_the_cpus(folder: Path, seed: int, monkeypatch: pytest.M
         folder,
         requests,
         chance,
+        lora_kernel=lora_kernel,
         kv_memory="60KB",
-        adapter_memory="500KB",
+        adapter_memory="500KB" if lora_kernel == "mbgmv" else "1500KB",
         max_running=16,
         max_batch_tokens=64,
         prefill_chunk_tokens=(7, 1, 512)[seed],

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter
-from caraserve_cli.core import ColdStart, Completion, Failure, Request, SamplingParams
-from caraserve_cli.errors import RowError
+from caraserve_cli.adapters.packing import PaddedForm, UnpaddedForm
+from caraserve_cli.core import BaseShape, ColdStart, Completion, Failure, Request, SamplingParams
+from caraserve_cli.errors import OptionError, RowError, RowErrorCode
+from caraserve_cli.fleet import local
 from caraserve_cli.fleet.local import AdapterSource, LocalReplica, NoEvents, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from tests.adapters.bad_adapters import edit_config
-from tests.adapters.peft_variants import VARIANTS, write_variant
+from tests.adapters.peft_variants import VARIANTS, Variant, write_variant
 from tests.fleet.families import write_base
 
 GOOD = VARIANTS[0].name
@@ -141,3 +145,80 @@ def test_adapters_of_another_source(options: ReplicaOptions) -> None:
     replica = LocalReplica(surroundings, options, lambda: 0.0, NoEvents())
     answer = answer_one(replica, make_request("r", "renamed"))
     assert answer.token_ids == answer_one(start(options), make_request("r", GOOD)).token_ids
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, adapters are copied to a pool."""
+    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+
+
+def form_of(surroundings: Surroundings) -> object:
+    assert surroundings.host_store.packer is not None
+    return surroundings.host_store.packer.form
+
+
+def test_nothing_is_padded_on_the_cpu(options: ReplicaOptions) -> None:
+    assert Surroundings.prepare(options).host_store.packer is None
+    with pytest.raises(
+        OptionError, match=r"--lora-kernel: 'bgmv' .* on the CPU; leave it out, or use --device"
+    ):
+        Surroundings.prepare(dataclasses.replace(options, lora_kernel="bgmv"))
+
+
+@pytest.mark.usefixtures("copies")
+def test_the_form_is_what_the_lora_kernel_says(options: ReplicaOptions) -> None:
+    assert form_of(Surroundings.prepare(options)) == UnpaddedForm()
+    bgmv = dataclasses.replace(options, lora_kernel="bgmv")
+    assert form_of(Surroundings.prepare(bgmv)) == PaddedForm(4), "of the good adapter"
+    without = dataclasses.replace(bgmv, adapter_roots=())
+    assert form_of(Surroundings.prepare(without)) == PaddedForm(1)
+
+
+@pytest.mark.usefixtures("copies")
+def test_a_source_is_asked_for_its_largest_rank_only_to_pad(options: ReplicaOptions) -> None:
+    asked = []
+
+    def find(library: AdapterLibrary, shape: BaseShape, limit: int) -> int:
+        asked.append((library.names, shape.num_layers, limit))
+        return 77
+
+    source = AdapterSource(AdapterLibrary({"a": Path("nowhere")}), find_largest_rank=find)
+    Surroundings.prepare(options, source)
+    assert asked == []
+    padded = Surroundings.prepare(dataclasses.replace(options, lora_kernel="bgmv"), source)
+    assert form_of(padded) == PaddedForm(77)
+    assert asked == [(("a",), 2, 512)]
+
+
+@pytest.mark.usefixtures("copies")
+def test_whether_an_adapter_fits_is_asked_of_its_padded_size(options: ReplicaOptions, tmp_path: Path) -> None:
+    """And the dry run and the engine say the same."""
+    load = partial(AutoModelForCausalLM.from_pretrained, options.base)
+    for name, lora_rank in (("small", 4), ("large", 60)):
+        config = {"r": lora_rank, "target_modules": ["q_proj"]}
+        write_variant(tmp_path, Variant(name, config), load, seed=1)
+    asked = dataclasses.replace(options, adapter_roots=(tmp_path,), adapter_memory="40KB")
+    Surroundings.prepare(asked).check(make_request("r", "small"))
+    padded = dataclasses.replace(asked, lora_kernel="bgmv")
+    surroundings = Surroundings.prepare(padded)
+    num_bytes = 2 * 60 * (48 + 48) * 4  # 60 rows of A and B in two layers, in pieces of whole kilobytes
+    info = surroundings.describe_adapter(make_request("r", "small"))
+    assert info is not None
+    assert (info.lora_rank, info.num_bytes) == (4, num_bytes)
+    with pytest.raises(RowError) as caught:
+        surroundings.check(make_request("r", "small"))
+    assert caught.value.code is RowErrorCode.ADAPTER_TOO_LARGE
+    replica = LocalReplica(surroundings, padded, lambda: 0.0, NoEvents())
+    replica.submit([make_request("r", "small")])
+    (failure,) = replica.poll()
+    assert isinstance(failure, Failure)
+    assert failure.message == caught.value.message
+
+
+@pytest.mark.usefixtures("copies")
+def test_a_host_store_of_the_other_form_is_not_taken(options: ReplicaOptions) -> None:
+    """A benchmark shares stores among replicas."""
+    padded = dataclasses.replace(options, lora_kernel="bgmv")
+    with pytest.raises(ValueError, match="packs for mbgmv, not for bgmv"):
+        LocalReplica(Surroundings.prepare(options), padded, lambda: 0.0, NoEvents())

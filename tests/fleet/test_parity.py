@@ -132,17 +132,24 @@ def test_the_batch_changes_nothing(oracle: Oracle, max_running: int) -> None:
     assert_same(oracle, answer(oracle, shuffled, max_running=max_running)[0])
 
 
-@pytest.mark.parametrize("chunk", [7, 512])
-def test_the_gpu_way_on_cpu_tensors(oracle: Oracle, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lora_kernel", "chunk", "adapter_memory"),
+    # Pieces of tiny adapters are mostly the gaps between them, and padded to rank 64 mostly padding.
+    [("mbgmv", 7, "500KB"), ("mbgmv", 512, "500KB"), ("bgmv", 7, "2MB")],
+)
+def test_the_gpu_way_on_cpu_tensors(
+    oracle: Oracle, lora_kernel: str, chunk: int, adapter_memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The GPU's runner, pool and work lists, a step ahead of its tokens, with plain operators."""
     monkeypatch.setattr(local, "copies_adapters", lambda device: True)
     answers, steps = answer(
         oracle,
         oracle.requests,
+        lora_kernel=lora_kernel,
         prefill_chunk_tokens=chunk,
         kv_block_tokens=4,
         kv_memory="200KB",
-        adapter_memory="500KB",  # pieces of tiny adapters are mostly the gaps between them
+        adapter_memory=adapter_memory,
         max_running=32,
         max_batch_tokens=256,
     )

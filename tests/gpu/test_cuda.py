@@ -28,15 +28,17 @@ def exact_products() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def test_tokens_are_pefts(oracle: Oracle) -> None:
+@pytest.mark.parametrize(("lora_kernel", "adapter_memory"), [("mbgmv", "250KB"), ("bgmv", "1MB")])
+def test_tokens_are_pefts(oracle: Oracle, lora_kernel: str, adapter_memory: str) -> None:
     answers, steps = answer(
         oracle,
         oracle.requests,
         device="cuda",
+        lora_kernel=lora_kernel,
         prefill_chunk_tokens=7,
         kv_block_tokens=4,
         kv_memory="200KB",
-        adapter_memory="250KB",
+        adapter_memory=adapter_memory,
     )
     assert len(answers) == len(oracle.requests)
     assert_same(oracle, answers)

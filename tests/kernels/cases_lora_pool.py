@@ -156,8 +156,7 @@ def make_lora(
         work,
         np.array(flat, np.int32).reshape(-1, 3),
         weights.stacked_rows,
-        config.block_tokens,
-        config.shrink.block_rows,
+        config.tiling,
         padding,
     )
     h = torch.full((3, MAX_TOKENS, 3, MAX_RANK), torch.nan)

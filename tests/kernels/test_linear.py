@@ -61,7 +61,7 @@ def test_chosen_tiles_are_sound(num_tokens: int, width_in: int, width_out: int) 
 
 
 def compile_for_hopper(
-    num_tokens: int, tile: Tile, biased: bool, even: bool, dtype: str
+    num_tokens: int, tile: Tile, biased: bool, even: bool, dtype: str, beside: bool = False
 ) -> triton.compiler.CompiledKernel:
     vector = num_tokens == 1
     kernel = module._vector_kernel if vector else module._tile_kernel
@@ -73,6 +73,7 @@ def compile_for_hopper(
         "ahead": tile.columns_ahead,
         "ahead_chunks": module.ahead_chunks(tile),
         "overlap": True,
+        "beside": beside,
     }
     if not biased:
         constants["bias_ptr"] = None
@@ -105,6 +106,18 @@ def test_compiles_for_hopper(num_tokens: int, width_out: int, even: bool, biased
     # Reads of 16 bytes, or the product is not memory-bound.
     assert ("v4" in ptx) if num_tokens == 1 else ("cp.async.cg.shared.global" in ptx)
     assert num_tokens == 1 or "wgmma" in ptx
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16, 32])
+@pytest.mark.parametrize("width_out", [4096, 22016])
+def test_beside_another_kernel_it_waits_only_before_it_stores(num_tokens: int, width_out: int) -> None:
+    tile = choose_tile(num_tokens, 4096, width_out)
+    ptx = compile_for_hopper(num_tokens, tile, biased=False, even=True, dtype="bf16", beside=True).asm["ptx"]
+    assert ptx.count("griddepcontrol.wait") == 1
+    last_read = max(ptx.rfind("cp.async.cg.shared.global"), ptx.rfind("ld.global.v4"), ptx.rfind("wgmma"))
+    assert 0 < ptx.find("griddepcontrol.launch_dependents") < ptx.find("griddepcontrol.wait")
+    assert ptx.find("griddepcontrol.wait") < ptx.find("st.global")
+    assert last_read < ptx.find("griddepcontrol.wait") or tile.num_splits > 1
 
 
 def test_compiles_for_hopper_in_float16() -> None:

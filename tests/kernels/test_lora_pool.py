@@ -15,10 +15,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from caraserve_kernels import lora_work
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, empty_table
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import (
     DECODE_CONFIG,
+    FEW_CONFIG,
     PREFILL_CONFIG,
     SHARED_CONFIG,
     ExpandConfig,
@@ -31,7 +33,7 @@ from caraserve_kernels.lora_work import Padding, build_work
 from tests.kernels.pool_blobs import write_blob
 
 CASES = Path(__file__).with_name("cases_lora_pool.py")
-CONFIGS = {"decode": DECODE_CONFIG, "shared": SHARED_CONFIG, "prefill": PREFILL_CONFIG}
+CONFIGS = {"decode": DECODE_CONFIG, "few": FEW_CONFIG, "shared": SHARED_CONFIG, "prefill": PREFILL_CONFIG}
 GROUP = FusedGroup(("q", "k"), 24, (16, 8))
 
 
@@ -56,7 +58,7 @@ def make_lora(dtype: torch.dtype, padding: Padding | None = None) -> tuple[Poole
     table[1] = layout.placed(64)
     rows = np.array([[0], layout.stacked_rows])
     work = np.zeros(100, np.int32)
-    build_work(work, np.array([(1, 1, 2)]), rows, 1, 4, padding)
+    build_work(work, np.array([(1, 1, 2)]), rows, DECODE_CONFIG.tiling, padding)
     buffers = (pool.to(dtype), torch.from_numpy(table), torch.from_numpy(work), torch.empty(4, 4, 2, 8))
     lora = PooledLora((GROUP,), *buffers, DECODE_CONFIG, num_sms=1)
     return lora, [LoraPart(a.to(dtype), b.to(dtype), bias.to(dtype), 16)]
@@ -104,7 +106,7 @@ def compile_for_hopper(
 def compile_shrink(config: LoraConfig, dtype: str, in_width: int) -> str:
     shrink = config.shrink
     constants = {
-        "LIST": 3,
+        "LIST": lora_work.FIRST_SHRINK_LIST,
         "SLOT_STRIDE": 2048,
         "H_SPLIT_STRIDE": 256 * 768,
         "H_STRIDE": 768,

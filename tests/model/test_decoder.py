@@ -90,8 +90,14 @@ class RecordingLora:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, tuple[str, ...], int, int]] = []
+        self.begun: list[tuple[int, tuple[str, ...], Tensor]] = []
+
+    def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
+        self.begun.append((layer, modules, x))
+        return False
 
     def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
+        assert self.begun.pop() == (layer, modules, x), "what is added was not begun"
         self.calls.append((layer, modules, x.shape[1], y.shape[1]))
         y += 1.0
 

@@ -121,6 +121,14 @@ def test_an_empty_run_is_all_null(facts: RunFacts) -> None:
     assert report["engine"]["mean_running"] is None
 
 
+def test_what_the_engine_did(summary: RunSummary, facts: RunFacts) -> None:
+    summary.engine.dropped_tokens, summary.engine.memory_retries = 5, 2
+    report: Any = build_report(summary, facts, {})
+    assert report["engine"]["dropped_tokens"] == 5
+    assert report["engine"]["memory_retries"] == 2
+    assert {"dropped_tokens", "memory_retries"} <= set(report["definitions"])
+
+
 def test_goodput_is_null_when_no_request_carries_a_bound(facts: RunFacts) -> None:
     summary = RunSummary()
     summary.add_error("invalid_json", carried_bound=False)

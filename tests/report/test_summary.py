@@ -144,11 +144,14 @@ def test_engine_steps_are_added_up() -> None:
                 adapter_load_ms=0.5,
                 num_kv_blocks_used=30 - 10 * step,
                 num_kv_blocks=40,
+                num_dropped_tokens=2 * step,
+                num_memory_retries=3 * step,
             )
         )
     engine = summary.engine
     assert (engine.steps, engine.busy_ms) == (2, 8.0)
     assert (engine.prefill_tokens, engine.decode_tokens, engine.prefix_cached_tokens) == (200, 6, 32)
+    assert (engine.dropped_tokens, engine.memory_retries) == (2, 3)
     assert (engine.preemptions, engine.adapter_loads, engine.adapter_load_ms) == (1, 2, 1.0)
     assert (engine.mean_running, engine.peak_running, engine.peak_waiting) == (2.5, 3, 5)
     assert (engine.peak_kv_blocks_used, engine.peak_kv_use) == (30, 0.75)

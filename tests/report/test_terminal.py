@@ -129,3 +129,17 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_shares_are_full_only_when_nothing_is_missing(value: float | None, text: str) -> None:
     assert format_share(value) == text
+
+
+@pytest.mark.parametrize(("num_retries", "told"), [(0, None), (1, "1 step;"), (1234, "1,234 steps;")])
+def test_lack_of_device_memory_is_told(
+    summary: RunSummary, facts: RunFacts, num_retries: int, told: str | None
+) -> None:
+    summary.engine.memory_retries = num_retries
+    lines = rendered(build_report(summary, facts, {}))
+    said = [line for line in lines if line.startswith("Device memory ran out in ")]
+    assert len(said) == (told is not None)
+    if told is not None:
+        assert told in said[0]
+        assert "--gpu-memory" in said[0]
+        assert len(said[0]) <= 100

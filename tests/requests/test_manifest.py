@@ -1,5 +1,6 @@
 """run.json: written whole, compared key by key."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_every_difference_is_named_with_both_values(tmp_path: Path) -> None:
         'new was not set, now is 0; stop was ["a","b"], now is ["a"]; token_ids was true, now is 1); '
         "resume with the same ones, or choose another --out"
     )
+
+
+def test_what_another_version_wrote_is_compared_updated_and_shown_as_it_is(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"base": "tiny"})
+
+    def update(earlier: Mapping[str, object]) -> dict[str, object]:
+        return {"base": f"/{earlier['base']}", "new": 0}
+
+    check_manifest(tmp_path, {"base": "/tiny", "new": 0}, update)
+    with pytest.raises(OutputError, match=r'\(base was "tiny", now is "/large"; new was not set, now is 1\)'):
+        check_manifest(tmp_path, {"base": "/large", "new": 1}, update)
 
 
 def test_a_key_set_to_null_is_not_a_key_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""Everything that a benchmark of the engine alone runs: the device's speeds first, then every case.
+
+Cases with the same options share a replica, and their repeats are interleaved on it. Replicas come one after
+the other, so that each has the device to itself, as a run has. Judges nothing and knows no terminal.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from caraserve_cli import __version__
+from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.bench.case_runner import CaseRunner
+from caraserve_cli.bench.engine_case import EngineCase, EngineRecipe
+from caraserve_cli.bench.engine_result import CaseRun, EngineFacts, OnCaseRun, Peer
+from caraserve_cli.bench.facts import code_commit, installed_versions
+from caraserve_cli.bench.floor import DeviceSpeed, measure_speed
+from caraserve_cli.bench.peers import OnPeer, measure_peers
+from caraserve_cli.bench.synthetic import SyntheticAdapters, adapters_of
+from caraserve_cli.errors import OptionError
+from caraserve_cli.fleet.local import Surroundings, copies_adapters
+from caraserve_cli.fleet.machine import choose_device
+from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
+
+_PACKAGES = ("torch", "triton", "transformers", "peft")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRuns:
+    """What was run, and where.
+
+    Attributes:
+        speed: of the device, measured before the cases.
+        runs: case name → its measured runs.
+        peers: case name → transformers + PEFT, of the cases that ask for it.
+        surroundings: of each replica; `floor` needs their sizes.
+    """
+
+    facts: EngineFacts
+    speed: DeviceSpeed
+    runs: Mapping[str, Sequence[CaseRun]]
+    peers: Mapping[str, Peer]
+    surroundings: Mapping[ReplicaOptions, Surroundings]
+
+
+def run_cases(recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPeer) -> EngineRuns:
+    """Measure the device's speeds, run every case, and then transformers + PEFT.
+
+    Raises:
+        OptionError: the recipe asks for what this machine does not have.
+        InputError: the base cannot be had, or a step does not fit the device's memory.
+    """
+    load_average = os.getloadavg()[0]
+    device = _choose_device(recipe)
+    adapters = _adapters_by_kernel(recipe, packed=copies_adapters(device))
+    started_s = time.perf_counter()
+    surroundings = _prepare(recipe, adapters)
+    prepared_s = time.perf_counter()
+    first = surroundings[recipe.cases[0].options]
+    stores = {options.lora_kernel: around.host_store for options, around in surroundings.items()}
+    for lora_kernel, host_store in stores.items():
+        _make_adapters(adapters[lora_kernel], host_store)
+    made_s = time.perf_counter()
+    speed = measure_speed(device, first.dtype)
+    runs: dict[str, list[CaseRun]] = {}
+    seconds_to_ready: list[float] = []
+    for options, around in surroundings.items():
+        cases = [case for case in recipe.cases if case.options == options]
+        names = adapters[options.lora_kernel].names
+        ready_s, replica_runs = _run_replica(recipe, around, cases, names, on_run)
+        _free_memory(device)
+        seconds_to_ready.append(ready_s)
+        runs |= replica_runs
+    peers = measure_peers(recipe, surroundings, on_peer)
+    facts = EngineFacts(
+        recipe=recipe.name,
+        description=recipe.description,
+        weights=recipe.options.weights,
+        caraserve_version=__version__,
+        commit=code_commit(),
+        versions=installed_versions(_PACKAGES),
+        device=first.device_description,
+        num_threads=torch.get_num_threads(),
+        num_cores=os.cpu_count() or 1,
+        load_average=round(load_average, 2),
+        base=recipe.options.base,
+        dtype=str(first.dtype).removeprefix("torch."),
+        warmups=recipe.warmups,
+        repeats=recipe.repeats,
+        copy_bytes_per_s=speed.bytes_per_s,
+        product_flops_per_s=speed.flops_per_s,
+        startup_s=prepared_s - started_s + seconds_to_ready[0],
+        num_adapters=sum(len(each.names) for each in adapters.values()),
+        adapters_s=made_s - prepared_s,
+    )
+    return EngineRuns(facts=facts, speed=speed, runs=runs, peers=peers, surroundings=surroundings)
+
+
+def _choose_device(recipe: EngineRecipe[EngineCase]) -> torch.device:
+    """The recipe's device, refused in a recipe's words."""
+    if recipe.options.device == "cuda" and not torch.cuda.is_available():
+        raise OptionError(
+            f"recipe '{recipe.name}' has device = \"cuda\", and torch sees no CUDA device; run it "
+            "where there is one, or a copy of it with another device"
+        )
+    return choose_device(recipe.options.device)
+
+
+def _adapters_by_kernel(
+    recipe: EngineRecipe[EngineCase], *, packed: bool
+) -> dict[LoraKernel, SyntheticAdapters]:
+    """Those of all cases with the same LoRA kernel, which decides how they lie in host memory."""
+    return {
+        lora_kernel: SyntheticAdapters(
+            (
+                adapter
+                for case in recipe.cases
+                if case.options.lora_kernel == lora_kernel
+                for adapter in adapters_of(case)
+            ),
+            packed=packed,
+        )
+        for lora_kernel in dict.fromkeys(case.options.lora_kernel for case in recipe.cases)
+    }
+
+
+def _prepare(
+    recipe: EngineRecipe[EngineCase], adapters: Mapping[LoraKernel, SyntheticAdapters]
+) -> dict[ReplicaOptions, Surroundings]:
+    """The surroundings of every replica, with one host store a LoRA kernel. All are made before anything is
+    on the device: each replica is to have what is free now."""
+    surroundings: dict[ReplicaOptions, Surroundings] = {}
+    stores: dict[LoraKernel, HostStore] = {}
+    for options in dict.fromkeys(case.options for case in recipe.cases):
+        prepared = Surroundings.prepare(options, adapters[options.lora_kernel].source)
+        host_store = stores.setdefault(options.lora_kernel, prepared.host_store)
+        surroundings[options] = replace(prepared, host_store=host_store)
+    context_tokens = surroundings[recipe.cases[0].options].base.config.context_tokens
+    num_tokens = max(case.prompt_tokens + case.output_tokens for case in recipe.cases)
+    if num_tokens > context_tokens:
+        raise OptionError(
+            f"recipe '{recipe.name}': 'prompt_tokens' and 'output_tokens' are {num_tokens} together, and the "
+            f"context of '{recipe.options.base}' has {context_tokens}"
+        )
+    return surroundings
+
+
+def _make_adapters(adapters: SyntheticAdapters, host_store: HostStore) -> None:
+    """Have all adapters in host memory.
+
+    Raises:
+        OptionError: they do not fit there; they would be made anew while a case is measured.
+    """
+    num_bytes = sum(host_store.fetch(name).num_bytes for name in adapters.names)
+    adapters.forget_content()
+    if num_bytes > host_store.kept_bytes:
+        raise OptionError(
+            f"'host_adapter_memory': the adapters of all cases take {num_bytes / 1e9:.1f} GB, more than the "
+            "host memory for adapters; give more"
+        )
+
+
+def _run_replica(
+    recipe: EngineRecipe[EngineCase],
+    surroundings: Surroundings,
+    cases: Sequence[EngineCase],
+    adapters: Sequence[str],
+    on_run: OnCaseRun,
+) -> tuple[float, dict[str, list[CaseRun]]]:
+    """The seconds until a replica is ready, and case name -> its measured runs, interleaved after the
+    warm-ups."""
+    started_s = time.perf_counter()
+    runner = CaseRunner(surroundings, cases[0].options, adapters)
+    ready_s = time.perf_counter() - started_s
+    runs: dict[str, list[CaseRun]] = {case.name: [] for case in cases}
+    for repeat in range(1 - recipe.warmups, recipe.repeats + 1):
+        for case in cases:
+            run = runner.answer(case)
+            on_run(case.name, max(repeat, 0), run)
+            if repeat > 0:
+                runs[case.name].append(run)
+    return ready_s, runs
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give back what a replica had, which its cycles may still hold."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
