@@ -122,6 +122,7 @@ class SequenceStatus(StrEnum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    ENDING = "ending"  # its last token is under way: it holds nothing any more
     FINISHED = "finished"
 
 

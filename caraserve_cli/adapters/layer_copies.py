@@ -3,7 +3,8 @@
 All adapters of a step are copied together, the first layers of each before the next layers of any, and each
 group of layers sets an event: so the step that needs them begins at once and waits, layer by layer, for what
 it is about to read, while steps that need none of them go on. (Layer-wise loading as in the paper's section
-3, for all cold adapters of a batch at once.)
+3, for all cold adapters of a batch at once.) Later groups are queued while earlier layers are launched: with
+64 adapters in 9 groups they are 576 copies, and the host takes about 10 µs for each.
 
 On the CPU, where a copy is done when its call returns, there is no stream and nothing to wait for.
 """
@@ -17,9 +18,12 @@ import torch
 from torch import Tensor
 
 # Layers that are copied in one piece. A piece of a small adapter (rank 8 on q, k, v, o of Llama-2-7B: 2 MB)
-# is then large enough for the link, and the first of 8 pieces is a small part of the whole. Chosen, not
-# measured.
+# is then large enough for the link. The very first layer is a group by itself: all wait for it. H200, a step
+# of 64 prompts of 128 tokens with 64 cold adapters (4 GB): 189 ms, 175 ms with all of them resident, 250 ms
+# with all copied before the step.
 LAYERS_PER_COPY = 4
+# Groups that are queued ahead of the one that is waited for. Chosen, not measured.
+_GROUPS_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,15 +35,15 @@ class _Copy:
 
 
 class CopyTime:
-    """What copies took, from the first to the last of them."""
+    """What the copies of a step took, from the first to the last of them."""
 
-    def __init__(self, first: torch.cuda.Event, last: torch.cuda.Event) -> None:
-        self._first, self._last = first, last
+    def __init__(self) -> None:
+        self.marks: list[torch.cuda.Event] = []
 
     @property
     def ms(self) -> float:
         """Milliseconds; to be asked for when what waited for the copies has ended."""
-        return float(self._first.elapsed_time(self._last))
+        return float(self.marks[0].elapsed_time(self.marks[-1]))
 
 
 class LayerCopies:
@@ -51,12 +55,14 @@ class LayerCopies:
     """
 
     def __init__(self, device: torch.device, num_layers: int) -> None:
-        self._num_groups = -(-num_layers // LAYERS_PER_COPY)
+        ends = [1, *range(LAYERS_PER_COPY, num_layers, LAYERS_PER_COPY), num_layers]
+        self._group_ends = tuple(dict.fromkeys(ends))  # one layer, or four, are in one group
         self._stream = _new_stream(device)
         self._queued: list[_Copy] = []
         self._is_stale = False
-        self._arrivals: list[torch.cuda.Event] = []
-        self._num_waited = 0
+        self._under_way: list[_Copy] = []
+        self._time = CopyTime()
+        self._num_begun = self._num_waited = len(self._group_ends)
 
     def queue(self, adapter_slot: int, target: Tensor, source: Tensor, layer_starts: Sequence[int]) -> None:
         """Have something of an adapter copied by the next `start`.
@@ -78,52 +84,63 @@ class LayerCopies:
         self._is_stale = True
 
     def start(self) -> CopyTime | None:
-        """Begin all queued copies; the host does not wait. None where nothing is under way after that."""
+        """Begin all queued copies; the host does not wait. None where nothing is under way after that. `wait`
+        must follow, once the layers are launched."""
         if not self._queued:
             return None
-        copy_time = None
+        self.wait()
+        self._under_way, self._queued = self._queued, []
+        self._num_begun = self._num_waited = 0
         if self._stream is None:
-            self._copy_layers(0, self._num_groups)
-        else:
             self.wait()
-            if self._is_stale:
-                self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-                self._is_stale = False
-            with torch.cuda.stream(self._stream):
-                copy_time = self._begin()
-        self._queued = []
-        return copy_time
-
-    def _begin(self) -> CopyTime:
-        first = _mark_now()
-        self._arrivals, self._num_waited = [], 0
-        for group in range(self._num_groups):
-            self._copy_layers(group, group + 1)
-            self._arrivals.append(_mark_now())
-        return CopyTime(first, self._arrivals[-1])
-
-    def _copy_layers(self, first_group: int, end_group: int) -> None:
-        for copy in self._queued:
-            num_layers = len(copy.layer_starts) - 1
-            first = copy.layer_starts[min(first_group * LAYERS_PER_COPY, num_layers)]
-            end = copy.layer_starts[min(end_group * LAYERS_PER_COPY, num_layers)]
-            if first < end:
-                copy.target[first:end].copy_(copy.source[first:end], non_blocking=True)
+            return None
+        if self._is_stale:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+            self._is_stale = False
+        self._time = CopyTime()
+        with torch.cuda.stream(self._stream):
+            self._time.marks.append(_mark_now())
+        self._begin(_GROUPS_AHEAD)
+        return self._time
 
     def wait_for_layer(self, layer: int) -> None:
         """What is queued on the current stream from here on comes after this layer's arrival, and that of all
         before it."""
-        self._wait_for_groups(layer // LAYERS_PER_COPY + 1)
+        while self._num_waited < len(self._group_ends) and (
+            not self._num_waited or layer >= self._group_ends[self._num_waited - 1]
+        ):
+            self._wait_for_group()
 
     def wait(self) -> None:
-        """What is queued on the current stream from here on comes after all copies that have begun."""
-        self._wait_for_groups(self._num_groups)
+        """What is queued on the current stream from here on comes after all copies that have been started."""
+        while self._num_waited < len(self._group_ends):
+            self._wait_for_group()
 
-    def _wait_for_groups(self, num_groups: int) -> None:
-        while self._num_waited < min(num_groups, len(self._arrivals)):
-            assert self._stream is not None
-            torch.cuda.current_stream(self._stream.device).wait_event(self._arrivals[self._num_waited])
-            self._num_waited += 1
+    def _wait_for_group(self) -> None:
+        self._begin(self._num_waited + 1 + _GROUPS_AHEAD)
+        if self._stream is not None:
+            arrival = self._time.marks[self._num_waited + 1]
+            torch.cuda.current_stream(self._stream.device).wait_event(arrival)
+        self._num_waited += 1
+
+    def _begin(self, num_groups: int) -> None:
+        """Queue the copies of the first `num_groups` groups on the stream, as far as they are not yet."""
+        while self._num_begun < min(num_groups, len(self._group_ends)):
+            first = self._group_ends[self._num_begun - 1] if self._num_begun else 0
+            end = self._group_ends[self._num_begun]
+            if self._stream is None:
+                self._copy_layers(first, end)
+            else:
+                with torch.cuda.stream(self._stream):
+                    self._copy_layers(first, end)
+                    self._time.marks.append(_mark_now())
+            self._num_begun += 1
+
+    def _copy_layers(self, first_layer: int, end_layer: int) -> None:
+        for copy in self._under_way:
+            first, end = copy.layer_starts[first_layer], copy.layer_starts[end_layer]
+            if first < end:
+                copy.target[first:end].copy_(copy.source[first:end], non_blocking=True)
 
 
 def _mark_now() -> torch.cuda.Event:

@@ -1,5 +1,5 @@
 """The four products of a layer (q + k + v, o, gate + up, down), one after the other, as the decoder computes
-them without adapters.
+them without adapters: those of all layers in one graph, each with weights of its own.
 
 Floor: the weights over the copy bandwidth, or the operations over the matrix product rate. Peer: torch's
 `linear`, which is cuBLAS on a GPU.
@@ -19,8 +19,6 @@ from caraserve_cli.core import FUSED_MODULES
 from caraserve_kernels.linear import linear, linear_reference
 
 TORCH = "torch"
-# One layer of Llama-2-7B alone is several times the cache. More of them share out the graph's start.
-_NUM_LAYERS = 4
 
 _Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,7 +35,7 @@ def measure_products(bench: KernelBench, case: ProductCase) -> OperatorResult:
     # std: products as large as their inputs.
     weights = [
         [bench.random(width_out, width_in, std=width_in**-0.5) for width_in, width_out in shapes]
-        for _ in range(_NUM_LAYERS)
+        for _ in range(bench.shape.num_layers)
     ]
     xs = [bench.random(case.num_tokens, width_in) for width_in, _ in shapes]
     error = max(
@@ -56,8 +54,8 @@ def measure_products(bench: KernelBench, case: ProductCase) -> OperatorResult:
     timer = bench.timer
     times = timer.time_us(
         {
-            "ours": timer.capture([layers(linear)], _NUM_LAYERS),
-            TORCH: timer.capture([layers(F.linear)], _NUM_LAYERS),
+            "ours": timer.capture([layers(linear)], bench.shape.num_layers),
+            TORCH: timer.capture([layers(F.linear)], bench.shape.num_layers),
         }
     )
     num_weights = sum(width_in * width_out for width_in, width_out in shapes)

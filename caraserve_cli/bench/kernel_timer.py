@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -71,7 +72,7 @@ class KernelTimer:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        return Work(graph.replay, divide_by, captured=True)
+        return Work(partial(_replay, graph, launches), divide_by, captured=True)
 
     def time_us(self, works: Mapping[str, Work], most_repeats: int | None = None) -> dict[str, Spread]:
         """Microseconds of each operator by name; the repeats are interleaved, after one that is not measured.
@@ -113,6 +114,11 @@ class KernelTimer:
                 work.run()
                 runs[name].append((time.perf_counter() - began_s) * 1e6)
         return runs
+
+
+def _replay(graph: torch.cuda.CUDAGraph, launches: Sequence[Callable[[], object]]) -> None:
+    """Replay what was captured of `launches`, which hold the memory that the graph reads and writes."""
+    graph.replay()
 
 
 def _event() -> torch.cuda.Event:

@@ -140,7 +140,7 @@ class Engine:
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.scheduler.waiting) + len(self.scheduler.running)
+        return self.scheduler.num_unfinished
 
     def add_request(self, request: Request, adapter: AdapterInfo | None) -> None:
         """Queue a request; `adapter` describes the one it names, None for the base alone.

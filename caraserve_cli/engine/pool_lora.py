@@ -31,7 +31,7 @@ from caraserve_kernels.lora_work import build_work, work_capacity
 
 # Tokens an adapter from which decoding computes them together, on tensor cores: with 2 that was 7% slower
 # than one by one, with 4 a third faster (`lora_pool`'s SHARED).
-SHARED_TOKENS = 3.0
+SHARED_TOKENS = 2.5
 # Tokens up to which a decoding step has few; see `lora_pool`'s FEW.
 FEW_TOKENS = 8
 

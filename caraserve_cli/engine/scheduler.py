@@ -65,13 +65,19 @@ class Scheduler:
         self._drain = AdapterDrain(self.residency, self._adapter_uses)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.ending: set[Sequence] = set()
         self._adapters: dict[str, AdapterInfo] = {}
         self._num_added = 0
         self._order: dict[Sequence, int] = {}
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self._order)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences that wait, run, or have their last token under way."""
+        return len(self._order)
 
     @property
     def is_tight(self) -> bool:
@@ -88,7 +94,8 @@ class Scheduler:
         self.residency.note_waiting(sequence.request.adapter, +1)
 
     def plan(self) -> StepPlan:
-        """Choose the chunks of the next step. Empty when all that is running waits for its last token."""
+        """Choose the chunks of the next step. Empty when nothing can be computed before a token under way is
+        known."""
         draft = _Draft(self._batch_limit.num_tokens)
         self._plan_running(draft)
         if not draft.num_preempted:
@@ -101,19 +108,27 @@ class Scheduler:
 
     def commit(self, plan: StepPlan) -> None:
         """Book the tokens of a plan that is under way: later steps are computed after it, and may build on
-        its keys and values."""
+        its keys and values. So a sequence whose last token it computes gives back all that it holds: what is
+        computed or copied there later comes after it."""
         self._batch_limit.note_step()
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.num_computed_tokens = chunk.start + chunk.num_tokens
             self._remember_blocks(sequence)
             sequence.num_pending_tokens += chunk.yields_token
+            if sequence.is_ending:
+                self.running.remove(sequence)
+                self._give_back(sequence)
+                sequence.status = SequenceStatus.ENDING
+                self.ending.add(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """Take a running or waiting sequence out and give back all that it holds."""
+        """Take a sequence out and give back all that it holds."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
             self._give_back(sequence)
+        elif sequence.status is SequenceStatus.ENDING:
+            self.ending.remove(sequence)
         else:
             self.waiting.remove(sequence)
             self.residency.note_waiting(sequence.request.adapter, -1)
@@ -121,7 +136,7 @@ class Scheduler:
         del self._order[sequence]
 
     def users_of(self, adapter: str) -> list[Sequence]:
-        """Every sequence, running or waiting, that asked for `adapter`."""
+        """Every sequence that runs or waits and asked for `adapter`."""
         return [s for s in (*self.running, *self.waiting) if s.request.adapter == adapter]
 
     # Running sequences
@@ -130,9 +145,6 @@ class Scheduler:
         index = 0
         while index < len(self.running) and draft.budget_tokens:
             sequence = self.running[index]
-            if sequence.is_ending:
-                index += 1
-                continue
             num_tokens = self._chunk_tokens(sequence, draft)
             if not self._extend(sequence, num_tokens, draft):
                 return
@@ -298,7 +310,8 @@ class Scheduler:
         self.blocks.check_integrity(s.block_table for s in self.running)
         self.residency.check_integrity(s.request.adapter for s in self.waiting)
         assert all(not s.block_table and s.adapter_slot is None for s in self.waiting)
-        assert set(self._order) == {*self.waiting, *self.running}
+        assert set(self._order) == {*self.waiting, *self.running, *self.ending}
+        assert all(not s.block_table and s.adapter_slot is None for s in self.ending)
         assert len(self.running) <= self._config.max_running
         orders = [self._order[s] for s in self.waiting]
         assert orders == sorted(orders), "the queue is out of order"

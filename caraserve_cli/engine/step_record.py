@@ -54,7 +54,7 @@ def make_record(
         num_prefill_tokens=tokens.num_prefill,
         num_decode_tokens=tokens.num_decode,
         num_dropped_tokens=tokens.num_dropped,
-        num_running=len(scheduler.running),
+        num_running=len(scheduler.running) + len(scheduler.ending),
         num_waiting=len(scheduler.waiting),
         num_preempted=sum(plan.num_preempted for plan in plans),
         num_cached_tokens=sum(plan.num_cached_tokens for plan in plans),

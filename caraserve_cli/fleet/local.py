@@ -184,7 +184,8 @@ class LocalReplica:
 
     @property
     def num_running(self) -> int:
-        return len(self._engine.scheduler.running)
+        scheduler = self._engine.scheduler
+        return len(scheduler.running) + len(scheduler.ending)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; one that can never be answered comes back as a failure from `poll`."""

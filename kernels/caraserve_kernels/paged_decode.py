@@ -21,6 +21,7 @@ Source: FlashDecoding (Dao et al. 2023) for the splits, PagedAttention (Kwon et 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -48,19 +49,23 @@ _MIN_DOT_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class DecodeLaunch:
-    """How the kernel is launched: keys a tile, warps a program, and tiles in flight (only where heads share
-    a kv head, the other kernel is not pipelined by Triton)."""
+    """How the kernel is launched: keys a tile, warps a program, and tiles in flight."""
 
     block_keys: int
     num_warps: int
     num_stages: int
 
 
-# H200, bfloat16, 32 heads of 128, 32 sequences of 512 / 256 of 192 / 32 of 4,096 tokens, by (keys, warps),
-# µs: (64, 4): 74 / 210 / 509, (32, 2): 107 / 321 / 821, (128, 8): 93 / 387 / 558; the memory's floor is 62 /
-# 187 / 499. With 8 kv heads and 3 stages: (64, 4): 26 / 56 / 169, (128, 8): 21 / 74 / 128; floor 16 / 47 /
-# 125.
-SINGLE_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=1)
+# H200, bfloat16, 32 heads of 128, µs by (keys, warps, stages). 64 sequences of 148 / 64 of 192 / 32 of 512 /
+# 256 of 192 / 32 of 4,096 tokens: (16, 1, 3): 46 / 54 / 69 / 197 / 512, (16, 2, 3): 47 / 55 / 70 / 200 / 619,
+# (64, 4, 1): 55 / 60 / 74 / 212 / 526, (32, 2, 2): 55 / 64 / 78 / 234 / 646; floors 36 / 47 / 63 / 188 / 502.
+# 1 sequence of 512 / 8 of 512 tokens: (64, 4, 1): 8.3 / 25, (16, 1, 3): 9.9 / 46; 8 of them are 2 programs a
+# multiprocessor, 32 are 8. With 8 kv heads, 32 of 512 / 256 of 192 / 32 of 4,096: (64, 4, 3): 26 / 56 / 169,
+# (128, 8, 3): 21 / 74 / 128; floors 16 / 47 / 125.
+SINGLE_LAUNCH = DecodeLaunch(block_keys=16, num_warps=1, num_stages=3)
+FEW_SINGLE_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=1)
+# Programs a multiprocessor from which there are not few. Chosen between the 2 and the 8 above.
+MANY_PROGRAMS_PER_SM = 6
 GROUPED_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=3)
 FLOAT32_GROUPED_LAUNCH = DecodeLaunch(block_keys=32, num_warps=8, num_stages=1)
 
@@ -153,8 +158,8 @@ def launch_paged_decode(
         return
     overlap = can_overlap(query.device)
     if launch is None:
-        grouped = FLOAT32_GROUPED_LAUNCH if query.dtype == torch.float32 else GROUPED_LAUNCH
-        launch = SINGLE_LAUNCH if group == 1 else grouped
+        num_programs = num_kv_heads * num_sequences * num_splits
+        launch = _choose_launch(num_programs, group, query.dtype, query.device)
     paged_decode_kernel[(num_kv_heads, num_sequences, num_splits)](
         query, key_cache, value_cache, block_tables, context_lens, out, scratch.partial if scratch else out,
         scratch.stats if scratch else out, scratch.arrivals if scratch else context_lens, scale * LOG2_E,
@@ -163,9 +168,23 @@ def launch_paged_decode(
         num_heads=num_heads, num_kv_heads=num_kv_heads,
         group_rows=1 if group == 1 else max(_MIN_DOT_ROWS, triton.next_power_of_2(group)), head_dim=head_dim,
         block_dim=padded_head_dim(head_dim), block_tokens=block_tokens, block_keys=launch.block_keys,
-        window=window, max_splits=MAX_SPLITS, alone=num_splits == 1, overlap=overlap,
-        num_warps=launch.num_warps, num_stages=launch.num_stages, **({"launch_pdl": True} if overlap else {}),
+        window=window, loop_stages=launch.num_stages, max_splits=MAX_SPLITS, alone=num_splits == 1,
+        overlap=overlap, num_warps=launch.num_warps, num_stages=launch.num_stages,
+        **({"launch_pdl": True} if overlap else {}),
     )  # fmt: skip
+
+
+def _choose_launch(num_programs: int, group: int, dtype: torch.dtype, device: torch.device) -> DecodeLaunch:
+    if group > 1:
+        return FLOAT32_GROUPED_LAUNCH if dtype == torch.float32 else GROUPED_LAUNCH
+    is_many = num_programs >= MANY_PROGRAMS_PER_SM * _num_sms(device)
+    return SINGLE_LAUNCH if is_many and dtype != torch.float32 else FEW_SINGLE_LAUNCH
+
+
+@cache
+def _num_sms(device: torch.device) -> int:
+    """Multiprocessors; 1 where the kernel is interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def paged_decode_reference(

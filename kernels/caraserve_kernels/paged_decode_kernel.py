@@ -19,7 +19,7 @@ def paged_decode_kernel(  # type: ignore[no-untyped-def]
     stride_cache_head, stride_cache_block, stride_cache_token, stride_table,
     num_heads: tl.constexpr, num_kv_heads: tl.constexpr, group_rows: tl.constexpr, head_dim: tl.constexpr,
     block_dim: tl.constexpr, block_tokens: tl.constexpr, block_keys: tl.constexpr, window: tl.constexpr,
-    max_splits: tl.constexpr, alone: tl.constexpr, overlap: tl.constexpr,
+    loop_stages: tl.constexpr, max_splits: tl.constexpr, alone: tl.constexpr, overlap: tl.constexpr,
 ):  # fmt: skip
     """One program: one split (`alone` if there are no others) of a sequence, for the heads of one kv head."""
     if overlap:
@@ -55,6 +55,7 @@ def paged_decode_kernel(  # type: ignore[no-untyped-def]
         top, total, acc = _attend_single(
             q, key_cache + head_offset, value_cache + head_offset, table, start, end, scale_log2,
             stride_cache_block, stride_cache_token, head_dim, block_dim, block_tokens, block_keys,
+            loop_stages,
         )  # fmt: skip
     else:
         top, total, acc = _attend_group(
@@ -76,6 +77,7 @@ def paged_decode_kernel(  # type: ignore[no-untyped-def]
 def _attend_single(  # type: ignore[no-untyped-def]
     q, keys_of_head, values_of_head, table, start, end, scale_log2, stride_block, stride_token,
     head_dim: tl.constexpr, block_dim: tl.constexpr, block_tokens: tl.constexpr, block_keys: tl.constexpr,
+    loop_stages: tl.constexpr,
 ):  # fmt: skip
     """Keys `start … end - 1` for one query [1, block_dim]: maximum [1], sum [1], weighted values.
 
@@ -89,7 +91,7 @@ def _attend_single(  # type: ignore[no-untyped-def]
     total = tl.zeros([block_keys], tl.float32)
     acc = tl.zeros([block_keys, block_dim], tl.float32)
     blocks = tl.load(table + (start + rows) // block_tokens, mask=start + rows < end, other=0)
-    for tile in range(start, end, block_keys):
+    for tile in tl.range(start, end, block_keys, num_stages=loop_stages):
         keys = tile + rows
         seen = keys < end
         mask = row_mask(seen, head_dim, block_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caraserve_cli.core import AdapterEviction, AdapterLoad, AdapterMove, ColdStart
+from caraserve_cli.core import AdapterEviction, AdapterLoad, AdapterMove, ColdStart, SequenceStatus
 from tests.engine.planning import UNIT, add, chunks_of, make_adapter, make_scheduler, run_step
 
 
@@ -108,6 +108,25 @@ def test_the_adapter_of_a_waiting_request_is_kept_if_another_can_leave() -> None
     waiting = add(scheduler, "5", 2, max_tokens=1, adapter=wanted)
     assert run_step(scheduler).pool_ops == (AdapterEviction(1), AdapterLoad("new", 1, 40 * UNIT))
     scheduler.finish(waiting)
+    scheduler.check_integrity()
+
+
+def test_whose_last_token_is_under_way_holds_nothing_any_more() -> None:
+    """The next one is planned while the last step of the one before it is computed."""
+    scheduler = make_scheduler(num_kv_blocks=2, adapter_memory_bytes=40 * UNIT, max_running=1)
+    first = add(scheduler, "first", 7, max_tokens=2, adapter=make_adapter("a"))
+    second = add(scheduler, "second", 7, max_tokens=2, adapter=make_adapter("b"))
+    run_step(scheduler)
+    scheduler.commit(scheduler.plan())  # the last token of the first is not known yet
+    assert first.status is SequenceStatus.ENDING
+    assert scheduler.num_unfinished == 2
+    plan = scheduler.plan()
+    assert chunks_of(plan) == {"second": (0, 7)}
+    assert [type(op) for op in plan.pool_ops] == [AdapterEviction, AdapterLoad]
+    scheduler.check_integrity()
+    scheduler.finish(first)
+    assert first.status is SequenceStatus.FINISHED
+    assert scheduler.running == [second]
     scheduler.check_integrity()
 
 

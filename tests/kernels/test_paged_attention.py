@@ -138,8 +138,9 @@ class TestTiles:
 DECODE_LAUNCHES = [
     ("*bf16", 1, 128, decode.SINGLE_LAUNCH),
     ("*bf16", 1, 96, decode.SINGLE_LAUNCH),
+    ("*bf16", 1, 128, decode.FEW_SINGLE_LAUNCH),
     ("*bf16", 4, 128, decode.GROUPED_LAUNCH),
-    ("*fp32", 1, 128, decode.SINGLE_LAUNCH),
+    ("*fp32", 1, 128, decode.FEW_SINGLE_LAUNCH),
     ("*fp32", 4, 128, decode.FLOAT32_GROUPED_LAUNCH),
 ]
 
@@ -155,8 +156,8 @@ def test_decode_compiles_for_hopper(
         {
             "num_heads": 32, "num_kv_heads": 32 // group, "group_rows": 1 if group == 1 else 16,
             "head_dim": head_dim, "block_dim": padded_head_dim(head_dim), "block_tokens": 16,
-            "block_keys": launch.block_keys, "window": window, "max_splits": decode.MAX_SPLITS,
-            "alone": alone, "overlap": True,
+            "block_keys": launch.block_keys, "window": window, "loop_stages": launch.num_stages,
+            "max_splits": decode.MAX_SPLITS, "alone": alone, "overlap": True,
         },
         launch.num_warps,
         launch.num_stages,
