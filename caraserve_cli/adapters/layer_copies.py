@@ -2,9 +2,9 @@
 
 All adapters of a step are copied together, the first layers of each before the next layers of any, and each
 group of layers sets an event: so the step that needs them begins at once and waits, layer by layer, for what
-it is about to read, while steps that need none of them go on. (Layer-wise loading as in the paper's section
-3, for all cold adapters of a batch at once.) Later groups are queued while earlier layers are launched: with
-64 adapters in 9 groups they are 576 copies, and the host takes about 10 µs for each.
+it is about to read. The step before it, if still under way, goes on beside the copies. (Layer-wise loading as
+in the paper's section 1, for all cold adapters of a batch at once.) Later groups are queued while earlier
+layers are launched: 64 adapters in 9 groups are 576 copies, each of which costs the host some microseconds.
 
 On the CPU, where a copy is done when its call returns, there is no stream and nothing to wait for.
 """
@@ -35,15 +35,19 @@ class _Copy:
 
 
 class CopyTime:
-    """What the copies of a step took, from the first to the last of them."""
+    """What copies took; to be asked for when what waited for them has ended."""
 
     def __init__(self) -> None:
-        self.marks: list[torch.cuda.Event] = []
+        self._groups: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def add(self, first: torch.cuda.Event, last: torch.cuda.Event) -> None:
+        """A group of copies, from before its first to after its last."""
+        self._groups.append((first, last))
 
     @property
     def ms(self) -> float:
-        """Milliseconds; to be asked for when what waited for the copies has ended."""
-        return float(self.marks[0].elapsed_time(self.marks[-1]))
+        """Milliseconds of copying, without the gaps in which nothing was queued."""
+        return sum(float(first.elapsed_time(last)) for first, last in self._groups)
 
 
 class LayerCopies:
@@ -61,6 +65,7 @@ class LayerCopies:
         self._queued: list[_Copy] = []
         self._is_stale = False
         self._under_way: list[_Copy] = []
+        self._arrivals: list[torch.cuda.Event] = []
         self._time = CopyTime()
         self._num_begun = self._num_waited = len(self._group_ends)
 
@@ -83,25 +88,27 @@ class LayerCopies:
         """What work queued so far on the current stream reads may be overwritten by copies from here on."""
         self._is_stale = True
 
-    def start(self) -> CopyTime | None:
-        """Begin all queued copies; the host does not wait. None where nothing is under way after that. `wait`
-        must follow, once the layers are launched."""
+    def start(self) -> None:
+        """Begin all queued copies; the host does not wait. `wait` must follow, once the layers are launched;
+        what was started before and not waited for is waited for now."""
         if not self._queued:
-            return None
+            return
         self.wait()
         self._under_way, self._queued = self._queued, []
+        self._arrivals = []
         self._num_begun = self._num_waited = 0
         if self._stream is None:
             self.wait()
-            return None
+            return
         if self._is_stale:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
             self._is_stale = False
-        self._time = CopyTime()
-        with torch.cuda.stream(self._stream):
-            self._time.marks.append(_mark_now())
         self._begin(_GROUPS_AHEAD)
-        return self._time
+
+    def take_time(self) -> CopyTime:
+        """The time of all copies begun since this was last asked for. `wait` must have been called."""
+        taken, self._time = self._time, CopyTime()
+        return taken
 
     def wait_for_layer(self, layer: int) -> None:
         """What is queued on the current stream from here on comes after this layer's arrival, and that of all
@@ -119,8 +126,7 @@ class LayerCopies:
     def _wait_for_group(self) -> None:
         self._begin(self._num_waited + 1 + _GROUPS_AHEAD)
         if self._stream is not None:
-            arrival = self._time.marks[self._num_waited + 1]
-            torch.cuda.current_stream(self._stream.device).wait_event(arrival)
+            torch.cuda.current_stream(self._stream.device).wait_event(self._arrivals[self._num_waited])
         self._num_waited += 1
 
     def _begin(self, num_groups: int) -> None:
@@ -132,9 +138,13 @@ class LayerCopies:
                 self._copy_layers(first, end)
             else:
                 with torch.cuda.stream(self._stream):
+                    before = _mark_now()
                     self._copy_layers(first, end)
-                    self._time.marks.append(_mark_now())
+                    self._arrivals.append(_mark_now())
+                self._time.add(before, self._arrivals[-1])
             self._num_begun += 1
+        if self._num_begun == len(self._group_ends):
+            self._under_way = []  # the allocator of pinned memory keeps what a copy still reads
 
     def _copy_layers(self, first_layer: int, end_layer: int) -> None:
         for copy in self._under_way:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
+from caraserve_cli.bench.kernel_cases import AttentionCase, Phase
 from caraserve_cli.bench.kernel_peers import is_installed, measure_peer
-from caraserve_cli.bench.kernel_recipe import AttentionCase, Phase
 from caraserve_cli.bench.kernel_result import PeerTime
 
 SDPA = "torch SDPA"

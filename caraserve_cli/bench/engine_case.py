@@ -13,7 +13,6 @@ from typing import Generic, TypedDict, TypeVar, cast, get_args
 from caraserve_cli.bench.recipe import DEVICES, DTYPES
 from caraserve_cli.bench.recipe_file import base_beside
 from caraserve_cli.bench.recipe_table import RecipeTable
-from caraserve_cli.core import LORA_MODULES
 from caraserve_cli.fleet.options import DeviceName, DtypeName, LoraKernel, ReplicaOptions
 
 
@@ -41,6 +40,11 @@ class EngineCase:
     cold: bool
     peft: bool
     options: ReplicaOptions
+
+    @property
+    def peft_name(self) -> str:
+        """What `peft` measures: without adapters it is transformers alone."""
+        return "transformers + PEFT" if self.num_adapters else "transformers"
 
 
 _Case_co = TypeVar("_Case_co", bound=EngineCase, covariant=True)
@@ -154,10 +158,7 @@ def _parse_sizes(table: RecipeTable, num_adapters: int) -> tuple[tuple[int, ...]
         for key in ("lora_ranks", "modules"):
             table.refuse(key, "where 'adapters' is 0")
         return (), ()
-    lora_ranks, modules = table.counts("lora_ranks"), table.texts("modules")
+    lora_ranks = table.counts("lora_ranks")
     if len(lora_ranks) > num_adapters:
         raise table.wrong("lora_ranks", "no longer than 'adapters', so that each is used", list(lora_ranks))
-    if not modules or len(set(modules)) < len(modules) or not set(modules) <= set(LORA_MODULES):
-        known = f"a list of modules without repetition, from {', '.join(LORA_MODULES)}"
-        raise table.wrong("modules", known, list(modules))
-    return lora_ranks, modules
+    return lora_ranks, table.lora_modules("modules")

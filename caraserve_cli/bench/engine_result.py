@@ -39,8 +39,13 @@ class CaseRun:
 
     @property
     def decode_step_ms(self) -> float | None:
-        """Median of the steps without prefill; None where there is none."""
-        decoding = [step.end_ms - step.start_ms for step in self.steps if not step.num_prefill_tokens]
+        """Median of the steps that decode and do not prefill; None where there is none. A step that computed
+        only tokens nobody wants any more does neither."""
+        decoding = [
+            step.end_ms - step.start_ms
+            for step in self.steps
+            if step.num_decode_tokens and not step.num_prefill_tokens
+        ]
         return statistics.median(decoding) if decoding else None
 
     @property
@@ -90,20 +95,16 @@ class Peer(_Peer["PeftRun"]):
     """transformers + PEFT."""
 
 
-_VLLM_MISSING = "vLLM is not installed"
-
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPeer(_Peer["VllmRun"]):
-    """vLLM."""
+    """vLLM; `is_missing` where it is not installed."""
+
+    is_missing: bool = False
 
     @classmethod
     def missing(cls) -> VllmPeer:
         """The one that is not installed."""
-        return cls(run=None, problem=_VLLM_MISSING)
-
-    @property
-    def is_missing(self) -> bool:
-        return self.problem == _VLLM_MISSING
+        return cls(run=None, problem="vLLM is not installed", is_missing=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ the other, so that each has the device to itself, as a run has. Judges nothing a
 
 from __future__ import annotations
 
-import gc
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ import torch
 
 from caraserve_cli import __version__
 from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.bench.bench_device import bench_device, free_memory
 from caraserve_cli.bench.case_runner import CaseRunner
 from caraserve_cli.bench.engine_case import EngineCase, EngineRecipe
 from caraserve_cli.bench.engine_result import CaseRun, EngineFacts, OnCaseRun, Peer
@@ -25,7 +26,6 @@ from caraserve_cli.bench.peers import OnPeer, measure_peers
 from caraserve_cli.bench.synthetic import SyntheticAdapters, adapters_of
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.local import Surroundings, copies_adapters
-from caraserve_cli.fleet.machine import choose_device
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
 
 _PACKAGES = ("torch", "triton", "transformers", "peft")
@@ -57,15 +57,13 @@ def run_cases(recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPe
         InputError: the base cannot be had, or a step does not fit the device's memory.
     """
     load_average = os.getloadavg()[0]
-    device = _choose_device(recipe)
+    device = bench_device(recipe.name, recipe.options.device)
     adapters = _adapters_by_kernel(recipe, packed=copies_adapters(device))
     started_s = time.perf_counter()
     surroundings = _prepare(recipe, adapters)
     prepared_s = time.perf_counter()
     first = surroundings[recipe.cases[0].options]
-    stores = {options.lora_kernel: around.host_store for options, around in surroundings.items()}
-    for lora_kernel, host_store in stores.items():
-        _make_adapters(adapters[lora_kernel], host_store)
+    _make_adapters(adapters, surroundings)
     made_s = time.perf_counter()
     speed = measure_speed(device, first.dtype)
     runs: dict[str, list[CaseRun]] = {}
@@ -74,7 +72,7 @@ def run_cases(recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPe
         cases = [case for case in recipe.cases if case.options == options]
         names = adapters[options.lora_kernel].names
         ready_s, replica_runs = _run_replica(recipe, around, cases, names, on_run)
-        _free_memory(device)
+        free_memory(device)
         seconds_to_ready.append(ready_s)
         runs |= replica_runs
     peers = measure_peers(recipe, surroundings, on_peer)
@@ -100,16 +98,6 @@ def run_cases(recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPe
         adapters_s=made_s - prepared_s,
     )
     return EngineRuns(facts=facts, speed=speed, runs=runs, peers=peers, surroundings=surroundings)
-
-
-def _choose_device(recipe: EngineRecipe[EngineCase]) -> torch.device:
-    """The recipe's device, refused in a recipe's words."""
-    if recipe.options.device == "cuda" and not torch.cuda.is_available():
-        raise OptionError(
-            f"recipe '{recipe.name}' has device = \"cuda\", and torch sees no CUDA device; run it "
-            "where there is one, or a copy of it with another device"
-        )
-    return choose_device(recipe.options.device)
 
 
 def _adapters_by_kernel(
@@ -138,7 +126,12 @@ def _prepare(
     surroundings: dict[ReplicaOptions, Surroundings] = {}
     stores: dict[LoraKernel, HostStore] = {}
     for options in dict.fromkeys(case.options for case in recipe.cases):
-        prepared = Surroundings.prepare(options, adapters[options.lora_kernel].source)
+        try:
+            prepared = Surroundings.prepare(options, adapters[options.lora_kernel].source)
+        except OptionError as error:
+            case = next(case for case in recipe.cases if case.options == options)
+            said = _in_recipe_words(str(error))
+            raise OptionError(f"recipe '{recipe.name}', case '{case.name}': {said}") from error
         host_store = stores.setdefault(options.lora_kernel, prepared.host_store)
         surroundings[options] = replace(prepared, host_store=host_store)
     context_tokens = surroundings[recipe.cases[0].options].base.config.context_tokens
@@ -151,19 +144,33 @@ def _prepare(
     return surroundings
 
 
-def _make_adapters(adapters: SyntheticAdapters, host_store: HostStore) -> None:
-    """Have all adapters in host memory.
+def _in_recipe_words(message: str) -> str:
+    """What is said of options, said of a recipe's keys: `--max-running` is 'max_running'."""
+    message = re.sub(r"--device (cuda|cpu)", r'device = "\1"', message)
+    return re.sub(r"(?<![\w/-])--([a-z][a-z-]*)", lambda option: f"'{option[1].replace('-', '_')}'", message)
+
+
+def _make_adapters(
+    adapters: Mapping[LoraKernel, SyntheticAdapters], surroundings: Mapping[ReplicaOptions, Surroundings]
+) -> None:
+    """Have all adapters in host memory, those of several LoRA kernels in a store each.
 
     Raises:
-        OptionError: they do not fit there; they would be made anew while a case is measured.
+        OptionError: they do not fit there together; some would be made anew while a case is measured.
     """
-    num_bytes = sum(host_store.fetch(name).num_bytes for name in adapters.names)
-    adapters.forget_content()
-    if num_bytes > host_store.kept_bytes:
-        raise OptionError(
-            f"'host_adapter_memory': the adapters of all cases take {num_bytes / 1e9:.1f} GB, more than the "
-            "host memory for adapters; give more"
-        )
+    stores = {options.lora_kernel: around.host_store for options, around in surroundings.items()}
+    # What is free was looked at for each replica, and may have changed a little in between.
+    room_bytes = min(around.memory.host_adapter_bytes for around in surroundings.values())
+    num_bytes = 0
+    for lora_kernel, host_store in stores.items():
+        for name in adapters[lora_kernel].names:
+            num_bytes += host_store.fetch(name).host_bytes
+            if num_bytes > room_bytes:
+                raise OptionError(
+                    "'host_adapter_memory': the adapters of all cases take more than the host memory for "
+                    f"adapters, {room_bytes / 1e9:.4g} GB; give more"
+                )
+        adapters[lora_kernel].forget_content()
 
 
 def _run_replica(
@@ -186,10 +193,3 @@ def _run_replica(
             if repeat > 0:
                 runs[case.name].append(run)
     return ready_s, runs
-
-
-def _free_memory(device: torch.device) -> None:
-    """Give back what a replica had, which its cycles may still hold."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from caraserve_cli.bench.comparison import Spread, Verdict
+from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.bench.engine_result import EngineFacts, Peers
 from caraserve_cli.bench.terminal import plain_table
 
@@ -69,6 +70,11 @@ class PeerRow(NamedTuple):
     basis: str
 
 
+def peft_label(case: EngineCase) -> str:
+    """The peer's name in a table: without adapters there is no PEFT in it."""
+    return "PEFT" if case.num_adapters else "transformers"
+
+
 def peer_table(unit: str, rows: Iterable[PeerRow]) -> list[RenderableType]:
     """One table of all peers, `unit` being that of what they gave; nothing without rows."""
     table = plain_table("speed, ours / theirs", "peer", unit, "ratio", "")
@@ -80,13 +86,13 @@ def peer_table(unit: str, rows: Iterable[PeerRow]) -> list[RenderableType]:
     return ["", table] if table.row_count else []
 
 
-def peer_problems(name: str, peers: Peers) -> Iterator[Text]:
+def peer_problems(case: EngineCase, peers: Peers) -> Iterator[Text]:
     """A line for each peer that was to be measured in a case and was not; that vLLM is missing is no news of
     a case, see `vllm_missing`."""
     if peers.peft and peers.peft.problem:
-        yield Text(f"Not measured: transformers + PEFT in '{name}': {peers.peft.problem}.", style="yellow")
+        yield Text(f"Not measured: {case.peft_name} in '{case.name}': {peers.peft.problem}.", style="yellow")
     if peers.vllm and peers.vllm.problem and not peers.vllm.is_missing:
-        yield Text(f"Not measured: vLLM in '{name}': {peers.vllm.problem}.", style="yellow")
+        yield Text(f"Not measured: vLLM in '{case.name}': {peers.vllm.problem}.", style="yellow")
 
 
 def vllm_missing(peers: Iterable[Peers]) -> Iterator[Text]:

@@ -91,7 +91,8 @@ def adapters_seconds(
     dtype: torch.dtype,
     speed: DeviceSpeed,
 ) -> float:
-    """The floor of a decoding step's LoRA part: each distinct adapter is read once."""
+    """The least that a decoding step takes to read its adapters, each distinct one once. The time that they
+    add to it can be less: some of the reading may run beside the base's products."""
     return _lora_weights(adapters, config) * dtype.itemsize / speed.bytes_per_s
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from caraserve_cli.adapters.packing import LoraForm, PaddedForm, UnpaddedForm
 from caraserve_cli.bench.kernel_bench import KernelBench
+from caraserve_cli.bench.kernel_cases import FitCase
 from caraserve_cli.bench.kernel_lora import BGMV, MBGMV
-from caraserve_cli.bench.kernel_pool import PoolStep, RandomPool, even_segments
-from caraserve_cli.bench.kernel_recipe import FitCase
+from caraserve_cli.bench.kernel_pool import PoolStep, RandomPool, StepLaunches, even_segments
 from caraserve_cli.bench.kernel_result import FitPoint, FitResult
 from caraserve_cli.bench.kernel_timer import Work
 from caraserve_cli.bench.line_fit import fit_line
@@ -26,11 +26,19 @@ _MOST_REPEATS = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Form:
-    """A form's pool, its steps, and the graph of each batch size."""
+    """A form's pool, its steps, and for each batch size its launches and the graph of them."""
 
     pool: RandomPool
     step: PoolStep
+    launches: Mapping[int, StepLaunches]
     works: Mapping[int, Work]
+
+    def error(self, batch_size: int) -> float:
+        """Write a batch's work lists; the largest error of what is computed with them, a kernel configuration
+        being chosen by the size: of the last layer, and of the graph."""
+        context = self.step.write(even_segments(batch_size, batch_size))
+        replayed = self.launches[batch_size].error(self.works[batch_size].run)
+        return max(replayed, self.step.error(context, batch_size))
 
 
 def rank_mixes(largest_rank: int, lora_ranks: Sequence[int], num_adapters: int) -> dict[str, tuple[int, ...]]:
@@ -54,20 +62,18 @@ def measure_fit(bench: KernelBench, case: FitCase, max_tokens: int) -> FitResult
     }
     points: list[FitPoint] = []
     errors: list[float] = []
+    repeats = 0
     for largest_rank in case.largest_ranks:
         for mix, adapter_ranks in rank_mixes(largest_rank, case.largest_ranks, num_adapters).items():
             for form in forms.values():
                 form.pool.fill(adapter_ranks)
-            points += [
-                _measure_point(bench, forms, mix, adapter_ranks[:batch_size])
-                for batch_size in case.batch_sizes
-            ]
-            errors += [
-                form.step.error(form.step.write(even_segments(num_adapters, num_adapters)), num_adapters)
-                for form in forms.values()
-            ]
+            for batch_size in case.batch_sizes:
+                errors += [form.error(batch_size) for form in forms.values()]
+                point, repeats = _measure_point(bench, forms, mix, adapter_ranks[:batch_size])
+                points.append(point)
     return FitResult(
         case=case,
+        repeats=repeats,
         points=tuple(points),
         mbgmv=fit_line([each.sum_of_ranks for each in points], [each.mbgmv_us for each in points]),
         bgmv=fit_line([each.padded_ranks for each in points], [each.bgmv_us for each in points]),
@@ -82,22 +88,23 @@ def _prepare(bench: KernelBench, case: FitCase, form: LoraForm, max_tokens: int)
     pool = RandomPool(bench, shape, form, [most_rank] * num_adapters)
     pool.fill([most_rank] * num_adapters)
     step = PoolStep(bench, pool, max_tokens, decoding=True)
+    launches: dict[int, StepLaunches] = {}
     works: dict[int, Work] = {}
     for batch_size in case.batch_sizes:
         context = step.write(even_segments(batch_size, batch_size))
-        works[batch_size] = bench.timer.capture([step.launcher(context, batch_size)], 1)
-    return _Form(pool, step, works)
+        launches[batch_size] = step.launches(context, batch_size)
+        works[batch_size] = bench.timer.capture([launches[batch_size]], 1)
+    return _Form(pool, step, launches, works)
 
 
 def _measure_point(
     bench: KernelBench, forms: Mapping[str, _Form], mix: str, adapter_ranks: Sequence[int]
-) -> FitPoint:
+) -> tuple[FitPoint, int]:
+    """The point, whose work lists are written, and how many runs its medians are of."""
     batch_size = len(adapter_ranks)
-    for form in forms.values():
-        form.step.write(even_segments(batch_size, batch_size))
     works = {name: form.works[batch_size] for name, form in forms.items()}
     times = bench.timer.time_us(works, _MOST_REPEATS)
-    return FitPoint(
+    point = FitPoint(
         mix=mix,
         batch_size=batch_size,
         largest_rank=max(adapter_ranks),
@@ -105,3 +112,4 @@ def _measure_point(
         mbgmv_us=times[MBGMV].median,
         bgmv_us=times[BGMV].median,
     )
+    return point, len(times[MBGMV].values)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from caraserve_cli.adapters.packing import LoraForm, PaddedForm, UnpaddedForm
 from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
+from caraserve_cli.bench.kernel_cases import FormsCase, LoraCase, Phase
 from caraserve_cli.bench.kernel_peers import is_installed, measure_peer
 from caraserve_cli.bench.kernel_pool import PoolStep, RandomPool, even_segments
-from caraserve_cli.bench.kernel_recipe import FormsCase, LoraCase, Phase
 from caraserve_cli.bench.kernel_result import FormsResult, OperatorResult, PeerTime
 from caraserve_cli.bench.kernel_timer import Work
 from caraserve_cli.core import FUSED_MODULES
@@ -33,14 +33,15 @@ def measure_lora(bench: KernelBench, case: LoraCase, max_tokens: int) -> Operato
     pool.fill(case.adapter_ranks)
     step = PoolStep(bench, pool, max_tokens, decoding=case.phase is Phase.DECODE)
     context = step.write(even_segments(case.num_tokens, case.num_adapters))
-    error = step.error(context, case.num_tokens)
-    work = bench.timer.capture([step.launcher(context, case.num_tokens)], 1)
+    launches = step.launches(context, case.num_tokens)
+    work = bench.timer.capture([launches], 1)
+    error = max(step.error(context, case.num_tokens), launches.error(work.run))
     time_us = bench.timer.time_us({"ours": work})["ours"]
     peers: tuple[PeerTime, ...] = ()
     if is_installed("peft"):
-        from caraserve_cli.bench.peft_lora import time_peft_lora
+        from caraserve_cli.bench.peft_lora import peft_basis, time_peft_lora
 
-        peers = (measure_peer(PEFT, lambda: time_peft_lora(bench, case)),)
+        peers = (measure_peer(PEFT, lambda: time_peft_lora(bench, case), peft_basis(bench)),)
     return OperatorResult(
         name=case.name,
         time_us=time_us,
@@ -78,8 +79,9 @@ def measure_forms(bench: KernelBench, case: FormsCase, max_tokens: int) -> Forms
         pool.fill(case.adapter_ranks)
         step = PoolStep(bench, pool, max_tokens, decoding=True)
         context = step.write(even_segments(num_tokens, num_tokens))
-        error = max(error, step.error(context, num_tokens))
-        works[name] = bench.timer.capture([step.launcher(context, num_tokens)], 1)
+        launches = step.launches(context, num_tokens)
+        works[name] = bench.timer.capture([launches], 1)
+        error = max(error, step.error(context, num_tokens), launches.error(works[name].run))
     times = bench.timer.time_us(works)
     ratios = [bgmv / mbgmv for bgmv, mbgmv in zip(times[BGMV].values, times[MBGMV].values, strict=True)]
     return FormsResult(

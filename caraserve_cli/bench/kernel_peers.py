@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 
 from caraserve_cli.bench.comparison import Spread
-from caraserve_cli.bench.kernel_result import PeerTime
+from caraserve_cli.bench.kernel_result import AS_OURS, PeerTime
 
 
 def is_installed(package: str) -> bool:
@@ -14,10 +14,10 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def measure_peer(name: str, measure: Callable[[], Spread]) -> PeerTime:
-    """The peer's time, or why there is none."""
+def measure_peer(name: str, measure: Callable[[], Spread], basis: str = AS_OURS) -> PeerTime:
+    """The peer's time, or why there is none; for `basis` see `PeerTime`."""
     try:
-        return PeerTime(name, measure())
+        return PeerTime(name, measure(), basis=basis)
     except Exception as error:
         first_line = (str(error).splitlines() or [""])[0]
-        return PeerTime(name, None, f"{type(error).__name__}: {first_line}")
+        return PeerTime(name, None, f"{type(error).__name__}: {first_line}", basis)

@@ -93,6 +93,35 @@ class _Projection:
     y: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StepLaunches:
+    """Launches the LoRA part of all layers, on buffers of its own."""
+
+    context: PoolLoraContext
+    num_layers: int
+    projections: tuple[_Projection, ...]
+
+    def __call__(self) -> None:
+        for layer in range(self.num_layers):
+            for each in self.projections:
+                self.context.begin(layer, each.modules, each.x)
+                self.context.add(layer, each.modules, each.x, each.y)
+
+    def error(self, run: Callable[[], object]) -> float:
+        """The largest difference between what `run`, a replay of this, gives and what this gives, of the
+        largest value that all layers add."""
+        errors: list[float] = []
+        before = [each.y.normal_(std=_Y_STD).clone() for each in self.projections]
+        self()
+        expected = [each.y.clone() for each in self.projections]
+        for each, y in zip(self.projections, before, strict=True):
+            each.y.copy_(y)
+        run()
+        for each, y, launched in zip(self.projections, before, expected, strict=True):
+            errors.append(largest_error(each.y, launched, launched.float() - y.float()))
+        return max(errors)
+
+
 class PoolStep:
     """The LoRA part of steps on a pool: one set of buffers, whose work lists are written for each step.
 
@@ -120,20 +149,12 @@ class PoolStep:
         self._work[:num_work].copy_(torch.from_numpy(self._host_work[:num_work]))
         return self._lora.context(way)
 
-    def launcher(self, context: PoolLoraContext, num_tokens: int) -> Callable[[], None]:
-        """A function that launches the LoRA part of all layers, for whatever work lists were written last."""
-        projections = tuple(self._projections(num_tokens))
-
-        def run() -> None:
-            for layer in range(self._pool.shape.num_layers):
-                for each in projections:
-                    context.begin(layer, each.modules, each.x)
-                    context.add(layer, each.modules, each.x, each.y)
-
-        return run
+    def launches(self, context: PoolLoraContext, num_tokens: int) -> StepLaunches:
+        """The LoRA part of all layers, for whatever work lists were written last."""
+        return StepLaunches(context, self._pool.shape.num_layers, tuple(self._projections(num_tokens)))
 
     def error(self, context: PoolLoraContext, num_tokens: int) -> float:
-        """The largest error in the last layer, of the largest value that the adapters add."""
+        """The largest error in the last layer, launched alone, of the largest value that the adapters add."""
         layer, errors = self._pool.shape.num_layers - 1, [0.0]
         for each in self._projections(num_tokens):
             group = FUSED_MODULES.index(each.modules)

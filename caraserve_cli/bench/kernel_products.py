@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caraserve_cli.bench.kernel_bench import KernelBench, largest_error
-from caraserve_cli.bench.kernel_recipe import ProductCase
+from caraserve_cli.bench.kernel_cases import ProductCase
 from caraserve_cli.bench.kernel_result import OperatorResult, PeerTime
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_kernels.linear import linear, linear_reference

@@ -5,7 +5,7 @@
     base = "llama2-7b"                    # whose shape; a folder beside the recipe, or what `--base` takes
     device = "cuda"
     dtype = "bfloat16"
-    repeats = 9                           # measured runs of each operator
+    repeats = 9                           # measured runs of each operator at most; of what takes long, fewer
     modules = ["q_proj", "o_proj"]        # that adapters change; left out where no section has adapters
     [[products]]                          # the products of a layer
     tokens = 1
@@ -33,7 +33,7 @@
     r2_at_least = 0.96                    # of both forms
     [[loads]]                             # an adapter's way to the device
     lora_rank = 64
-    at_most = 1.1                         # times one contiguous copy of as many bytes, whole and by layer
+    at_most = 1.1                         # times contiguous copies of as many bytes, whole and by layer
 
 Knows no torch and starts nothing.
 """
@@ -42,10 +42,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
+from caraserve_cli.bench.kernel_cases import (
+    AttentionCase,
+    FitCase,
+    FormsCase,
+    LoadCase,
+    LoraCase,
+    Phase,
+    ProductCase,
+    TimeLimits,
+)
 from caraserve_cli.bench.recipe import DEVICES, DTYPES
 from caraserve_cli.bench.recipe_file import base_beside
 from caraserve_cli.bench.recipe_table import RecipeTable
@@ -58,112 +67,13 @@ _WITHOUT_ADAPTERS = ("products", "attention")
 _WITH_ADAPTERS = ("lora", "forms", "fit", "loads")
 
 
-class Phase(StrEnum):
-    """Of a step: a token a request, or prompts."""
-
-    DECODE = "decode"
-    PREFILL = "prefill"
-
-
-@dataclass(frozen=True, slots=True)
-class TimeLimits:
-    """What an operator may take at most: microseconds, times its floor; None where nothing is required."""
-
-    at_most_us: float | None
-    at_most: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProductCase:
-    """The products of a layer with so many tokens."""
-
-    num_tokens: int
-    limits: TimeLimits
-
-    @property
-    def name(self) -> str:
-        return f"{self.num_tokens:,} tokens" if self.num_tokens > 1 else "1 token"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionCase:
-    """Attention of a layer over contexts of the same length."""
-
-    phase: Phase
-    num_requests: int
-    context_tokens: int
-    limits: TimeLimits
-
-    @property
-    def name(self) -> str:
-        return f"{self.phase}, {self.num_requests} x {self.context_tokens:,}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraCase:
-    """LoRA of a step: neighbouring `num_tokens` / `num_adapters` tokens for each adapter."""
-
-    name: str
-    phase: Phase
-    num_tokens: int
-    num_adapters: int
-    lora_ranks: tuple[int, ...]
-    limits: TimeLimits
-
-    @property
-    def adapter_ranks(self) -> tuple[int, ...]:
-        """The rank of each adapter."""
-        return tuple(self.lora_ranks[index % len(self.lora_ranks)] for index in range(self.num_adapters))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormsCase:
-    """A decoding step of adapters with these ranks, unpadded (mbgmv) and padded (bgmv)."""
-
-    name: str
-    adapter_ranks: tuple[int, ...]
-    bgmv_at_least: float | None
-    mbgmv_at_most: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitCase:
-    """Decoding steps of all `batch_sizes`, largest ranks and mixes of ranks, and a line through their times.
-
-    Attributes:
-        num_layers: None for those of the base.
-    """
-
-    batch_sizes: tuple[int, ...]
-    largest_ranks: tuple[int, ...]
-    num_layers: int | None
-    r2_at_least: float | None
-
-    @property
-    def name(self) -> str:
-        layers = "" if self.num_layers is None else f", {self.num_layers} layers"
-        return f"batches to {max(self.batch_sizes)}, ranks to {max(self.largest_ranks)}{layers}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadCase:
-    """An adapter's way from pinned memory to the device."""
-
-    lora_rank: int
-    at_most: float | None
-
-    @property
-    def name(self) -> str:
-        return f"rank {self.lora_rank}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRecipe:
     """One benchmark of operators alone, on random data; at least one case.
 
     Attributes:
         base: what `--base` takes; only its shape counts.
-        repeats: measured runs of each operator.
+        repeats: measured runs of each operator at most; of what takes long there are fewer.
         modules: those that adapters change, in the order of the forward pass; empty without adapters.
     """
 
@@ -234,11 +144,7 @@ def _parse_modules(table: RecipeTable) -> tuple[str, ...]:
             raise table.wrong("products", "there, or another section with something to measure", None)
         table.refuse("modules", "without a section that has adapters")
         return ()
-    modules = table.texts("modules")
-    if not modules or len(set(modules)) < len(modules) or not set(modules) <= set(LORA_MODULES):
-        known = f"a list of modules without repetition, from {', '.join(LORA_MODULES)}"
-        raise table.wrong("modules", known, list(modules))
-    return tuple(sorted(modules, key=LORA_MODULES.index))
+    return tuple(sorted(table.lora_modules("modules"), key=LORA_MODULES.index))
 
 
 def _parse_products(table: RecipeTable) -> ProductCase:
@@ -287,7 +193,7 @@ def _parse_forms(table: RecipeTable) -> FormsCase:
 
 
 def _parse_fit(table: RecipeTable) -> FitCase:
-    batch_sizes, largest_ranks = table.counts("batch_sizes"), table.counts("largest_ranks")
+    batch_sizes, largest_ranks = table.distinct_counts("batch_sizes"), table.distinct_counts("largest_ranks")
     if len({size * lora_rank for size in batch_sizes for lora_rank in largest_ranks}) < 3:
         must_be = "such that with 'largest_ranks' there are at least three different products"
         raise table.wrong("batch_sizes", must_be, list(batch_sizes))

@@ -9,8 +9,12 @@ from typing import Protocol
 
 from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import Limit, worst_verdict
-from caraserve_cli.bench.kernel_recipe import KERNELS, FitCase, FormsCase, LoadCase, TimeLimits
+from caraserve_cli.bench.kernel_cases import FitCase, FormsCase, LoadCase, TimeLimits
+from caraserve_cli.bench.kernel_recipe import KERNELS
 from caraserve_cli.bench.line_fit import Line
+
+# A peer's `basis` where it was timed as ours was: in the same sort of graph, on data of the same sizes.
+AS_OURS = "as ours"
 
 
 class CaseResult(Protocol):
@@ -33,11 +37,20 @@ def verdict_on(case: CaseResult) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PeerTime:
-    """Another's operator for the same work; `problem` says why there is no time."""
+    """Another's operator for the same work.
+
+    Attributes:
+        problem: why there is no time; None if there is one.
+        basis: how its time came about, if not as ours did.
+    """
 
     name: str
     time_us: Spread | None
     problem: str | None = None
+    basis: str = AS_OURS
+
+    def as_json(self) -> dict[str, object]:
+        return {**dataclasses.asdict(self), "repeats": _num_repeats(self.time_us)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +88,13 @@ class OperatorResult:
 
     def as_json(self) -> dict[str, object]:
         values = dataclasses.asdict(self)
-        return {**values, "times_floor": self.times_floor, "verdict": verdict_on(self)}
+        return {
+            **values,
+            "peers": [peer.as_json() for peer in self.peers],
+            "repeats": _num_repeats(self.time_us),
+            "times_floor": self.times_floor,
+            "verdict": verdict_on(self),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +126,11 @@ class FormsResult:
             yield Limit(1 / ratio <= at_most, sentence)
 
     def as_json(self) -> dict[str, object]:
-        return {**_flattened(self), "verdict": verdict_on(self)}
+        return {
+            **_flattened(self),
+            "repeats": _num_repeats(self.bgmv_over_mbgmv),
+            "verdict": verdict_on(self),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +152,14 @@ class FitPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
-    """Lines through the times of both forms: mbgmv over the sum of the ranks, bgmv over the padded ranks."""
+    """Lines through the times of both forms: mbgmv over the sum of the ranks, bgmv over the padded ranks.
+
+    Attributes:
+        repeats: measured runs of each point.
+    """
 
     case: FitCase
+    repeats: int
     points: tuple[FitPoint, ...]
     mbgmv: Line
     bgmv: Line
@@ -159,8 +187,8 @@ class LoadResult:
 
     Attributes:
         adapter_bytes: of the whole adapter.
-        adapter_us: a load of the pool, until all has arrived.
-        layer_us: one layer of it; `contiguous_layer_us` as many bytes.
+        adapter_us: a load of the pool, until all has arrived: every group of layers, and its table.
+        layer_us: one layer of it, by itself; `contiguous_layer_us` as many bytes.
         adapter_ratio, layer_ratio: of each repeat, over the contiguous copies.
     """
 
@@ -189,7 +217,12 @@ class LoadResult:
                 yield Limit(ratio.median <= at_most, sentence)
 
     def as_json(self) -> dict[str, object]:
-        return {**_flattened(self), "verdict": verdict_on(self)}
+        return {**_flattened(self), "repeats": _num_repeats(self.adapter_ratio), "verdict": verdict_on(self)}
+
+
+def _num_repeats(measured: Spread | None) -> int:
+    """Measured runs behind a time."""
+    return 0 if measured is None else len(measured.values)
 
 
 def _flattened(result: FormsResult | FitResult | LoadResult) -> dict[str, object]:
@@ -200,7 +233,11 @@ def _flattened(result: FormsResult | FitResult | LoadResult) -> dict[str, object
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFacts:
-    """Under which circumstances was measured; see `engine_result.EngineFacts`."""
+    """Under which circumstances was measured; see `engine_result.EngineFacts`.
+
+    Attributes:
+        most_repeats: what the recipe asks for; what takes long has fewer, and each result says how many.
+    """
 
     recipe: str
     description: str
@@ -213,7 +250,7 @@ class KernelFacts:
     base: str
     dtype: str
     modules: tuple[str, ...]
-    repeats: int
+    most_repeats: int
     copy_bytes_per_s: float
     product_flops_per_s: float
     seconds: float

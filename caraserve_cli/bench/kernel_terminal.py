@@ -11,6 +11,7 @@ from rich.text import Text
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.engine_terminal import all_met, cannot_tell, extremes, missed, verdict_text
 from caraserve_cli.bench.kernel_result import (
+    AS_OURS,
     CaseResult,
     FitResult,
     FormsResult,
@@ -33,7 +34,7 @@ def render_kernels(result: KernelResult) -> RenderableType:
     ):
         if operators:
             parts += ["", _time_table(title, operators), "", _floor_table(operators)]
-            parts += _peer_problems(operators)
+            parts += [*_peer_bases(operators), *_peer_problems(operators)]
     for table in (_forms_table(result.forms), _fit_table(result.fit), _loads_table(result.loads)):
         if table.row_count:
             parts += ["", table]
@@ -58,7 +59,7 @@ def _circumstances(facts: KernelFacts) -> Text:
     modules = f", adapters on {', '.join(facts.modules)}" if facts.modules else ""
     return Text(
         f"{facts.recipe}: {facts.description}\n"
-        f"shape of {facts.base}, random data{modules}, {facts.repeats} repeats\n"
+        f"shape of {facts.base}, random data{modules}, up to {facts.most_repeats} repeats\n"
         f"{facts.device}, {facts.dtype}, {versions}{commit}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores\n"
         f"copy {facts.copy_bytes_per_s / 1e9:,.0f} GB/s, matrix product "
@@ -101,6 +102,18 @@ def _required(result: OperatorResult) -> str:
     return ", ".join(us if required.at_most is None else [*us, f"{required.at_most:g}x"]) or "-"
 
 
+def _peer_bases(results: Sequence[OperatorResult]) -> Iterator[Text]:
+    """A line for each peer that was timed in another way than ours."""
+    bases = {
+        peer.name: f"{peer.name}: {peer.basis}, {len(peer.time_us.values)} repeats"
+        for each in results
+        for peer in each.peers
+        if peer.time_us is not None and peer.basis != AS_OURS
+    }
+    for line in bases.values():
+        yield Text(line)
+
+
 def _peer_problems(results: Sequence[OperatorResult]) -> Iterator[Text]:
     for each in results:
         for peer in each.peers:
@@ -127,7 +140,8 @@ def _forms_table(results: Sequence[FormsResult]) -> Table:
 
 
 def _fit_table(results: Sequence[FitResult]) -> Table:
-    table = plain_table("LoRA of a step, µs", "alpha", "beta", "R²", "at least", "")
+    repeats = max((each.repeats for each in results), default=0)
+    table = plain_table(f"LoRA of a step, µs, {repeats} repeats", "alpha", "beta", "R²", "at least", "")
     for each in results:
         at_least = each.case.r2_at_least
         for form, line in (("mbgmv", each.mbgmv), ("bgmv", each.bgmv)):

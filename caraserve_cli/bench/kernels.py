@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,19 +11,21 @@ import torch
 
 from caraserve_cli import __version__
 from caraserve_cli.adapters.packing import MAX_LORA_RANK
+from caraserve_cli.bench.bench_device import bench_device, free_memory
 from caraserve_cli.bench.facts import code_commit, installed_versions
 from caraserve_cli.bench.floor import measure_speed
 from caraserve_cli.bench.kernel_attention import measure_attention
 from caraserve_cli.bench.kernel_bench import KernelBench
+from caraserve_cli.bench.kernel_cases import Phase
 from caraserve_cli.bench.kernel_fit import measure_fit
 from caraserve_cli.bench.kernel_loads import measure_loads
 from caraserve_cli.bench.kernel_lora import measure_forms, measure_lora
 from caraserve_cli.bench.kernel_products import measure_products
-from caraserve_cli.bench.kernel_recipe import KernelRecipe, Phase
+from caraserve_cli.bench.kernel_recipe import KernelRecipe
 from caraserve_cli.bench.kernel_result import CaseResult, KernelFacts, KernelResult
 from caraserve_cli.bench.kernel_timer import KernelTimer
 from caraserve_cli.errors import OptionError
-from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
+from caraserve_cli.fleet.machine import choose_dtype, describe_device
 from caraserve_cli.model.resolve import resolve_base
 
 # Told after each case: its section, and what was measured.
@@ -53,7 +54,7 @@ def run_kernels(recipe: KernelRecipe, on_case: OnCase) -> KernelResult:
         results: list[_Result] = []
         for case in cases:
             results.append(measure(bench, case))
-            _free_memory(bench.device)
+            free_memory(bench.device)
             on_case(section, results[-1])
         return tuple(results)
 
@@ -86,18 +87,13 @@ def most_tokens(recipe: KernelRecipe, phase: Phase) -> int:
 
 
 def _prepare(recipe: KernelRecipe) -> KernelBench:
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise OptionError(
-            f"recipe '{recipe.name}' has device = \"cuda\", and torch sees no CUDA device; run it "
-            "where there is one, or a copy of it with another device"
-        )
+    device = bench_device(recipe.name, recipe.device)
     most_rank = max(_lora_ranks(recipe), default=0)
     if most_rank > MAX_LORA_RANK:
         raise OptionError(
             f"recipe '{recipe.name}' has an adapter of rank {most_rank}, and ranks up to {MAX_LORA_RANK} "
             "are served on a GPU"
         )
-    device = choose_device(recipe.device)
     config = resolve_base(recipe.base, "random").config
     dtype = choose_dtype(recipe.dtype, device, config.dtype)
     return KernelBench(
@@ -119,13 +115,6 @@ def _lora_ranks(recipe: KernelRecipe) -> list[int]:
     ]
 
 
-def _free_memory(device: torch.device) -> None:
-    """Give back what a case had: graphs and pools, which cycles may still hold."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def _facts(recipe: KernelRecipe, bench: KernelBench, load_average: float, seconds: float) -> KernelFacts:
     return KernelFacts(
         recipe=recipe.name,
@@ -139,7 +128,7 @@ def _facts(recipe: KernelRecipe, bench: KernelBench, load_average: float, second
         base=recipe.base,
         dtype=str(bench.dtype).removeprefix("torch."),
         modules=recipe.modules,
-        repeats=recipe.repeats,
+        most_repeats=recipe.repeats,
         copy_bytes_per_s=bench.speed.bytes_per_s,
         product_flops_per_s=bench.speed.flops_per_s,
         seconds=seconds,

@@ -18,8 +18,8 @@ from caraserve_cli.fleet.options import ReplicaOptions
 _NUM_STEPS = 8
 
 
-# Told after each: the case's name, and what was found.
-OnPeer = Callable[[str, Peer], None]
+# Told after each: the case, and what was found.
+OnPeer = Callable[[EngineCase, Peer], None]
 
 
 def measure_peers(
@@ -30,7 +30,7 @@ def measure_peers(
     for case in recipe.cases:
         if case.peft:
             peers[case.name] = _measure_peft(case, surroundings[case.options])
-            on_peer(case.name, peers[case.name])
+            on_peer(case, peers[case.name])
     return peers
 
 

@@ -1,4 +1,5 @@
-"""PEFT's own LoRA layers on the work of one step: rows of several adapters in one batch, by `adapter_names`.
+"""PEFT's own LoRA layers on the work of one step: rows of several adapters by `adapter_names`, those of one
+adapter by the active one, as a user would compute either.
 
 Imports peft, which only the extra `caraserve[test]` installs. Its mixed batches look rows up on the host and
 cannot be captured in a graph, so its time has the host's part in it, as in every run of PEFT. One layer is
@@ -16,11 +17,18 @@ from torch import Tensor, nn
 
 from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
-from caraserve_cli.bench.kernel_recipe import LoraCase, Phase
+from caraserve_cli.bench.kernel_cases import LoraCase, Phase
 from caraserve_cli.bench.kernel_timer import Work
 
 # A mixed batch of many adapters takes a second.
 _MOST_REPEATS = 3
+
+
+def peft_basis(bench: KernelBench) -> str:
+    """How its time comes about, in words."""
+    return (
+        f"called layer by layer, the host's part included; one layer's time, {bench.shape.num_layers} times"
+    )
 
 
 def time_peft_lora(bench: KernelBench, case: LoraCase) -> Spread:
@@ -28,13 +36,15 @@ def time_peft_lora(bench: KernelBench, case: LoraCase) -> Spread:
     layer = _adapted_layer(bench, case)
     inputs = _inputs(bench, case)
     num_rows = next(iter(inputs.values())).shape[0]
-    names = [_name(row * case.num_adapters // num_rows) for row in range(num_rows)]
+    chosen: dict[str, list[str]] = {}
+    if case.num_adapters > 1:
+        chosen["adapter_names"] = [_name(row * case.num_adapters // num_rows) for row in range(num_rows)]
     changed = {module: layer.get_submodule(module) for module in bench.modules}
     bases = {module: each.get_submodule("base_layer") for module, each in changed.items()}
 
     def with_adapters() -> None:
         for module, x in inputs.items():
-            changed[module](x, adapter_names=names)
+            changed[module](x, **chosen)
 
     def without() -> None:
         for module, x in inputs.items():

@@ -42,6 +42,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from caraserve_cli.bench.bench_device import free_memory
 from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.model.resolve import ResolvedBase
@@ -127,11 +128,9 @@ def measure_peft(
         run = _RandomPeft(base, adapters, dtype, device, seed).measure(
             prompt_tokens, output_tokens, min(num_steps, output_tokens - 1)
         )
-    _free_memory(device)
+    free_memory(device)
     if run is None:
-        raise DeviceMemoryError(
-            f"transformers + PEFT with {len(adapters)} requests does not fit the device's memory"
-        )
+        raise DeviceMemoryError(f"a batch of {len(adapters)} requests does not fit the device's memory")
     return run
 
 
@@ -264,10 +263,3 @@ def _with_adapters(
                 weight.normal_(std=_WEIGHT_STD, generator=generator)
                 linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     return peft_model
-
-
-def _free_memory(device: torch.device) -> None:
-    """Give back what the model had, also what the libraries may hold in cycles."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

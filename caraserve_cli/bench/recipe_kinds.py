@@ -22,9 +22,11 @@ from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputRecipe, 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from caraserve_cli.bench.engine_case import EngineCase
     from caraserve_cli.bench.engine_result import Peer
 
-# Told after each run: what was measured, the repeat (from 1; 0 for a warm-up), the repeats, and what it gave.
+# Told after each run: what was measured, the repeat (from 1; 0 for a warm-up), the repeats (0: measured as a
+# whole), and what it gave.
 Tell = Callable[[str, int, int, str], None]
 
 
@@ -124,8 +126,8 @@ def _measure_steps(recipe: StepRecipe, tell: Tell) -> Measured:
     return Measured(result, render_steps(result))
 
 
-def _tell_peer(tell: Tell, case: str, peer: Peer, gave: str | None) -> None:
-    tell(f"{case}, transformers + PEFT", 1, 1, gave or f"not measured: {peer.problem}")
+def _tell_peer(tell: Tell, case: EngineCase, peer: Peer, gave: str | None) -> None:
+    tell(f"{case.name}, {case.peft_name}", 1, 1, gave or f"not measured: {peer.problem}")
 
 
 def _measure_kernels(recipe: KernelRecipe, tell: Tell) -> Measured:
@@ -134,7 +136,7 @@ def _measure_kernels(recipe: KernelRecipe, tell: Tell) -> Measured:
 
     result = run_kernels(
         recipe,
-        lambda section, case: tell(f"{section}, {case.name}", recipe.repeats, recipe.repeats, summary(case)),
+        lambda section, case: tell(f"{section}, {case.name}", 0, 0, summary(case)),
     )
     return Measured(result, render_kernels(result))
 

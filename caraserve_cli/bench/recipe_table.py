@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar, cast
 
 from caraserve_cli.config import parse_size
+from caraserve_cli.core import LORA_MODULES
 from caraserve_cli.errors import OptionError
 
 _Value = TypeVar("_Value")
@@ -51,6 +52,14 @@ class RecipeTable:
             for value in values
         )
 
+    def lora_modules(self, key: str) -> tuple[str, ...]:
+        """A list of modules that adapters can change, in the order of the file; it must be there."""
+        modules = self.texts(key)
+        if not modules or len(set(modules)) < len(modules) or not set(modules) <= set(LORA_MODULES):
+            must_be = f"a list of modules without repetition, from {', '.join(LORA_MODULES)}"
+            raise self.wrong(key, must_be, list(modules))
+        return modules
+
     def count(self, key: str, default: int | None, low: int = 1) -> int:
         """A whole number of at least `low`; without a default it must be there."""
         value = self._take(key, int, "a whole number", default)
@@ -71,6 +80,13 @@ class RecipeTable:
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**63:
                 raise self.wrong(key, must_be, value)
         return tuple(values)
+
+    def distinct_counts(self, key: str) -> tuple[int, ...]:
+        """`counts`, without repetition."""
+        values = self.counts(key)
+        if len(set(values)) < len(values):
+            raise self.wrong(key, "a list without repetition", list(values))
+        return values
 
     def flag(self, key: str) -> bool:
         """True or false; false where the key is left out."""

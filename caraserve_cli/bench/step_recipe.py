@@ -5,7 +5,7 @@ keys and those of the engine's options.
     kind = "steps"
     [[case]]
     name = "32 requests"
-    requests = 32                       # all there from the start
+    requests = 32                       # all there from the start; at most `max_running`
     adapters = 0                        # as in a throughput benchmark, as are `lora_ranks` and `modules`
     measure = "decode"                  # steps in which all requests decode and none prefills
     prompt_tokens = 480
@@ -14,13 +14,13 @@ keys and those of the engine's options.
     peft = true                         # measure a decoding step of transformers + PEFT too
     [[case]]
     name = "32 requests, 32 adapters"
-    without = "32 requests"             # the same work without adapters: the difference is the LoRA part
-    lora_at_most = 2.0                  # median LoRA part, as a multiple of its floor
+    without = "32 requests"             # the same work without adapters: the difference is the added time
+    lora_at_most = 2.0                  # median added time, as a multiple of its floor
     lora_share_at_most = 0.2            # and as a share of the step
     ...
     [[case]]
     name = "prefill, 32 adapters"
-    measure = "prefill"                 # steps of exactly `max_batch_tokens` tokens of prompts
+    measure = "prefill"                 # steps that `max_batch_tokens` tokens of prompts fill exactly
     rate_at_least = 0.62                # operations of the base's linear modules, of the matrix product rate
     ...
 
@@ -34,6 +34,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from caraserve_cli.bench.engine_case import (
+    CommonKeys,
     EngineCase,
     EngineRecipe,
     parse_cases,
@@ -62,8 +63,8 @@ class StepCase(EngineCase):
     Attributes:
         at_most: what the median decoding step may take, as a multiple of its floor.
         without: name of the case that tells what the step takes without adapters.
-        lora_at_most: what the median LoRA part may take, as a multiple of its floor.
-        lora_share_at_most: what the median LoRA part may take of the step.
+        lora_at_most: what the median added time may be, as a multiple of the floor of the adapters' bytes.
+        lora_share_at_most: what the median added time may be of the step.
         rate_at_least: what the median prefill step must reach of the matrix product rate.
     """
 
@@ -126,10 +127,7 @@ def _parse_case(table: RecipeTable, options: ReplicaOptions) -> StepCase:
     prompt_tokens, output_tokens = table.count("prompt_tokens", None), table.count("output_tokens", None)
     if measure is Measure.DECODE and output_tokens < 2:
         raise table.wrong("output_tokens", "at least 2, since the prompt yields the first", output_tokens)
-    max_batch_tokens = common["options"].max_batch_tokens
-    if measure is Measure.PREFILL and common["num_requests"] * prompt_tokens < max_batch_tokens:
-        must_be = f"such that all prompts together fill 'max_batch_tokens' ({max_batch_tokens}) once"
-        raise table.wrong("prompt_tokens", must_be, prompt_tokens)
+    _check_step_comes(table, measure, common, prompt_tokens)
     _refuse_without_meaning(table, measure, common["num_adapters"])
     without = table.optional_text("without")
     if without is None:
@@ -149,6 +147,25 @@ def _parse_case(table: RecipeTable, options: ReplicaOptions) -> StepCase:
     )
     table.close()
     return case
+
+
+def _check_step_comes(table: RecipeTable, measure: Measure, common: CommonKeys, prompt_tokens: int) -> None:
+    """Refuse what never gives a step to measure.
+
+    A prefill step takes at most `max_running` prompts, and of each at most `prefill_chunk_tokens`; to fill it
+    exactly, one is split. The first step is full if any is.
+    """
+    options, num_requests = common["options"], common["num_requests"]
+    if measure is Measure.DECODE and options.max_running < num_requests:
+        must_be = f"at least 'requests' ({num_requests}), which are all to decode in one step"
+        raise table.wrong("max_running", must_be, options.max_running)
+    most_tokens = min(num_requests, options.max_running) * min(prompt_tokens, options.prefill_chunk_tokens)
+    if measure is Measure.PREFILL and most_tokens < options.max_batch_tokens:
+        must_be = (
+            f"at most {most_tokens}, so that prompts fill a step: 'requests' or 'max_running', the smaller, "
+            "times 'prompt_tokens' or 'prefill_chunk_tokens', the smaller"
+        )
+        raise table.wrong("max_batch_tokens", must_be, options.max_batch_tokens)
 
 
 def _refuse_without_meaning(table: RecipeTable, measure: Measure, num_adapters: int) -> None:

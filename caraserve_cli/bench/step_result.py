@@ -10,15 +10,25 @@ from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import EngineFacts, Limit, Peers, worst_verdict
 from caraserve_cli.bench.step_recipe import STEPS, Measure, StepCase
 
+# No step is faster than the device, but a floor's speeds are measured too: the bandwidth by a copy, which
+# writes half of its bytes, while a decoding step almost only reads, and may be a little faster. Beyond these
+# the measurement is wrong. Chosen, not measured.
+_LEAST_TIMES_FLOOR = 0.95
+_MOST_OF_PRODUCT_RATE = 1.05
+
 
 def _at_most(what: str, times_floor: float, required: float) -> Limit:
-    sentence = f"{what} takes {times_floor:.3f}x its floor; the recipe allows {required:g}x"
+    sentence = f"{what} {times_floor:.3f}x its floor; the recipe allows {required:g}x"
     return Limit(times_floor <= required, sentence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraPart:
-    """What adapters add to a step.
+    """The added time: what a step takes more with adapters than without.
+
+    Its floor bounds the bytes that adapters have, not the added time: what reads them may run beside the
+    base's products, so that a part of it adds nothing. Less than one floor can therefore be real, and nothing
+    or less than nothing cannot.
 
     Attributes:
         part_ms: of each repeat, the step with adapters minus the step of the same repeat without.
@@ -91,7 +101,7 @@ class StepCaseResult:
         """What the recipe requires of the step, where it was measured."""
         case, times = self.case, self.times
         if times and case.at_most is not None:
-            yield _at_most("the step", times.times_floor, case.at_most)
+            yield _at_most("the step takes", times.times_floor, case.at_most)
         if times and case.rate_at_least is not None:
             rate, at_least = times.of_product_rate, case.rate_at_least
             sentence = (
@@ -100,24 +110,47 @@ class StepCaseResult:
             yield Limit(rate >= at_least, sentence)
 
     def lora_limits(self) -> Iterator[Limit]:
-        """What the recipe requires of the LoRA part, where it was measured."""
+        """What the recipe requires of the added time, where it was measured."""
         case, lora = self.case, self.times and self.times.lora
         if lora and case.lora_at_most is not None:
-            yield _at_most("the LoRA part", lora.times_floor, case.lora_at_most)
+            yield _at_most("the added time is", lora.times_floor, case.lora_at_most)
         if lora and case.lora_share_at_most is not None:
             share, at_most = lora.share.median, case.lora_share_at_most
-            sentence = f"the LoRA part takes {share:.2%} of the step; the recipe allows {at_most:.0%}"
+            sentence = f"the added time is {share:.2%} of the step; the recipe allows {at_most:.0%}"
             yield Limit(share <= at_most, sentence)
 
-    def verdict_on(self, limits: Iterable[Limit]) -> Verdict:
-        """What is found of some of the limits."""
-        if self.undone or self.times is None:
-            return Verdict.CANNOT_TELL
-        return Verdict.MET if all(limit.is_met for limit in limits) else Verdict.MISSED
+    def step_doubts(self) -> Iterator[str]:
+        """Why the step's time cannot be right."""
+        case, times = self.case, self.times
+        if times and case.measure is Measure.DECODE and times.times_floor < _LEAST_TIMES_FLOOR:
+            yield f"the step takes {times.times_floor:.3f}x its floor, less than the device can"
+        if times and case.measure is Measure.PREFILL and times.of_product_rate > _MOST_OF_PRODUCT_RATE:
+            yield f"prefill reaches {times.of_product_rate:.2%} of the matrix product rate"
+
+    def lora_doubts(self) -> Iterator[str]:
+        """Why the added time cannot be right."""
+        lora = self.times and self.times.lora
+        if lora and lora.part_ms.median <= 0:
+            yield f"the added time is {lora.part_ms.median:.3f} ms, though adapters are work"
+
+    @property
+    def step_verdict(self) -> Verdict:
+        """On the step alone."""
+        return self._verdict_on(self.step_limits(), self.step_doubts())
+
+    @property
+    def lora_verdict(self) -> Verdict:
+        """On the added time alone."""
+        return self._verdict_on(self.lora_limits(), self.lora_doubts())
 
     @property
     def verdict(self) -> Verdict:
-        return self.verdict_on((*self.step_limits(), *self.lora_limits()))
+        return worst_verdict((self.step_verdict, self.lora_verdict))
+
+    def _verdict_on(self, limits: Iterable[Limit], doubts: Iterable[str]) -> Verdict:
+        if self.undone or self.times is None or any(doubts):
+            return Verdict.CANNOT_TELL
+        return Verdict.MET if all(limit.is_met for limit in limits) else Verdict.MISSED
 
     def as_json(self) -> dict[str, object]:
         """The case's own keys first, then what was measured."""
@@ -125,6 +158,7 @@ class StepCaseResult:
             **dataclasses.asdict(self.case),
             **_times_json(self.case, self.times),
             "undone": list(self.undone),
+            "doubts": [*self.step_doubts(), *self.lora_doubts()],
             "peers": self.peers.as_json(),
             "verdict": self.verdict,
         }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from caraserve_cli.bench.comparison import Verdict
-from caraserve_cli.bench.engine_result import Limit
 from caraserve_cli.bench.engine_terminal import (
     PeerRow,
     all_met,
@@ -19,6 +18,7 @@ from caraserve_cli.bench.engine_terminal import (
     missed,
     peer_problems,
     peer_table,
+    peft_label,
     verdict_text,
 )
 from caraserve_cli.bench.step_recipe import Measure
@@ -27,8 +27,8 @@ from caraserve_cli.bench.terminal import plain_table
 
 
 def render_steps(result: StepResult) -> RenderableType:
-    """The circumstances, a table each of decoding steps, their LoRA parts and prefill steps, the verdict's
-    lines."""
+    """The circumstances, a table each of decoding steps, what adapters add to them, and prefill steps, the
+    verdict's lines."""
     tables = (_decode_table(result.cases), _lora_table(result.cases), _prefill_table(result.cases))
     parts: list[RenderableType] = [circumstances(result.facts, _contexts(result.cases))]
     for table in tables:
@@ -53,8 +53,9 @@ def _decode_table(cases: Sequence[StepCaseResult]) -> Table:
     for each in cases:
         if each.case.measure is Measure.DECODE:
             at_most = _limit(each.case.at_most, "g", "x")
+            verdict = verdict_text(each.step_verdict, is_required=any(each.step_limits()))
             cells = _decode_cells(each.times) if each.times else ["-"] * 4
-            table.add_row(each.case.name, *cells, at_most, _verdict(each, each.step_limits()))
+            table.add_row(each.case.name, *cells, at_most, verdict)
     return table
 
 
@@ -68,15 +69,16 @@ def _decode_cells(times: StepTimes) -> list[str]:
 
 
 def _lora_table(cases: Sequence[StepCaseResult]) -> Table:
-    table = plain_table("LoRA part", "ms", "low to high", "floor", "ratio", "share", "at most", "")
+    table = plain_table("added time", "ms", "low to high", "floor", "ratio", "share", "at most", "")
     for each in cases:
         if each.case.without is not None:
             lora = each.times and each.times.lora
             cells = _lora_cells(lora) if lora else ["-"] * 5
             at_most = _limit(each.case.lora_at_most, "g", "x")
+            verdict = verdict_text(each.lora_verdict, is_required=any(each.lora_limits()))
             if each.case.lora_share_at_most is not None:
                 at_most += f" {each.case.lora_share_at_most:.0%}"
-            table.add_row(each.case.name, *cells, at_most, _verdict(each, each.lora_limits()))
+            table.add_row(each.case.name, *cells, at_most, verdict)
     return table
 
 
@@ -95,8 +97,9 @@ def _prefill_table(cases: Sequence[StepCaseResult]) -> Table:
     for each in cases:
         if each.case.measure is Measure.PREFILL:
             at_least = _limit(each.case.rate_at_least, ".0%", "")
+            verdict = verdict_text(each.step_verdict, is_required=any(each.step_limits()))
             cells = _prefill_cells(each.times) if each.times else ["-"] * 4
-            table.add_row(each.case.name, *cells, at_least, _verdict(each, each.step_limits()))
+            table.add_row(each.case.name, *cells, at_least, verdict)
     return table
 
 
@@ -114,16 +117,11 @@ def _peer_rows(cases: Sequence[StepCaseResult]) -> Iterator[PeerRow]:
         peft = each.peers.peft
         if each.times and peft and (run := peft.run):
             ratio = run.step_ms / each.times.step_ms.median
-            yield PeerRow(each.case.name, "PEFT", f"{run.step_ms:,.1f}", ratio, run.basis)
+            yield PeerRow(each.case.name, peft_label(each.case), f"{run.step_ms:,.1f}", ratio, run.basis)
 
 
 def _limit(required: float | None, form: str, unit: str) -> str:
     return "-" if required is None else f"{required:{form}}{unit}"
-
-
-def _verdict(case: StepCaseResult, limits: Iterable[Limit]) -> Text:
-    found = tuple(limits)
-    return verdict_text(case.verdict_on(found), is_required=bool(found))
 
 
 def _verdict_lines(result: StepResult) -> Iterator[Text]:
@@ -132,7 +130,9 @@ def _verdict_lines(result: StepResult) -> Iterator[Text]:
         name = each.case.name
         for undone in each.undone:
             yield cannot_tell(f"in '{name}' {undone}")
-        yield from peer_problems(name, each.peers)
+        for doubt in (*each.step_doubts(), *each.lora_doubts()):
+            yield cannot_tell(f"in '{name}' {doubt}")
+        yield from peer_problems(each.case, each.peers)
         if each.verdict is Verdict.MISSED:
             for limit in (*each.step_limits(), *each.lora_limits()):
                 if not limit.is_met:

@@ -14,7 +14,8 @@ from caraserve_cli.bench.step_result import LoraPart, StepCaseResult, StepTimes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFloors:
-    """The least that a step could take, and its LoRA part; operations of a prefill step, 0 for decoding."""
+    """The least that a step could take, and the reading of its adapters; operations of a prefill step, 0 for
+    decoding."""
 
     step_ms: float
     lora_ms: float

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import CaseRun, EngineFacts, Peers, all_undone, worst_verdict
-from caraserve_cli.bench.throughput_recipe import ThroughputCase
+from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputCase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class CaseResult:
     """One case.
 
     Attributes:
-        decode_step_ms: of the runs' medians; None where a run has no step without prefill.
+        decode_step_ms: of the runs' medians; None where a run has no decoding step without prefill.
         num_adapter_loads: from host memory to the device, of each run.
         peak_running: requests at once, of each run.
         kv_tokens: what the KV cache held room for.
@@ -100,7 +100,7 @@ class ThroughputResult:
     def as_json(self) -> dict[str, object]:
         """The content of the file that `--json` writes."""
         return {
-            "kind": "throughput",
+            "kind": THROUGHPUT,
             **dataclasses.asdict(self.facts),
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,

@@ -18,6 +18,7 @@ from caraserve_cli.bench.engine_terminal import (
     missed,
     peer_problems,
     peer_table,
+    peft_label,
     verdict_text,
     vllm_missing,
 )
@@ -71,7 +72,7 @@ def _work_table(cases: Sequence[CaseResult]) -> Table:
 
 def _peer_rows(cases: Sequence[CaseResult]) -> Iterator[PeerRow]:
     for each in cases:
-        for peer, measured in (("PEFT", each.peers.peft), ("vLLM", each.peers.vllm)):
+        for peer, measured in ((peft_label(each.case), each.peers.peft), ("vLLM", each.peers.vllm)):
             if measured and (run := measured.run):
                 ratio = each.tokens_per_s.median / run.tokens_per_s
                 yield PeerRow(each.case.name, peer, f"{run.tokens_per_s:,.0f}", ratio, run.basis)
@@ -83,7 +84,7 @@ def _verdict_lines(result: ThroughputResult) -> Iterator[Text]:
         name, at_least = each.case.name, each.case.at_least
         for undone in each.undone:
             yield cannot_tell(f"in '{name}' {undone}")
-        yield from peer_problems(name, each.peers)
+        yield from peer_problems(each.case, each.peers)
         if each.verdict is Verdict.MISSED:
             yield missed(
                 f"'{name}' gives {each.tokens_per_s.median:,.0f} output tokens a second; the recipe "

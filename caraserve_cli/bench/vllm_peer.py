@@ -12,9 +12,14 @@ of ours depends on it.
         )
         run.tokens_per_s, run.basis
 
-vLLM has its defaults, and makes random weights of its own for the base (`load_format="dummy"`). It runs in a
-process of its own (`vllm_process`), which gives the device's memory back however it ends. Adapters that do
-not fit its slots wait in its host memory, where a warm-up has brought them.
+vLLM makes random weights of its own for the base (`load_format="dummy"`) and has its defaults, but for what
+the case decides (`max_model_len`, `max_lora_rank`, `max_cpu_loras`) and for `max_loras`, which is said beside
+every result: how many different adapters one of its batches can have, 1 by default, and how many slots of
+the largest rank it keeps on the device. So it caps vLLM's batches, and it is no equal of our adapter pool,
+whose size is in bytes: a case with a small pool is no comparison. Adapters beyond the slots wait in its host
+memory, where a warm-up has brought them.
+
+It runs in a process of its own (`vllm_process`), which gives the device's memory back however it ends.
 """
 
 from __future__ import annotations
@@ -41,8 +46,8 @@ from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.errors import InputError
 from caraserve_cli.model.resolve import ResolvedBase
 
-# Adapters on the device at once. A slot of rank 64 for Llama-2-7B takes 0.3 GB whatever its adapter changes.
-# Chosen, not measured yet.
+# `max_loras` at most: adapters on the device, and in a batch. A slot of rank 64 for Llama-2-7B takes 0.3 GB
+# whatever its adapter changes, and more slots would take more of its KV cache. Chosen, not measured yet.
 _MAX_SLOTS = 32
 # The values that vLLM takes for `max_lora_rank`.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -51,9 +56,15 @@ _PROCESS = "caraserve_cli.bench.vllm_process"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmRun:
-    """What vLLM took for all requests' whole answers, each time after a warm-up."""
+    """What vLLM took for all requests' whole answers, after a warm-up.
+
+    Attributes:
+        max_loras: the different adapters that a batch could have; 0 where there are none.
+        seconds: of each repeat.
+    """
 
     version: str
+    max_loras: int
     num_output_tokens: int
     seconds: tuple[float, ...]
 
@@ -65,7 +76,8 @@ class VllmRun:
     @property
     def basis(self) -> str:
         """To be said beside `tokens_per_s`."""
-        return f"whole answers, vLLM {self.version}"
+        limit = f", max_loras {self.max_loras}" if self.max_loras else ""
+        return f"whole answers, vLLM {self.version}{limit}"
 
 
 def vllm_is_present() -> bool:
@@ -90,6 +102,7 @@ def measure_vllm(
         InputError: vLLM could not be measured; the message is the reason alone.
     """
     distinct = list(dict.fromkeys(each for each in adapters if each is not None))
+    max_loras = min(len(distinct), _MAX_SLOTS)
     engine: dict[str, object] = {
         "dtype": str(dtype).removeprefix("torch."),
         "load_format": "dummy",
@@ -99,7 +112,7 @@ def measure_vllm(
     if distinct:
         largest_rank = max(each.lora_rank for each in distinct)
         engine["enable_lora"] = True
-        engine["max_loras"] = min(len(distinct), _MAX_SLOTS)
+        engine["max_loras"] = max_loras
         engine["max_cpu_loras"] = len(distinct)
         engine["max_lora_rank"] = next((each for each in _LORA_RANKS if each >= largest_rank), largest_rank)
     job = {
@@ -120,7 +133,7 @@ def measure_vllm(
             raise InputError(f"its adapters cannot be written to {root} ({error})") from error
         (root / "job.json").write_text(json.dumps(job))
         result = _run_process(root, device, timeout_s)
-    return VllmRun(num_output_tokens=len(adapters) * output_tokens, **result)
+    return VllmRun(max_loras=max_loras, num_output_tokens=len(adapters) * output_tokens, **result)
 
 
 def _run_process(root: Path, device: torch.device, timeout_s: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caraserve_cli.errors import ExitStatus, OutputError
+from caraserve_cli.errors import ExitStatus, OptionError, OutputError
 
 
 def bench(
@@ -31,6 +31,8 @@ def bench(
 
     Exit status: 0 requirements met, 4 missed, 5 the work was not done or not the same.
     """
+    if list_recipes and (recipe is not None or json_file is not None):
+        raise OptionError("--list: it measures nothing; leave out RECIPE and --json, or --list")
     raise typer.Exit(_list() if list_recipes else _run(recipe, json_file))
 
 
@@ -71,5 +73,5 @@ def _check_writable(path: Path) -> None:
 
 def _tell(measured: str, repeat: int, repeats: int, gave: str) -> None:
     """One line a run on stderr, so that a long benchmark is seen to move."""
-    turn = f"repeat {repeat}/{repeats}" if repeat else "warm-up"
+    turn = f"repeat {repeat}/{repeats}" if repeat else ("warm-up" if repeats else "measured")
     typer.echo(f"{turn}  {measured}: {gave}", err=True)

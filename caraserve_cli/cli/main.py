@@ -56,7 +56,8 @@ def main() -> None:
     except typer.TyperException as error:  # an unknown option, a missing value and the like
         context: typer.Context | None = getattr(error, "ctx", None)
         command = context.command_path if context else "caraserve"
-        _fail(f"{error.format_message().rstrip('.')}; see {command} --help", ExitStatus.WRONG_OPTIONS)
+        said = error.format_message().rstrip(".").replace(": Value error, ", ": ", 1)  # pydantic's words
+        _fail(f"{said}; see {command} --help", ExitStatus.WRONG_OPTIONS)
     except KeyboardInterrupt:
         exit_status = ExitStatus.INTERRUPTED
     except SystemExit as ended:

@@ -176,7 +176,7 @@ def _answer(options: RunOptions) -> int:
     _stop_on_interrupt(stop)
     with RunProgress() as progress:
         result = Run(options, progress.update, progress.note, stop).execute()
-    names = ("outputs.jsonl", "errors.jsonl", "report.json")
+    names = ("outputs.jsonl", "errors.jsonl", "report.json", "run.json")
     render_summary(result.report, Console(), [options.out / name for name in names])
     if result.num_late:
         typer.echo(

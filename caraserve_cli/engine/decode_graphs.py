@@ -1,6 +1,7 @@
 """CUDA graphs of decoding steps, one for each size of batch and way of computing LoRA, captured when first
-needed. Which adapters a step has, and their ranks, is in its inputs: it changes no graph. On the CPU, which
-has no graphs, each step is computed as it comes.
+needed. Which adapters a step has, and their ranks, is in its inputs: it changes no graph, as long as no
+adapter changes projections that none has changed before (`pool_lora`, which is told of them at the start).
+On the CPU, which has no graphs, each step is computed as it comes.
 """
 
 from __future__ import annotations

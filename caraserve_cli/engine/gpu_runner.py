@@ -46,9 +46,7 @@ WARM_UP_BLOCKS = 4
 class TokensUnderWay:
     """The `StepResult` of a step that the GPU has not finished."""
 
-    def __init__(
-        self, chunks: SequenceOf[ScheduledChunk], tokens: Tensor, copy_time: CopyTime | None
-    ) -> None:
+    def __init__(self, chunks: SequenceOf[ScheduledChunk], tokens: Tensor, copy_time: CopyTime) -> None:
         self._chunks, self._copy_time = chunks, copy_time
         self._tokens = torch.empty(len(chunks), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
         self._tokens.copy_(tokens[: len(chunks)], non_blocking=True)
@@ -64,7 +62,7 @@ class TokensUnderWay:
     @property
     def adapter_copy_ms(self) -> float:
         """See `StepResult`."""
-        return 0.0 if self._copy_time is None else self._copy_time.ms
+        return self._copy_time.ms
 
 
 class GpuRunner:
@@ -107,7 +105,6 @@ class GpuRunner:
         # The tokens that the last step chose, and the row of each sequence that has one there.
         self._chosen = torch.zeros(config.max_running, dtype=torch.int64, device=device)
         self._feed_row_of: dict[int, int] = {}
-        self._copy_time: CopyTime | None = None  # of the adapters loaded for the last launch
 
     def _buffers(self, max_tokens: int, *, decoding: bool) -> tuple[GpuInputs, PoolLora]:
         config, device = self._config, self._decoder.device
@@ -183,13 +180,13 @@ class GpuRunner:
         self._feed_row_of = {id(sequence): row for row, sequence in enumerate(sequences)}
         if any(needs_lockstep(sequence.request.sampling) for sequence in sequences):
             tokens = list(zip(yielding, sample(logits.float(), sequences), strict=True))
-            return KnownTokens(tokens, 0.0 if self._copy_time is None else self._copy_time.ms)
+            return KnownTokens(tokens, self._pool.copies.take_time().ms)
         if any(sequence.request.sampling.temperature > 0 for sequence in sequences):
             chosen = choose_tokens(logits.float(), sequences)
         else:
             chosen = logits.argmax(dim=-1)
         self._chosen[: len(sequences)].copy_(chosen)
-        return TokensUnderWay(yielding, self._chosen, self._copy_time)
+        return TokensUnderWay(yielding, self._chosen, self._pool.copies.take_time())
 
     def _rope_variants(self, batch: StepBatch) -> Tensor | None:
         """Each token's variant in host memory; None where all are the base's."""
@@ -206,7 +203,7 @@ class GpuRunner:
         size = padded_size(num_sequences, self._config.max_running)
         lora, num_work = self._write_work(self._decode_inputs, self._decode_lora, batch, size)
         self._decode_inputs.send(batch, size - num_sequences, None, num_work)
-        self._copy_time = self._pool.copies.start()
+        self._pool.copies.start()
         self._pool.copies.wait()
         return self._graphs.run(size, lora)
 
@@ -237,7 +234,7 @@ class GpuRunner:
         self._inputs.send(batch, 0, tiles, num_work)
         # Not before: one engine makes all copies to the device, in the order in which they are queued, and
         # the step would wait for the last layers of all adapters before its first.
-        self._copy_time = self._pool.copies.start()
+        self._pool.copies.start()
         fields, num_tokens, num_sequences = self._inputs.fields, batch.num_tokens, len(batch.chunks)
         paged = PagedBatch(
             self._cache,

@@ -8,7 +8,7 @@ runs the very same class.
 Why nobody starves: running sequences are served in the order of their admission, and the last one admitted
 is the first preempted, so the oldest always goes on; waiting ones are admitted in the order of arrival. Only
 a sequence whose adapter does not fit beside the adapters in use may be passed, by sequences that need no
-load and do not prolong the use of the adapters whose room it waits for (`adapter_drain`).
+load and prolong the use of the adapters whose room it waits for by a bounded time at most (`adapter_drain`).
 """
 
 from __future__ import annotations
@@ -250,6 +250,7 @@ class Scheduler:
         adapter = sequence.request.adapter
         if adapter is None:
             return
+        self._drain.note_user(adapter, self._num_steps_left(sequence))
         acquired = self.residency.acquire(self._adapters[adapter])
         sequence.adapter_slot = acquired.adapter_slot
         draft.pool_ops += acquired.pool_ops

@@ -57,7 +57,8 @@ def describe_device(device: torch.device) -> str:
     """The device in words, for reports."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    num_threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {num_threads} thread{'' if num_threads == 1 else 's'}"
 
 
 def _cpu_name() -> str:

@@ -51,7 +51,7 @@ class MemoryPlan:
     def describe(self) -> str:
         """The plan in one line."""
         return (
-            f"base {_gb(self.base_bytes)}, adapters {_gb(self.engine.adapter_memory_bytes)}, "
+            f"base {_gb(self.base_bytes)}, room for adapters {_gb(self.engine.adapter_memory_bytes)}, "
             f"KV cache {_gb(self.kv_bytes)} ({self.engine.num_kv_tokens:,} tokens), "
             f"steps {_gb(self.working_bytes)}; of {_gb(self.total_bytes)}"
         )

@@ -28,6 +28,7 @@ from caraserve_cli.report.run_report import build_report, write_report
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.requests.answer import answer_row
 from caraserve_cli.requests.journal import Journal
+from caraserve_cli.requests.manifest import MANIFEST_NAME
 from caraserve_cli.requests.source import LineSource
 from caraserve_cli.requests.stream import RejectedRow, RowStream
 
@@ -109,14 +110,18 @@ class Run:
 
     def _open_journal(self, surroundings: Surroundings) -> Journal:
         dtype = str(surroundings.dtype).removeprefix("torch.")
-        manifest = self._options.manifest(surroundings.base.name, dtype)
-        return Journal.open(
-            self._options.out,
-            manifest,
-            resume=self._options.resume,
-            retry_errors=self._options.retry_errors,
+        options = self._options
+        is_new = not (options.out / MANIFEST_NAME).exists()
+        journal = Journal.open(
+            options.out,
+            options.manifest(surroundings.base.name, dtype),
+            resume=options.resume,
+            retry_errors=options.retry_errors,
             update=updated_manifest,
         )
+        if options.resume and is_new:
+            self._on_note(f"nothing to resume in {options.out}: starting")
+        return journal
 
     def _answer_all(
         self, surroundings: Surroundings, source: LineSource, journal: Journal, earlier: EarlierSessions

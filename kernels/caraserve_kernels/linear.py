@@ -226,7 +226,8 @@ def _vector_kernel(  # type: ignore[no-untyped-def]
         w = tl.load(
             row_pointers + at[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first"
         )
-        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        # Beside another kernel past the L1 cache: x is there, but this kernel has not waited for its writer.
+        x = tl.load(x_ptr + at, mask=inside, other=0.0, cache_modifier=".cg" if beside else "")
         sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
     if overlap and beside:
         gdc_wait()
@@ -268,7 +269,10 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
         w = tl.load(
             row_pointers + at[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first"
         )
-        x = tl.load(token_pointers + at[:, None], mask=inside[:, None] & inside_tokens[None, :], other=0.0)
+        x_inside = inside[:, None] & inside_tokens[None, :]
+        x = tl.load(
+            token_pointers + at[:, None], mask=x_inside, other=0.0, cache_modifier=".cg" if beside else ""
+        )
         sums = tl.dot(w, x, sums, input_precision="ieee")
     if overlap and beside:
         gdc_wait()

@@ -10,11 +10,11 @@ out] in the pool, see `lora_layout`; h float32 [splits, max_tokens, modules, max
 without an adapter are in no tile: they cost nothing and are not touched.
 
 Both kernels run a fixed number of programs, which share out the tiles of the step's work lists; what is in
-the lists, and how long they are, is read on the device, so one CUDA graph serves every set of adapters and
-ranks. Nothing is padded: a tile reads the rows that the adapter has in this layer. The padded form (`bgmv`)
-is the same kernels on a padded layout and lists that cover the batch's largest rank (Punica, arXiv
-2310.18547; the unpadded form is S-LoRA's MBGMV, arXiv 2311.03285). Each element of h and y is written by one
-program: no atomics, equal results in every run.
+the lists, and how long they are, is read on the device, so one CUDA graph of a group's kernels serves every
+set of adapters and ranks. Nothing is padded: a tile reads the rows that the adapter has in this layer. The
+padded form (`bgmv`) is the same kernels on a padded layout and lists that cover the batch's largest rank
+(Punica, arXiv 2310.18547; the unpadded form is S-LoRA's MBGMV, arXiv 2311.03285). Each element of h and y is
+written by one program: no atomics, equal results in every run.
 
 With one token a tile (decode, adapters mostly distinct) the kernels multiply and sum: every weight is used
 once, so memory bandwidth is all there is to gain. With 16 or more they use tensor cores.

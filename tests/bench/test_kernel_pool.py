@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -38,7 +39,8 @@ def test_a_step_on_a_filled_pool_is_right(form: LoraForm) -> None:
         pool.fill(adapter_ranks)
         context = step.write(even_segments(6, 3))
         assert step.error(context, 6) < 1e-5
-        step.launcher(context, 6)()
+        launches = step.launches(context, 6)
+        assert launches.error(launches) == 0
 
 
 def test_every_adapter_has_its_own_content_and_padding_is_zero() -> None:
@@ -64,6 +66,16 @@ def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         BENCH.wrong(error) == "differs from its float32 reference by 1.0e+00 of the largest value, not 0.001"
     )
+
+
+def test_a_replay_of_fewer_layers_is_seen() -> None:
+    pool = RandomPool(BENCH, SHAPE, UnpaddedForm(), [4])
+    pool.fill([4])
+    step = PoolStep(BENCH, pool, max_tokens=2, decoding=True)
+    launches = step.launches(step.write(even_segments(2, 1)), 2)
+    first_layer = dataclasses.replace(launches, num_layers=1)
+    assert BENCH.wrong(launches.error(first_layer)) is not None
+    assert BENCH.wrong(launches.error(lambda: None)) is not None
 
 
 def test_errors() -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from caraserve_cli.bench.catalogue import find_recipe
-from caraserve_cli.bench.kernel_recipe import (
+from caraserve_cli.bench.kernel_cases import (
     AttentionCase,
     FitCase,
     FormsCase,
-    KernelRecipe,
     LoadCase,
     LoraCase,
     Phase,
     ProductCase,
     TimeLimits,
 )
+from caraserve_cli.bench.kernel_recipe import KernelRecipe
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from caraserve_cli.errors import OptionError
 from tests.bench.kernel_recipes import HEAD, TINY, write_kernels
@@ -117,6 +117,12 @@ def test_the_embedded_recipe_requires_what_was_promised() -> None:
         ),
         ("mix = [{ adapters = 2, lora_rank = 3 }, { adapters = 1, lora_rank = 7 }]", "", "'mix' is missing"),
         ("largest_ranks = [2, 6]", "largest_ranks = [2]", "at least three different products"),
+        ("largest_ranks = [2, 6]", "largest_ranks = [2, 6, 2]", "'largest_ranks' must be a list without rep"),
+        (
+            "batch_sizes = [1, 3]",
+            "batch_sizes = [1, 1, 3]",
+            "'batch_sizes' must be a list without repetition",
+        ),
         ("layers = 2", "layers = 2\nr2_at_least = 1.5", "'r2_at_least' must be at most 1"),
         ("layers = 2", "layers = 0", "'layers' must be at least 1"),
         ("lora_rank = 5", "rank = 5", "'lora_rank' is missing"),
@@ -139,3 +145,15 @@ def test_modules_without_adapters_are_refused(tmp_path: Path) -> None:
 def test_nothing_to_measure_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="'products' is missing; it must be there, or another section"):
         load_any_recipe(write_kernels(tmp_path, HEAD))
+
+
+def test_layers_in_a_name() -> None:
+    names = [
+        FitCase(batch_sizes=(4,), largest_ranks=(8,), num_layers=num_layers, r2_at_least=None).name
+        for num_layers in (None, 1, 2)
+    ]
+    assert names == [
+        "batches to 4, ranks to 8",
+        "batches to 4, ranks to 8, 1 layer",
+        "batches to 4, ranks to 8, 2 layers",
+    ]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from caraserve_cli.bench.comparison import Spread, Verdict
-from caraserve_cli.bench.kernel_recipe import FitCase, FormsCase, LoadCase, TimeLimits
+from caraserve_cli.bench.kernel_cases import FitCase, FormsCase, LoadCase, TimeLimits
 from caraserve_cli.bench.kernel_result import (
     CaseResult,
     FitPoint,
@@ -37,7 +37,7 @@ FACTS = KernelFacts(
     base="llama2-7b",
     dtype="bfloat16",
     modules=("q_proj",),
-    repeats=3,
+    most_repeats=9,
     copy_bytes_per_s=4e12,
     product_flops_per_s=8e14,
     seconds=60.0,
@@ -53,6 +53,7 @@ def operator(at_most_us: float | None = None, at_most: float | None = None) -> O
         peers=(
             PeerTime("torch", Spread.of([150.0, 151.0, 152.0])),
             PeerTime("FlashInfer", None, "OSError: no nvcc"),
+            PeerTime("PEFT", Spread.of([900.0, 901.0]), basis="called layer by layer"),
         ),
         error=1e-3,
         wrong=None,
@@ -82,7 +83,12 @@ def fit(r2_at_least: float | None = None) -> FitResult:
     case = FitCase(batch_sizes=(4, 8), largest_ranks=(8, 16), num_layers=None, r2_at_least=r2_at_least)
     point = FitPoint(mix="cycle", batch_size=4, largest_rank=16, sum_of_ranks=48, mbgmv_us=10.0, bgmv_us=12.0)
     return FitResult(
-        case=case, points=(point,), mbgmv=Line(0.1, 5.0, 0.99), bgmv=Line(0.2, 4.0, 0.95), wrong=None
+        case=case,
+        repeats=5,
+        points=(point,),
+        mbgmv=Line(0.1, 5.0, 0.99),
+        bgmv=Line(0.2, 4.0, 0.95),
+        wrong=None,
     )
 
 
@@ -167,8 +173,14 @@ def test_the_result_as_json() -> None:
     assert "attention" not in content
     (product,) = content["products"]
     assert (product["times_floor"], product["time_us"]["median"], product["verdict"]) == (1.2, 120, "missed")
-    assert [peer["name"] for peer in product["peers"]] == ["torch", "FlashInfer"]
+    assert (content["most_repeats"], product["repeats"]) == (9, 3)
+    assert [(peer["name"], peer["repeats"], peer["basis"]) for peer in product["peers"]] == [
+        ("torch", 3, "as ours"),
+        ("FlashInfer", 0, "as ours"),
+        ("PEFT", 2, "called layer by layer"),
+    ]
     (fitted,) = content["fit"]
+    assert [content[section][0]["repeats"] for section in ("forms", "fit", "loads")] == [1, 5, 1]
     assert (fitted["batch_sizes"], fitted["mbgmv"]["alpha"], len(fitted["points"])) == ([4, 8], 0.1, 1)
     assert content["loads"][0]["lora_rank"] == 64
 
@@ -188,7 +200,11 @@ def test_the_result_as_text() -> None:
     lines = text.splitlines()
     row = next(line for line in lines if line.startswith("1 token") and "119, 1.3x" in line)
     assert row.split() == ["1", "token", "120.0", "119.0", "to", "121.0", "119,", "1.3x", "missed"]
-    assert any(line.split() == ["1", "token", "100.0", "1.20x", "151.0", "-"] for line in lines)
+    assert any(line.split() == ["1", "token", "100.0", "1.20x", "151.0", "-", "900.5"] for line in lines)
+    assert "PEFT: called layer by layer, 2 repeats" in lines
+    assert not any(line.startswith("torch:") for line in lines)
+    assert "random data, adapters on q_proj, up to 9 repeats" in text
+    assert any(line.startswith("LoRA of a step, µs, 5 repeats") for line in lines)
     assert "No time of FlashInfer in '1 token': OSError: no nvcc" in text
     missed = [line for line in lines if line.startswith("Missed:")]
     assert missed == [

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from caraserve_cli.bench.floor import DeviceSpeed
-from caraserve_cli.bench.kernel_recipe import KernelRecipe, Phase
+from caraserve_cli.bench.kernel_cases import Phase
+from caraserve_cli.bench.kernel_recipe import KernelRecipe
 from caraserve_cli.bench.kernels import most_tokens
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from tests.bench.kernel_recipes import HEAD, TINY, write_kernels
@@ -18,6 +19,7 @@ from tests.cli.conftest import Caraserve, caraserve
 
 __all__ = ["caraserve"]
 
+PEFT_BASIS = "called layer by layer, the host's part included; one layer's time, 6 times"
 PRODUCTS = HEAD + "[[products]]\ntokens = 1\n"
 
 
@@ -46,13 +48,16 @@ def test_every_section_is_measured(caraserve: Caraserve, tmp_path: Path) -> None
         "loads, rank 5",
     ]
     result = json.loads(result_file.read_text())
-    assert (result["kind"], result["verdict"], result["repeats"]) == ("kernels", "met", 2)
+    assert (result["kind"], result["verdict"], result["most_repeats"]) == ("kernels", "met", 2)
     for section in ("products", "attention", "lora"):
         for case in result[section]:
             assert case["wrong"] is None
-            assert len(case["time_us"]["values"]) == 2
+            assert (len(case["time_us"]["values"]), case["repeats"]) == (2, 2)
             assert case["time_us"]["median"] > 0
-            assert [peer["problem"] for peer in case["peers"]] == [None]
+            (peer,) = case["peers"]
+            assert (peer["problem"], peer["repeats"]) == (None, 2)
+            assert peer["basis"] == ("as ours" if section != "lora" else PEFT_BASIS)
+    assert f"PEFT: {PEFT_BASIS}, 2 repeats" in ended.stdout.splitlines()
     # The sample's layer: q, k, v of 256 + 2 · 128 rows, o, gate and up of 640 each, and down.
     weights = 256 * 512 + 256 * 256 + 256 * 1280 + 640 * 256
     assert result["products"][1]["floor_us"] == pytest.approx(4 * weights / 1e9 * 1e6)

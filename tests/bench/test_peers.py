@@ -25,14 +25,18 @@ __all__ = ["caraserve"]
 VLLM_CASES = TINY.replace("adapters = 0", "adapters = 0\nvllm = true").replace(
     "lora_ranks = [2, 5]", "vllm = true\nlora_ranks = [2, 5]", 1
 )
-# In the case with adapters alone, of which each recipe has one that decodes.
-PEFT_STEPS = TINY_STEPS.replace("lora_at_most", "peft = true\nlora_at_most", 1)
+# In the case with adapters alone, of which each recipe has one that decodes; nothing is required of what they
+# add, which noise would decide.
+PEFT_STEPS = TINY_STEPS.replace(
+    'without = "base"\nlora_at_most = 1e9\nlora_share_at_most = 1.0\n', "peft = true\n"
+)
 
 
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device of known speed, whose measuring (test_floor.py) takes longer than these benchmarks."""
-    speed = DeviceSpeed(bytes_per_s=1e9, flops_per_s=1e9)
+    """A device of known speed, whose measuring (test_floor.py) takes longer than these benchmarks; none is
+    faster."""
+    speed = DeviceSpeed(bytes_per_s=1e15, flops_per_s=1e15)
     monkeypatch.setattr("caraserve_cli.bench.engine_runs.measure_speed", lambda *_: speed)
 
 
@@ -58,6 +62,17 @@ def test_the_peer_of_a_decoding_step(caraserve: Caraserve, tmp_path: Path) -> No
     assert ended.stderr.splitlines()[-1].endswith(" ms a step")
     assert "peer  ms a step  " in ended.stdout
     assert "from 7 measured steps" in ended.stdout
+
+
+def test_without_adapters_the_peer_is_transformers_alone(caraserve: Caraserve, tmp_path: Path) -> None:
+    text = TINY.replace("adapters = 0", "adapters = 0\npeft = true")
+    ended = caraserve("bench", write_throughput(tmp_path, text))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("repeat 1/1  base, transformers: ")
+    assert "PEFT" not in ended.stdout
+    assert [line.split()[:2] for line in ended.stdout.splitlines() if "measured steps" in line] == [
+        ["base", "transformers"]
+    ]
 
 
 def test_a_machine_without_peft(
@@ -101,7 +116,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
     def measure(base: ResolvedBase, adapters: Sequence[SyntheticAdapter | None], **others: object) -> VllmRun:
         asked.append({"base": base.name, "adapters": adapters, **others})
-        return VllmRun(version="0.99", num_output_tokens=12, seconds=(3.0, 1.0))
+        return VllmRun(version="0.99", max_loras=2, num_output_tokens=12, seconds=(3.0, 1.0))
 
     monkeypatch.setattr("caraserve_cli.bench.vllm_peer.vllm_is_present", lambda: True)
     monkeypatch.setattr("caraserve_cli.bench.vllm_peer.measure_vllm", measure)
@@ -120,7 +135,7 @@ def test_vllm_of_a_throughput_case(
         "repeat 1/2  adapters, vLLM: 4 output tokens/s",
         "repeat 2/2  adapters, vLLM: 12 output tokens/s",
     ]
-    assert ended.stdout.count("whole answers, vLLM 0.99") == 2
+    assert ended.stdout.count("whole answers, vLLM 0.99, max_loras 2") == 2
     assert "vLLM is not installed" not in ended.stdout
     common = {
         "base": str(SAMPLE / "base"),
@@ -136,7 +151,13 @@ def test_vllm_of_a_throughput_case(
         {**common, "adapters": (small, large, small)},
     ]
     cases = {case["name"]: case for case in json.loads(result_file.read_text())["cases"]}
-    measured = {"version": "0.99", "num_output_tokens": 12, "seconds": [3.0, 1.0], "tokens_per_s": 6.0}
+    measured = {
+        "version": "0.99",
+        "max_loras": 2,
+        "num_output_tokens": 12,
+        "seconds": [3.0, 1.0],
+        "tokens_per_s": 6.0,
+    }
     assert {name: case["peers"] for name, case in cases.items()} == {
         "base": {"peft": None, "vllm": measured},
         "adapters": {"peft": None, "vllm": measured},

@@ -185,7 +185,7 @@ def test_the_memory_is_given_back(base: ResolvedBase, monkeypatch: pytest.Monkey
         if fits:
             measure(base, [SMALL, LARGE])
         else:
-            with pytest.raises(DeviceMemoryError, match=r"PEFT with 2 requests does not fit"):
+            with pytest.raises(DeviceMemoryError, match=r"a batch of 2 requests does not fit"):
                 measure(base, [SMALL, LARGE])
         assert {model() for model in made} == {None}
     finally:

@@ -109,7 +109,19 @@ WRONG_PAIR = (
         (
             "rate_at_least = 1e-9",
             "max_batch_tokens = 25",
-            "'prompt_tokens' must be such that all prompts together fill 'max_batch_tokens' (25) once, got 6",
+            "'max_batch_tokens' must be at most 24, so that prompts fill a step: 'requests' or "
+            "'max_running', the smaller, times 'prompt_tokens' or 'prefill_chunk_tokens', the smaller, got",
+        ),
+        (
+            "rate_at_least = 1e-9",
+            "max_batch_tokens = 19\nmax_running = 3",
+            "'max_batch_tokens' must be at most 18",
+        ),
+        ("rate_at_least = 1e-9", "prefill_chunk_tokens = 2", "'max_batch_tokens' must be at most 8"),
+        (
+            "max_running = 4",
+            "max_running = 2",
+            "'max_running' must be at least 'requests' (3), which are all to decode in one step, got 2",
         ),
         ('name = "prefill"', 'name = "base"', "'name' must be different in every case, got 'base'"),
     ],
@@ -121,6 +133,14 @@ def test_what_cannot_be_honoured_is_named(tmp_path: Path, old: str, new: str, fr
     assert fragment in str(refused.value)
     assert "mine.toml" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "filled", ["max_batch_tokens = 24", "max_batch_tokens = 23", "prefill_chunk_tokens = 3"]
+)
+def test_prompts_that_just_fill_a_step(tmp_path: Path, filled: str) -> None:
+    """The last one may be split, and each may be."""
+    load(write_throughput(tmp_path, TINY_STEPS.replace("rate_at_least = 1e-9", filled)))
 
 
 def test_the_embedded_recipe_requires_what_was_promised() -> None:

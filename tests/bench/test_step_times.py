@@ -147,6 +147,45 @@ def test_the_lora_part_is_a_difference_within_a_repeat(
     assert result.verdict is verdict
 
 
+@pytest.mark.parametrize(
+    ("with_ms", "without_ms", "verdict"),
+    [
+        ((12.0, 13.0, 14.0), (12.0, 13.1, 14.1), Verdict.CANNOT_TELL),
+        ((12.0, 13.0, 14.0), (12.0, 13.0, 14.0), Verdict.CANNOT_TELL),
+        ((12.0, 13.0, 14.0), (11.9, 12.9, 14.1), Verdict.MET),
+    ],
+    ids=["less than nothing", "nothing", "a fifth of the floor"],
+)
+def test_adapters_that_add_no_time(
+    with_ms: tuple[float, ...], without_ms: tuple[float, ...], verdict: Verdict
+) -> None:
+    """It is noise that says so; less than the floor of their bytes can be real."""
+    result = judge(ADAPTERS, [run(ms) for ms in with_ms], [run(ms) for ms in without_ms])
+    assert result.step_verdict is Verdict.MET
+    assert (result.lora_verdict, result.verdict) == (verdict, verdict)
+    assert bool(list(result.lora_doubts())) is (verdict is Verdict.CANNOT_TELL)
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "verdict"), [(11.3, Verdict.CANNOT_TELL), (11.5, Verdict.MET), (19.0, Verdict.MISSED)]
+)
+def test_a_step_faster_than_the_device(step_ms: float, verdict: Verdict) -> None:
+    """A little less than the floor of 12 ms is the copy's fault, by which the bandwidth is known."""
+    result = judge(BASE, [run(step_ms)])
+    assert result.verdict is verdict
+    lines = printed(result)
+    doubt = "Cannot tell: in 'base' the step takes 0.942x its floor, less than the device can."
+    assert (doubt in lines) is (verdict is Verdict.CANNOT_TELL)
+    doubts = result.as_json()["doubts"]
+    assert doubts == ([doubt[len("Cannot tell: in 'base' ") : -1]] if doubt in lines else [])
+
+
+@pytest.mark.parametrize(("step_ms", "verdict"), [(23.7, Verdict.CANNOT_TELL), (23.9, Verdict.MET)])
+def test_a_prefill_beyond_the_product_rate(step_ms: float, verdict: Verdict) -> None:
+    """The floor is 25 ms."""
+    assert judge(PREFILL, [run(1.0, prefill_ms=step_ms)]).verdict is verdict
+
+
 @pytest.mark.parametrize(("rate_at_least", "verdict"), [(0.75, Verdict.MET), (0.76, Verdict.MISSED)])
 def test_a_prefill_step_as_a_fraction_of_the_product_rate(rate_at_least: float, verdict: Verdict) -> None:
     case = dataclasses.replace(PREFILL, rate_at_least=rate_at_least)
@@ -179,9 +218,9 @@ def test_nothing_is_known_of_lora_where_the_case_without_was_not_measured() -> N
 
 
 def test_as_json() -> None:
-    values = judge(ADAPTERS, [run(10.0)], [run(9.0)]).as_json()
+    values = judge(ADAPTERS, [run(12.5)], [run(11.5)]).as_json()
     assert (values["name"], values["measure"], values["without"]) == ("adapters", "decode", "base")
-    assert (values["floor_ms"], values["times_floor"], values["verdict"]) == (12.0, 10 / 12, "met")
+    assert (values["floor_ms"], values["times_floor"], values["verdict"]) == (12.0, 12.5 / 12, "met")
     lora = values["lora"]
     assert isinstance(lora, dict)
     assert (lora["part_ms"]["median"], lora["floor_ms"], lora["times_floor"]) == (1.0, 0.5, 2.0)
@@ -214,15 +253,15 @@ def test_missed_requirements_as_printed() -> None:
         "base         18.60  18.60 to 18.60  12.00  1.55x     1.5x  missed",
         "adapters     19.90  19.80 to 20.00  12.00  1.66x        -",
         "",
-        "LoRA part     ms     low to high  floor  ratio  share  at most",
-        "adapters   1.300  1.200 to 1.400  0.500  2.60x   6.5%    2x 5%  missed",
+        "added time     ms     low to high  floor  ratio  share  at most",
+        "adapters    1.300  1.200 to 1.400  0.500  2.60x   6.5%    2x 5%  missed",
         "",
         "prefill step    ms   low to high  TFLOP/s  of rate  at least",
         "prefill       50.0  50.0 to 50.0     0.02    50.0%       62%  missed",
         "",
         "Missed: in 'base' the step takes 1.550x its floor; the recipe allows 1.5x.",
-        "Missed: in 'adapters' the LoRA part takes 2.600x its floor; the recipe allows 2x.",
-        "Missed: in 'adapters' the LoRA part takes 6.53% of the step; the recipe allows 5%.",
+        "Missed: in 'adapters' the added time is 2.600x its floor; the recipe allows 2x.",
+        "Missed: in 'adapters' the added time is 6.53% of the step; the recipe allows 5%.",
         "Missed: in 'prefill' prefill reaches 50.00% of the matrix product rate; the recipe requires 62%.",
     ]
 
@@ -256,8 +295,8 @@ def test_work_not_done_as_printed() -> None:
         "base          -            -      -      -     1.5x  cannot tell",
         "adapters      -            -      -      -        -  cannot tell",
         "",
-        "LoRA part  ms  low to high  floor  ratio  share  at most",
-        "adapters    -            -      -      -      -   2x 20%  cannot tell",
+        "added time  ms  low to high  floor  ratio  share  at most",
+        "adapters     -            -      -      -      -   2x 20%  cannot tell",
         "",
         "prefill step  ms  low to high  TFLOP/s  of rate  at least",
         "prefill        -            -        -        -       62%  cannot tell",
@@ -272,15 +311,24 @@ def test_work_not_done_as_printed() -> None:
 def test_peers_as_printed() -> None:
     peft = PeftRun(num_requests=2, output_tokens=4, prefill_ms=700.0, step_ms=1000.0, num_steps=3)
     lines = printed(
-        judge(BASE, [run(10.0)], peer=Peer(run=peft, problem=None)),
-        judge(dataclasses.replace(BASE, name="large"), [run(10.0)], peer=Peer(run=None, problem="no room")),
+        judge(BASE, [run(12.5)], peer=Peer(run=peft, problem=None)),
+        judge(ADAPTERS, [run(12.5)], [run(11.9)], peer=Peer(run=peft, problem=None)),
+        judge(dataclasses.replace(BASE, name="large"), [run(12.5)], peer=Peer(run=None, problem="no room")),
+        judge(
+            dataclasses.replace(ADAPTERS, name="more"),
+            [run(12.5)],
+            [run(11.9)],
+            peer=Peer(run=None, problem="no room"),
+        ),
     )
-    assert lines[-6:] == [
+    assert lines[-8:] == [
         "",
-        "speed, ours / theirs  peer  ms a step    ratio",
-        "base                  PEFT    1,000.0  100.00x  from 3 measured steps",
+        "speed, ours / theirs          peer  ms a step   ratio",
+        "base                  transformers    1,000.0  80.00x  from 3 measured steps",
+        "adapters                      PEFT    1,000.0  80.00x  from 3 measured steps",
         "",
-        "Not measured: transformers + PEFT in 'large': no room.",
+        "Not measured: transformers in 'large': no room.",
+        "Not measured: transformers + PEFT in 'more': no room.",
         "All work was done and every requirement is met.",
     ]
 
@@ -306,6 +354,6 @@ def test_peers_as_json() -> None:
 
 
 def test_all_met_as_printed() -> None:
-    lines = printed(judge(BASE, [run(10.0)]))
-    assert not any(line.startswith(("LoRA part", "prefill step")) for line in lines)
+    lines = printed(judge(BASE, [run(12.0)]))
+    assert not any(line.startswith(("added time", "prefill step")) for line in lines)
     assert lines[-1] == "All work was done and every requirement is met."

@@ -20,16 +20,15 @@ RANK_WEIGHTS = 6 * ((256 + 256) + (256 + 128))
 
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device of known speed, whose measuring (test_floor.py) takes longer than these benchmarks."""
-    speed = DeviceSpeed(bytes_per_s=1e9, flops_per_s=1e9)
+    """A device of known speed, whose measuring (test_floor.py) takes longer than these benchmarks; none is
+    faster."""
+    speed = DeviceSpeed(bytes_per_s=1e15, flops_per_s=1e15)
     monkeypatch.setattr("caraserve_cli.bench.engine_runs.measure_speed", lambda *_: speed)
 
 
 def test_steps_are_measured_against_their_floors(caraserve: Caraserve, tmp_path: Path) -> None:
     result_file = tmp_path / "result.json"
-    # No noise may decide: a LoRA part of almost nothing can come out below zero or large.
     ended = caraserve("bench", write_throughput(tmp_path, TINY_STEPS), "--json", result_file)
-    assert ended.returncode == 0, ended.stderr + ended.stdout
     lines = ended.stderr.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         f"{turn}  {case}"
@@ -38,8 +37,13 @@ def test_steps_are_measured_against_their_floors(caraserve: Caraserve, tmp_path:
     ]
     assert all(line.endswith(" ms a step") for line in lines)
     result = json.loads(result_file.read_text())
-    assert (result["kind"], result["verdict"], result["num_adapters"]) == ("steps", "met", 2)
     base, adapters, prefill = result["cases"]
+    # No noise may decide: an added time of almost nothing can come out below zero.
+    is_known = adapters["lora"]["part_ms"]["median"] > 0
+    assert ended.returncode == (0 if is_known else 5), ended.stderr + ended.stdout
+    verdict = "met" if is_known else "cannot-tell"
+    assert (result["kind"], result["verdict"], result["num_adapters"]) == ("steps", verdict, 2)
+    assert base["doubts"] == prefill["doubts"] == []
     for case in (base, adapters, prefill):
         assert case["undone"] == []
         assert len(case["step_ms"]["values"]) == 2
@@ -50,7 +54,7 @@ def test_steps_are_measured_against_their_floors(caraserve: Caraserve, tmp_path:
     assert base["context_tokens"] == pytest.approx(sum(20 + 3 * step for step in range(1, 7)) / 6 / 3)
     assert adapters["context_tokens"] == base["context_tokens"]
     lora = adapters["lora"]
-    assert lora["floor_ms"] == pytest.approx((2 + 5) * RANK_WEIGHTS * 4 / 1e6)
+    assert lora["floor_ms"] == pytest.approx((2 + 5) * RANK_WEIGHTS * 4 / 1e12)
     assert adapters["floor_ms"] - base["floor_ms"] == pytest.approx(lora["floor_ms"])
     differences = [
         with_ms - without_ms
@@ -60,20 +64,21 @@ def test_steps_are_measured_against_their_floors(caraserve: Caraserve, tmp_path:
     # 4 prompts of 6 tokens in steps of 12.
     assert prefill["num_steps"] == [2, 2]
     assert prefill["of_product_rate"] == pytest.approx(1 / prefill["times_floor"])
-    assert prefill["flops_per_s"] == pytest.approx(1e9 * prefill["of_product_rate"])
+    assert prefill["flops_per_s"] == pytest.approx(1e15 * prefill["of_product_rate"])
 
 
 def test_a_missed_requirement(caraserve: Caraserve, tmp_path: Path) -> None:
-    ended = caraserve(
-        "bench", write_throughput(tmp_path, TINY_STEPS.replace("at_most = 1e9", "at_most = 1e-9", 1))
-    )
+    base_alone = "[[case]]".join(TINY_STEPS.split("[[case]]")[:2])
+    text = base_alone.replace("at_most = 1e9", "at_most = 1.0")
+    ended = caraserve("bench", write_throughput(tmp_path, text))
     assert ended.returncode == 4
     assert "Missed: in 'base' the step takes" in ended.stdout
 
 
 def test_steps_that_never_come(caraserve: Caraserve, tmp_path: Path) -> None:
-    """Three requests cannot all decode where two run at once."""
-    text = TINY_STEPS.replace("max_running = 4", "max_running = 2")
+    """Three requests never decode together if the first has ended before the last has its first token."""
+    base_alone = "[[case]]".join(TINY_STEPS.split("[[case]]")[:2])
+    text = base_alone.replace("output_tokens = 8", "output_tokens = 2")
     ended = caraserve("bench", write_throughput(tmp_path, text))
     assert ended.returncode == 5
     assert "warm-up  base: no step to measure" in ended.stderr

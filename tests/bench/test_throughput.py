@@ -68,13 +68,8 @@ def test_cases_are_interleaved_on_a_replica_and_all_work_is_done(
     assert cases["adapters"]["floor_tokens_per_s"] < cases["base"]["floor_tokens_per_s"]
 
 
-def test_each_lora_kernel_has_its_own_replica_and_adapters(
-    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU, with the kernels' plain references."""
-    monkeypatch.setattr("caraserve_cli.bench.engine_runs.copies_adapters", lambda _: True)
-    monkeypatch.setattr("caraserve_cli.fleet.local.copies_adapters", lambda _: True)
-    padded = """
+# The same two adapters as in the others, padded.
+PADDED = """
 [[case]]
 name = "padded"
 requests = 3
@@ -83,9 +78,20 @@ lora_ranks = [2, 5]
 modules = ["q_proj", "v_proj"]
 lora_kernel = "bgmv"
 """
+
+
+@pytest.fixture
+def like_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters are copied, for the kernels' plain references."""
+    monkeypatch.setattr("caraserve_cli.bench.engine_runs.copies_adapters", lambda _: True)
+    monkeypatch.setattr("caraserve_cli.fleet.local.copies_adapters", lambda _: True)
+
+
+@pytest.mark.usefixtures("like_gpu")
+def test_each_lora_kernel_has_its_own_replica_and_adapters(caraserve: Caraserve, tmp_path: Path) -> None:
     result_file = tmp_path / "result.json"
     text = TINY.replace('kv_memory = "4MB"', 'kv_memory = "4MB"\nmax_running = 4\nmax_batch_tokens = 32')
-    ended = caraserve("bench", write_throughput(tmp_path, text + padded), "--json", result_file)
+    ended = caraserve("bench", write_throughput(tmp_path, text + PADDED), "--json", result_file)
     assert ended.returncode == 0, ended.stderr
     result = json.loads(result_file.read_text())
     assert result["num_adapters"] == 4, "the same two in two forms"
@@ -93,6 +99,15 @@ lora_kernel = "bgmv"
     assert cases["padded"]["options"]["lora_kernel"] == "bgmv"
     assert cases["padded"]["undone"] == cases["adapters"]["undone"] == []
     assert cases["padded"]["num_adapter_loads"] == [0, 0]
+
+
+@pytest.mark.usefixtures("like_gpu")
+def test_adapters_of_all_lora_kernels_share_the_host_memory(caraserve: Caraserve, tmp_path: Path) -> None:
+    """Unpadded they take 7 ranks, padded 10, and there is room for 16."""
+    text = TINY.replace('"1MB"', f'"{16 * RANK_5_BYTES // 5}B"')
+    text = text.replace('kv_memory = "4MB"', 'kv_memory = "4MB"\nmax_running = 4\nmax_batch_tokens = 32')
+    ended = caraserve("bench", write_throughput(tmp_path, text + PADDED))
+    assert_refused(ended, 2, "'host_adapter_memory': the adapters of all cases take more than")
 
 
 def test_a_missed_requirement(caraserve: Caraserve, tmp_path: Path) -> None:
@@ -120,6 +135,12 @@ def test_a_gpu_that_is_not_there(caraserve: Caraserve, monkeypatch: pytest.Monke
     assert_refused(ended, 2, "recipe 'throughput'", 'device = "cuda"', "torch sees no CUDA device")
 
 
+RECIPE_WORDS = (
+    "recipe 'mine', case 'base': 'lora_kernel': 'bgmv' pads adapters in a GPU's memory, and the base runs on "
+    'the CPU; leave it out, or use device = "cuda"'
+)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "fragment"),
     [
@@ -129,7 +150,12 @@ def test_a_gpu_that_is_not_there(caraserve: Caraserve, monkeypatch: pytest.Monke
             'host_adapter_memory = "140KB"',
             "'host_adapter_memory': the adapters",
         ),
-        ('dtype = "float32"', 'dtype = "float32"\nlora_kernel = "bgmv"', "--lora-kernel: 'bgmv' pads"),
+        ('dtype = "float32"', 'dtype = "float32"\nlora_kernel = "bgmv"', RECIPE_WORDS),
+        (
+            "repeats = 2",
+            "repeats = 2\nmax_batch_tokens = 64",
+            "recipe 'mine', case 'base': 'max_batch_tokens': 64 is less than 'max_running' 256; every",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -139,4 +139,5 @@ def test_the_embedded_recipe_requires_what_was_promised() -> None:
         "1 request, rank 64",
         "32 requests, 32 adapters",
     ]
-    assert [case.vllm for case in recipe.cases] == [not case.cold for case in recipe.cases]
+    # Where vLLM's slots would not take the same memory, or its adapters wait elsewhere, nothing is compared.
+    assert [case.vllm for case in recipe.cases] == [True] * 6 + [False] * 3

@@ -71,12 +71,14 @@ FACTS = EngineFacts(
 )
 
 
-def step(start_ms: float, end_ms: float, *, prefill: int = 0, running: int = 2, loads: int = 0) -> StepRecord:
+def step(
+    start_ms: float, end_ms: float, *, prefill: int = 0, decode: int = 2, running: int = 2, loads: int = 0
+) -> StepRecord:
     return StepRecord(
         start_ms=start_ms,
         end_ms=end_ms,
         num_prefill_tokens=prefill,
-        num_decode_tokens=2,
+        num_decode_tokens=decode,
         num_running=running,
         num_waiting=0,
         num_preempted=0,
@@ -121,6 +123,13 @@ def test_medians_steps_and_the_floor() -> None:
     assert result.decode_step_ms.median == 4.0, "of the steps without prefill"
     assert result.num_adapter_loads == (3, 3, 3)
     assert result.peak_running == (2, 2, 2)
+
+
+def test_a_step_of_dropped_tokens_alone_is_no_decode_step() -> None:
+    steps = (step(0, 50, prefill=7), step(50, 54), step(54, 55, decode=0), step(55, 56, decode=0))
+    result = judge([run(1.0, steps=steps)])
+    assert result.decode_step_ms is not None
+    assert result.decode_step_ms.median == 4.0
 
 
 def test_a_case_of_prefill_alone_has_no_decode_steps() -> None:
@@ -220,7 +229,9 @@ def test_a_missed_requirement_as_printed() -> None:
 PEFT = Peer(
     run=PeftRun(num_requests=2, output_tokens=64, prefill_ms=700.0, step_ms=100.0, num_steps=8), problem=None
 )
-VLLM = VllmPeer(run=VllmRun(version="0.14.1", num_output_tokens=8000, seconds=(2.0, 1.6, 1.5)), problem=None)
+VLLM = VllmPeer(
+    run=VllmRun(version="0.14.1", max_loras=2, num_output_tokens=8000, seconds=(2.0, 1.6, 1.5)), problem=None
+)
 
 
 def test_peers_as_printed() -> None:
@@ -237,12 +248,14 @@ def test_peers_as_printed() -> None:
             ),
         ),
     )
-    assert lines[-9:] == [
+    assert lines[-11:] == [
         "",
         "speed, ours / theirs     peer  tokens/s    ratio",
         "32 requests, 2 adapters  PEFT        18  218.75x  from 8 measured steps",
-        "32 requests, 2 adapters  vLLM     5,000    0.80x  whole answers, vLLM 0.14.1",
-        "free                     vLLM     5,000    0.80x  whole answers, vLLM 0.14.1",
+        "32 requests, 2 adapters  vLLM     5,000    0.80x  whole answers, vLLM 0.14.1,",
+        "                                                  max_loras 2",
+        "free                     vLLM     5,000    0.80x  whole answers, vLLM 0.14.1,",
+        "                                                  max_loras 2",
         "",
         "Not measured: transformers + PEFT in 'large': it does not fit.",
         "Not measured: vLLM in 'large': exit status 9, it said nothing.",
@@ -277,6 +290,7 @@ def test_peers_as_json() -> None:
         },
         "vllm": {
             "version": "0.14.1",
+            "max_loras": 2,
             "num_output_tokens": 8000,
             "seconds": (2.0, 1.6, 1.5),
             "tokens_per_s": 5000.0,
@@ -298,12 +312,15 @@ def test_the_embedded_recipe_fits_a_narrow_terminal() -> None:
 
 
 def test_a_long_version_takes_no_room_of_the_numbers() -> None:
-    run_of_nightly = VllmRun(version="0.14.1rc2.dev133+g1234567", num_output_tokens=8000, seconds=(1.6,))
+    run_of_nightly = VllmRun(
+        version="0.14.1rc2.dev133+g1234567", max_loras=32, num_output_tokens=8000, seconds=(1.6,)
+    )
     peers = Peers(vllm=VllmPeer(run=run_of_nightly, problem=None))
     lines = printed(judge([run(2.0)], None, "256, 256 adapters, 4.3 GB", peers=peers))
-    assert lines[-4:-1] == [
+    assert lines[-5:-1] == [
         "256, 256 adapters, 4.3 GB  vLLM     5,000  0.80x  whole answers, vLLM",
-        "                                                  0.14.1rc2.dev133+g1234567",
+        "                                                  0.14.1rc2.dev133+g1234567,",
+        "                                                  max_loras 32",
         "",
     ]
 

@@ -135,7 +135,7 @@ def test_what_vllm_is_asked_for(base: ResolvedBase, stand_in: Callable[..., Path
     run = measure(base, [SMALL, None, LARGE, SMALL])
     assert (run.version, run.num_output_tokens, len(run.seconds)) == ("0.0.stand-in", 16, 2)
     assert run.tokens_per_s > 0
-    assert run.basis == "whole answers, vLLM 0.0.stand-in"
+    assert (run.max_loras, run.basis) == (2, "whole answers, vLLM 0.0.stand-in, max_loras 2")
     calls = json.loads(calls_file.read_text())
     assert calls["engine"] == {
         "dtype": "bfloat16",
@@ -157,7 +157,8 @@ def test_what_vllm_is_asked_for(base: ResolvedBase, stand_in: Callable[..., Path
 
 def test_the_base_alone_asks_for_no_adapters(base: ResolvedBase, stand_in: Callable[..., Path]) -> None:
     calls_file = stand_in()
-    measure(base, [None, None])
+    run = measure(base, [None, None])
+    assert (run.max_loras, run.basis) == (0, "whole answers, vLLM 0.0.stand-in")
     calls = json.loads(calls_file.read_text())
     assert not [key for key in calls["engine"] if "lora" in key]
     assert [made["loras"] for made in calls["runs"]] == [None] * 3

@@ -48,6 +48,11 @@ def test_a_name_of_nothing(caraserve: Caraserve, name: str) -> None:
     assert_refused(caraserve("bench", name), 2, "RECIPE: ", f"'{name}'")
 
 
+@pytest.mark.parametrize("more", [("peft",), ("--json", "x.json"), ("peft", "--json", "x.json")])
+def test_a_list_measures_nothing(caraserve: Caraserve, more: tuple[str, ...]) -> None:
+    assert_refused(caraserve("bench", "--list", *more), 2, "--list: it measures nothing", "RECIPE and --json")
+
+
 def test_an_unknown_key(caraserve: Caraserve, recipe: Path) -> None:
     recipe.write_text("repaets = 3\n" + recipe.read_text())
     assert_refused(caraserve("bench", recipe), 2, "unknown key 'repaets'", "'repeats'", str(recipe))

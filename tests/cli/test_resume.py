@@ -98,8 +98,19 @@ def test_killed_ten_times_it_ends_as_if_unbroken(requests: Path, unbroken: Path,
     assert statuses == [-signal.SIGKILL] * NUM_KILLS, "every kill was meant to hit a run at work"
     assert 0 < len(read_rows_but_torn(out / "outputs.jsonl")) < NUM_REQUESTS
     assert finish(requests, out, "--resume") == 3, stderr_of(out).read_text()
+    assert "nothing to resume" not in stderr_of(out).read_text()
     assert answers_in(out) == answers_in(unbroken)
     assert [row["id"] for row in read_rows(out / "errors.jsonl")] == ["bad"]
+
+
+def test_nothing_to_resume_is_said_and_no_error(tmp_path: Path) -> None:
+    requests = write_rows(tmp_path / "r.jsonl", [{"id": "a", "prompt": "a", "max_tokens": 1}])
+    out = tmp_path / "none" / "out"
+    out.parent.mkdir()
+    assert finish(requests, out, "--resume") == 0, stderr_of(out).read_text()
+    assert stderr_of(out).read_text().splitlines()[0] == f"nothing to resume in {out}: starting"
+    assert finish(requests, out, "--resume") == 0
+    assert "nothing to resume" not in stderr_of(out).read_text()
 
 
 def read_rows_but_torn(path: Path) -> list[bytes]:

@@ -58,6 +58,8 @@ def test_the_sample_from_any_folder(tmp_path: Path) -> None:
         assert line[-1] == f"{right[adapter]}/{scored[adapter]}"
     assert {entry["adapter"] for entry in report["by_adapter"]} == set(scored)
     assert {"ttft_ms", "tpot_ms", "latency_ms"} <= report["times"].keys()
+    written = ended.stdout[ended.stdout.index("Written:") :].split()[1:]
+    assert {Path(path).name for path in written} == {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) -> None:

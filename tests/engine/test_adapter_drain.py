@@ -216,6 +216,28 @@ def test_the_first_who_is_blocked_waits_no_longer_than_promised(
     assert all(sequence.num_output_tokens == num_outputs[sequence] for sequence in num_outputs)
 
 
+def test_no_room_is_expected_where_an_older_request_stays_long() -> None:
+    """What was closed for one request is used by another, older than the next that is blocked, which then
+    must not wait for it while others join the adapter that would end soon."""
+    scheduler = make_scheduler(
+        max_running=64, max_batch_tokens=1000, num_kv_blocks=1000, max_context_tokens=2000
+    )
+    adapters = {name: make_adapter(name, 50) for name in "xybc"}
+    for name in "xy":
+        add(scheduler, f"{name}1", 4, max_tokens=3, adapter=adapters[name])
+    run_step(scheduler)
+    add(scheduler, "b1", 4, max_tokens=3, adapter=adapters["b"])
+    run_step(scheduler)
+    add(scheduler, "x2", 4, max_tokens=1000, adapter=adapters["x"])
+    blocked = add(scheduler, "c1", 4, max_tokens=3, adapter=adapters["c"])
+    num_steps = 0
+    while blocked in scheduler.waiting:
+        add(scheduler, f"b{num_steps + 2}", 4, max_tokens=3, adapter=adapters["b"])
+        run_step(scheduler)
+        num_steps += 1
+        assert num_steps < 10
+
+
 def test_the_batch_is_filled_while_two_adapters_take_turns() -> None:
     """Each alone fills the pool; no turn is so short that only the first of many requests uses it."""
     scheduler = make_scheduler(max_running=16, max_batch_tokens=200, num_kv_blocks=999)

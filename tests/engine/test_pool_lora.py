@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from caraserve_cli.adapters.layer_copies import LayerCopies
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm, Packer, PaddedForm, UnpaddedForm
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
@@ -167,3 +170,32 @@ def test_the_lists_of_the_widest_step_fit(decoding: bool) -> None:
     segments = make_segments(list(range(MAX_SEGMENTS)), MAX_TOKENS // MAX_SEGMENTS)
     for config in {*lora.ways(1), *lora.ways(MAX_TOKENS)}:
         assert lora.write_work(work.numpy(), segments, config) <= work.shape[0]
+
+
+class RecordedWaits(LayerCopies):
+    """Copies of which nothing is to be copied: which layers were waited for."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU, SHAPE.num_layers)
+        self.layers: list[int] = []
+
+    def wait_for_layer(self, layer: int) -> None:
+        self.layers.append(layer)
+
+
+def test_every_projection_waits_for_its_layer_also_those_that_no_adapter_changes() -> None:
+    lora, work = make_lora(UnpaddedForm(), decoding=False)
+    segments = make_segments([0, 1], 3)
+    way = lora.choose(segments, 6)
+    lora.write_work(work.numpy(), segments, way)
+    waits = RecordedWaits()
+    context = dataclasses.replace(lora.context(way), groups=frozenset({1}), copies=waits)
+    for layer in range(SHAPE.num_layers):
+        for modules in FUSED_MODULES:
+            x = torch.randn(6, SHAPE.module_shape(modules[0])[0])
+            y = torch.randn(6, sum(SHAPE.module_shape(module)[1] for module in modules))
+            before = y.clone()
+            assert not context.begin(layer, modules, x)
+            context.add(layer, modules, x, y)
+            assert torch.equal(y, before) == (modules != FUSED_MODULES[1])
+    assert waits.layers == [layer for layer in range(SHAPE.num_layers) for _ in FUSED_MODULES]

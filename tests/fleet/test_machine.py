@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caraserve_cli.errors import OptionError
-from caraserve_cli.fleet.machine import choose_device, choose_dtype, free_host_bytes
+from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device, free_host_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -29,6 +29,12 @@ def test_the_device_is_there_or_refused() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(OptionError, match="--device: 'cuda'"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(("num_threads", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_threads_are_counted(monkeypatch: pytest.MonkeyPatch, num_threads: int, words: str) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    assert describe_device(CPU).endswith(f", {words}")
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("max", 7 * 1024), ("6000", 2000), ("900000", 7 * 1024)])

@@ -117,5 +117,6 @@ class TestOnAGpu:
 
     def test_it_is_told_in_one_line(self) -> None:
         assert plan_7b(gpu_memory="40GB", kv_memory="20GB", adapter_memory="2GB").describe() == (
-            "base 13.5 GB, adapters 2.0 GB, KV cache 20.0 GB (38,144 tokens), steps 3.2 GB; of 40.0 GB"
+            "base 13.5 GB, room for adapters 2.0 GB, KV cache 20.0 GB (38,144 tokens), steps 3.2 GB; "
+            "of 40.0 GB"
         )

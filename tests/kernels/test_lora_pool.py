@@ -159,7 +159,8 @@ WIDE_READ = re.compile(r"ld\.global\.v4\.b32|cp\.async\.cg\.shared\.global [^;]*
 class TestCompilesForHopper:
     def test_shrink(self, config: LoraConfig, dtype: str) -> None:
         ptx = compile_shrink(config, dtype, 4096)
-        assert "griddepcontrol.wait" in ptx
+        # A product that runs beside it reads x without waiting, once it may start.
+        assert 0 < ptx.find("griddepcontrol.wait") < ptx.find("griddepcontrol.launch_dependents")
         assert len(WIDE_READ.findall(ptx)) >= 2, "x and A must be read 16 bytes at a time"
         assert ("mma" in ptx) == (config.block_tokens > 1 and dtype == "*bf16")
 

@@ -1,0 +1,60 @@
+"""An adapter's way into the pool, on the CPU: whose copies are timed, and that they bring all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from torch import Tensor
+
+from caraserve_cli.adapters.layer_copies import LayerCopies
+from caraserve_cli.adapters.packed_pool import PackedPool
+from caraserve_cli.adapters.weights import AdapterWeights
+from caraserve_cli.bench.kernel_cases import LoadCase
+from caraserve_cli.bench.kernel_loads import measure_loads
+from tests.bench.test_kernel_pool import BENCH, SHAPE
+
+CASE = LoadCase(lora_rank=4, at_most=None)
+NOT_THERE = "is not on the device what it is in host memory"
+
+
+def test_the_whole_adapter_and_every_layer_go_by_layer_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    queued: list[int] = []
+    queue = LayerCopies.queue
+
+    def note(
+        copies: LayerCopies, adapter_slot: int, target: Tensor, source: Tensor, layer_starts: Sequence[int]
+    ) -> None:
+        queued.append(source.nbytes)
+        queue(copies, adapter_slot, target, source, layer_starts)
+
+    monkeypatch.setattr(LayerCopies, "queue", note)
+    result = measure_loads(BENCH, CASE)
+    assert result.wrong is None
+    table, *blobs = queued[: 2 + SHAPE.num_layers]
+    assert 0 < table != result.adapter_bytes
+    assert blobs[0] == result.adapter_bytes == sum(blobs[1:])
+
+
+def test_a_layer_that_is_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_layers = LayerCopies._copy_layers
+
+    def only_the_first(copies: LayerCopies, first_layer: int, end_layer: int) -> None:
+        if not first_layer:
+            copy_layers(copies, first_layer, end_layer)
+
+    monkeypatch.setattr(LayerCopies, "_copy_layers", only_the_first)
+    assert measure_loads(BENCH, CASE).wrong == NOT_THERE
+
+
+def test_a_table_that_is_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = PackedPool.load
+
+    def load_and_clear(
+        pool: PackedPool, adapter_slot: int, weights: AdapterWeights, offset_bytes: int
+    ) -> None:
+        load(pool, adapter_slot, weights, offset_bytes)
+        pool.copies._queued = pool.copies._queued[1:]
+
+    monkeypatch.setattr(PackedPool, "load", load_and_clear)
+    assert measure_loads(BENCH, CASE).wrong == NOT_THERE
