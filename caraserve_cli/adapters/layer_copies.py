@@ -28,7 +28,6 @@ _GROUPS_AHEAD = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Copy:
-    adapter_slot: int
     target: Tensor
     source: Tensor
     layer_starts: Sequence[int]
@@ -69,20 +68,15 @@ class LayerCopies:
         self._time = CopyTime()
         self._num_begun = self._num_waited = len(self._group_ends)
 
-    def queue(self, adapter_slot: int, target: Tensor, source: Tensor, layer_starts: Sequence[int]) -> None:
+    def queue(self, target: Tensor, source: Tensor, layer_starts: Sequence[int]) -> None:
         """Have something of an adapter copied by the next `start`.
 
         Args:
-            adapter_slot: the adapter's.
             target: [elements], on the device.
             source: [elements], pinned.
             layer_starts: element where each layer begins, and where the last one ends.
         """
-        self._queued.append(_Copy(adapter_slot, target, source, layer_starts))
-
-    def forget(self, adapter_slot: int) -> None:
-        """Nobody wants what is queued for this slot any more."""
-        self._queued = [copy for copy in self._queued if copy.adapter_slot != adapter_slot]
+        self._queued.append(_Copy(target, source, layer_starts))
 
     def mark_stale(self) -> None:
         """What work queued so far on the current stream reads may be overwritten by copies from here on."""

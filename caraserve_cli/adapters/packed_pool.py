@@ -40,7 +40,7 @@ class PackedPool:
         largest_ranks: int32 [max_adapters] on the host, `AdapterLayout.largest_rank` of each slot.
         used_groups: indices of the groups that any adapter changes, of those loaded so far and those that the
             caller expects.
-        copies: of the adapters loaded; they begin with `copies.start`, and what reads them waits for them.
+        copies: of the adapters loaded; they begin with `start_copies`, and what reads them waits for them.
     """
 
     def __init__(
@@ -60,30 +60,37 @@ class PackedPool:
         self.used_groups: frozenset[int] = frozenset()
         self.copies = LayerCopies(device, shape.num_layers)
         self._layouts: dict[int, AdapterLayout] = {}
+        # By slot: what is to be copied in, and to which element.
+        self._loads: dict[int, tuple[Tensor, int]] = {}
         self._pinned = device.type == "cuda"
         self._move_buffer = self.weights.new_empty(
             min(MOVE_BUFFER_BYTES // dtype.itemsize, self.weights.numel())
         )
 
     def load(self, adapter_slot: int, weights: AdapterWeights, offset_bytes: int) -> None:
-        """Have a packed adapter copied in when the copies start."""
+        """Have a packed adapter copied in by the next `start_copies`."""
         assert weights.packed is not None
         layout, blob = weights.packed.layout, weights.packed.blob
-        first = offset_bytes // blob.itemsize
+        self._loads[adapter_slot] = blob, offset_bytes // blob.itemsize
         self._layouts[adapter_slot] = layout
         self.stacked_rows[adapter_slot] = layout.stacked_rows
         self.largest_ranks[adapter_slot] = layout.largest_rank
         self.used_groups |= set(np.flatnonzero(layout.stacked_rows).tolist())
-        rows = self._table_rows(layout.placed(first)).view(-1)
-        with_first_layer = (0, *[rows.numel()] * (len(layout.layer_starts) - 1))
-        self.copies.queue(adapter_slot, self.table[adapter_slot].view(-1), rows, with_first_layer)
-        target = self.weights[first : first + blob.numel()]
-        self.copies.queue(adapter_slot, target, blob, layout.layer_starts)
+
+    def start_copies(self) -> None:
+        """Begin to copy what was loaded, after all moves: those of what has not been copied yet only changed
+        where it goes. The host does not wait; see `LayerCopies.start`."""
+        for adapter_slot, (blob, first) in self._loads.items():
+            layout = self._layouts[adapter_slot]
+            rows = self._table_rows(layout.placed(first)).view(-1)
+            with_first_layer = (0, *[rows.numel()] * (len(layout.layer_starts) - 1))
+            self.copies.queue(self.table[adapter_slot].view(-1), rows, with_first_layer)
+            self.copies.queue(self.weights[first : first + blob.numel()], blob, layout.layer_starts)
+        self._loads.clear()
+        self.copies.start()
 
     def move(self, move: AdapterMove) -> None:
         """Slide an extent down, piece by piece from its lowest address; it may overlap where it goes."""
-        self.copies.start()
-        self.copies.wait()  # for what is to be moved
         itemsize = self.weights.itemsize
         source, target, end = (
             num_bytes // itemsize
@@ -93,6 +100,10 @@ class PackedPool:
                 move.from_offset_bytes + move.num_bytes,
             )
         )
+        if move.adapter_slot in self._loads:
+            blob, _ = self._loads[move.adapter_slot]
+            self._loads[move.adapter_slot] = blob, target
+            return
         for first in range(source, end, self._move_buffer.numel()):
             size = min(self._move_buffer.numel(), end - first)
             piece = self._move_buffer[:size]
@@ -107,7 +118,7 @@ class PackedPool:
         del self._layouts[adapter_slot]
         self.stacked_rows[adapter_slot] = 0
         self.largest_ranks[adapter_slot] = 0
-        self.copies.forget(adapter_slot)
+        self._loads.pop(adapter_slot, None)
         self.copies.mark_stale()
 
     def _table_rows(self, entries: NDArray[np.int64]) -> Tensor:

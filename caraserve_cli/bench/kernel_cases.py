@@ -98,7 +98,7 @@ class LoadCase:
     """An adapter's way from pinned memory to the device."""
 
     lora_rank: int
-    at_most: float | None
+    layer_at_most: float | None
 
     @property
     def name(self) -> str:

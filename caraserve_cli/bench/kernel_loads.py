@@ -47,14 +47,14 @@ class _Load:
     def whole(self) -> None:
         """As a step does whose adapter is not resident."""
         self.pool.load(0, self.weights, 0)
-        self.pool.copies.start()
+        self.pool.start_copies()
         self.pool.copies.wait()
 
     def layers(self) -> None:
         """Layer after layer, each waited for."""
         for first, end in self.bounds():
             piece = slice(first, end)
-            self.one_layer.queue(0, self.pool.weights[piece], self.packed.blob[piece], (0, end - first))
+            self.one_layer.queue(self.pool.weights[piece], self.packed.blob[piece], (0, end - first))
             self.one_layer.start()
             self.one_layer.wait()
 

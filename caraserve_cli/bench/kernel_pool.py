@@ -54,7 +54,7 @@ class RandomPool:
             self.packed.load(adapter_slot, weights, first * self._bench.dtype.itemsize)
             # The blob was made, and what lay in its place was read, on this stream.
             self.packed.copies.mark_stale()
-            self.packed.copies.start()
+            self.packed.start_copies()
             self.packed.copies.wait()
             first += layout.num_elements
 

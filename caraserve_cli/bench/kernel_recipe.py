@@ -33,7 +33,7 @@
     r2_at_least = 0.96                    # of both forms
     [[loads]]                             # an adapter's way to the device
     lora_rank = 64
-    at_most = 1.1                         # times contiguous copies of as many bytes, whole and by layer
+    layer_at_most = 1.1                   # times a contiguous copy of as many bytes
 
 Knows no torch and starts nothing.
 """
@@ -209,7 +209,8 @@ def _parse_fit(table: RecipeTable) -> FitCase:
 
 
 def _parse_loads(table: RecipeTable) -> LoadCase:
-    return LoadCase(lora_rank=table.count("lora_rank", None), at_most=table.optional_positive("at_most"))
+    layer_at_most = table.optional_positive("layer_at_most")
+    return LoadCase(lora_rank=table.count("lora_rank", None), layer_at_most=layer_at_most)
 
 
 def _parse_limits(table: RecipeTable) -> TimeLimits:

@@ -208,13 +208,10 @@ class LoadResult:
 
     def limits(self) -> Iterator[Limit]:
         """All that the recipe requires."""
-        at_most = self.case.at_most
+        at_most, ratio = self.case.layer_at_most, self.layer_ratio.median
         if at_most is not None:
-            for what, ratio in (("the adapter", self.adapter_ratio), ("a layer", self.layer_ratio)):
-                sentence = (
-                    f"{what} takes {ratio.median:.3f}x a contiguous copy; the recipe allows {at_most:g}x"
-                )
-                yield Limit(ratio.median <= at_most, sentence)
+            sentence = f"a layer takes {ratio:.3f}x a contiguous copy; the recipe allows {at_most:g}x"
+            yield Limit(ratio <= at_most, sentence)
 
     def as_json(self) -> dict[str, object]:
         return {**_flattened(self), "repeats": _num_repeats(self.adapter_ratio), "verdict": verdict_on(self)}

@@ -6,7 +6,9 @@ On the CPU, which has no graphs, each step is computed as it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,18 @@ def padded_size(num_sequences: int, max_sequences: int) -> int:
 def padded_sizes(max_sequences: int) -> list[int]:
     """All sizes that steps of up to `max_sequences` are padded to."""
     return sorted({padded_size(count, max_sequences) for count in range(1, max_sequences + 1)})
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """The garbage of an earlier replica may hold graphs, and to free one breaks a capture under way."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class DecodeGraphs:
@@ -66,7 +80,10 @@ class DecodeGraphs:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Graphs run one after the other: they can share their memory.
-        with torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"):
+        with (
+            _without_collection(),
+            torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"),
+        ):
             self._compute(size, variant)
         self._memory_pool = self._memory_pool or graph.pool()
         return graph

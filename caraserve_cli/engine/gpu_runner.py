@@ -203,7 +203,7 @@ class GpuRunner:
         size = padded_size(num_sequences, self._config.max_running)
         lora, num_work = self._write_work(self._decode_inputs, self._decode_lora, batch, size)
         self._decode_inputs.send(batch, size - num_sequences, None, num_work)
-        self._pool.copies.start()
+        self._pool.start_copies()
         self._pool.copies.wait()
         return self._graphs.run(size, lora)
 
@@ -234,7 +234,7 @@ class GpuRunner:
         self._inputs.send(batch, 0, tiles, num_work)
         # Not before: one engine makes all copies to the device, in the order in which they are queued, and
         # the step would wait for the last layers of all adapters before its first.
-        self._pool.copies.start()
+        self._pool.start_copies()
         fields, num_tokens, num_sequences = self._inputs.fields, batch.num_tokens, len(batch.chunks)
         paged = PagedBatch(
             self._cache,

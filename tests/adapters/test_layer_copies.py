@@ -18,8 +18,8 @@ def test_everything_is_copied_and_nothing_else(num_layers: int) -> None:
         starts.append(starts[-1] + layer % 3)  # some layers have nothing
     pool = torch.full((100,), -1.0)
     sources = [torch.arange(starts[-1]) + 1.0, torch.arange(5) + 100.0]
-    copies.queue(0, pool[10:][: starts[-1]], sources[0], starts)
-    copies.queue(1, pool[60:65], sources[1], (0, *[5] * num_layers))
+    copies.queue(pool[10:][: starts[-1]], sources[0], starts)
+    copies.queue(pool[60:65], sources[1], (0, *[5] * num_layers))
     assert bool((pool == -1).all()), "nothing is copied before the start"
     copies.start()
     assert torch.equal(pool[10:][: starts[-1]], sources[0])
@@ -30,13 +30,3 @@ def test_everything_is_copied_and_nothing_else(num_layers: int) -> None:
     pool.fill_(-1)
     copies.start()
     assert bool((pool == -1).all()), "what was copied is not copied again"
-
-
-def test_what_was_forgotten_is_not_copied() -> None:
-    copies, pool = LayerCopies(CPU, 2), torch.zeros(8)
-    copies.queue(3, pool[:4], torch.ones(4), (0, 2, 4))
-    copies.queue(5, pool[4:], torch.ones(4), (0, 2, 4))
-    copies.forget(3)
-    copies.mark_stale()
-    copies.start()
-    assert pool.tolist() == [0.0] * 4 + [1.0] * 4

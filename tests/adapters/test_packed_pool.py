@@ -51,7 +51,7 @@ def packed(weights: AdapterWeights, form: LoraForm = FORMS[0]) -> AdapterWeights
 
 def assert_computed(pool: PackedPool, adapters: dict[int, AdapterWeights], form: LoraForm = FORMS[0]) -> None:
     """One token of each slot, in every layer and group, against the weights as they were before packing."""
-    pool.copies.start()
+    pool.start_copies()
     slots = sorted(adapters)
     work = torch.zeros(4096, dtype=torch.int32)
     segments = torch.tensor([[slot, token, 1] for token, slot in enumerate(slots)]).numpy()
@@ -130,6 +130,12 @@ def test_load_move_evict(form: LoraForm, buffer_bytes: int, monkeypatch: pytest.
     assert_computed(pool, {2: first, 0: second}, form)
     pool.evict(2)
     assert pool.largest_ranks.tolist() == [9, 0, 0, 0]
+    # What has not been copied in yet only changes where it goes.
+    pool.load(1, first, offset_bytes=1024)
+    pool.weights[: 1024 // 4 + first.num_bytes // 4] = torch.nan
+    pool.move(AdapterMove(1, 1024, 256, first.num_bytes))
+    assert_computed(pool, {1: first, 0: second}, form)
+    pool.evict(1)
     pool.load(2, packed(make_weights("third", 4, ("up_proj",)), form), offset_bytes=0)
     assert_computed(pool, {2: make_weights("third", 4, ("up_proj",)), 0: second}, form)
     assert_computed(pool, {2: make_weights("third", 4, ("up_proj",))}, form)

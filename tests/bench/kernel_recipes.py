@@ -54,7 +54,7 @@ largest_ranks = [2, 6]
 layers = 2
 [[loads]]
 lora_rank = 5
-at_most = 1e9
+layer_at_most = 1e9
 """
 
 TINY = HEAD + SECTIONS

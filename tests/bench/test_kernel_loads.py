@@ -8,13 +8,11 @@ import pytest
 from torch import Tensor
 
 from caraserve_cli.adapters.layer_copies import LayerCopies
-from caraserve_cli.adapters.packed_pool import PackedPool
-from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.bench.kernel_cases import LoadCase
 from caraserve_cli.bench.kernel_loads import measure_loads
 from tests.bench.test_kernel_pool import BENCH, SHAPE
 
-CASE = LoadCase(lora_rank=4, at_most=None)
+CASE = LoadCase(lora_rank=4, layer_at_most=None)
 NOT_THERE = "is not on the device what it is in host memory"
 
 
@@ -22,11 +20,9 @@ def test_the_whole_adapter_and_every_layer_go_by_layer_copies(monkeypatch: pytes
     queued: list[int] = []
     queue = LayerCopies.queue
 
-    def note(
-        copies: LayerCopies, adapter_slot: int, target: Tensor, source: Tensor, layer_starts: Sequence[int]
-    ) -> None:
+    def note(copies: LayerCopies, target: Tensor, source: Tensor, layer_starts: Sequence[int]) -> None:
         queued.append(source.nbytes)
-        queue(copies, adapter_slot, target, source, layer_starts)
+        queue(copies, target, source, layer_starts)
 
     monkeypatch.setattr(LayerCopies, "queue", note)
     result = measure_loads(BENCH, CASE)
@@ -48,13 +44,13 @@ def test_a_layer_that_is_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_table_that_is_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = PackedPool.load
+    queue = LayerCopies.queue
 
-    def load_and_clear(
-        pool: PackedPool, adapter_slot: int, weights: AdapterWeights, offset_bytes: int
+    def queue_weights(
+        copies: LayerCopies, target: Tensor, source: Tensor, layer_starts: Sequence[int]
     ) -> None:
-        load(pool, adapter_slot, weights, offset_bytes)
-        pool.copies._queued = pool.copies._queued[1:]
+        if target.is_floating_point():
+            queue(copies, target, source, layer_starts)
 
-    monkeypatch.setattr(PackedPool, "load", load_and_clear)
+    monkeypatch.setattr(LayerCopies, "queue", queue_weights)
     assert measure_loads(BENCH, CASE).wrong == NOT_THERE

@@ -67,7 +67,7 @@ def test_every_key_is_honoured(tmp_path: Path) -> None:
         ),
         forms=(FormsCase(name="mixed", adapter_ranks=(3, 3, 7), bgmv_at_least=1e-9, mbgmv_at_most=1e9),),
         fit=(FitCase(batch_sizes=(1, 3), largest_ranks=(2, 6), num_layers=2, r2_at_least=None),),
-        loads=(LoadCase(lora_rank=5, at_most=1e9),),
+        loads=(LoadCase(lora_rank=5, layer_at_most=1e9),),
     )
     assert recipe.lora[1].adapter_ranks == (4, 4, 4)
 
@@ -90,7 +90,7 @@ def test_the_embedded_recipe_requires_what_was_promised() -> None:
     assert (sorted(unequal.adapter_ranks), unequal.bgmv_at_least) == ([8] * 31 + [128], 3.0)
     assert (equal.adapter_ranks, equal.mbgmv_at_most) == ((32,) * 32, 1.1)
     assert recipe.fit[0].r2_at_least == 0.96
-    assert (recipe.loads[0].lora_rank, recipe.loads[0].at_most) == (64, 1.1)
+    assert (recipe.loads[0].lora_rank, recipe.loads[0].layer_at_most) == (64, 1.1)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def fit(r2_at_least: float | None = None) -> FitResult:
 def load(at_most: float | None = None) -> LoadResult:
     """The whole adapter takes 1.02 times a contiguous copy, a layer 1.2 times."""
     return LoadResult(
-        case=LoadCase(lora_rank=64, at_most=at_most),
+        case=LoadCase(lora_rank=64, layer_at_most=at_most),
         adapter_bytes=134_217_728,
         adapter_us=Spread.of([2550.0]),
         contiguous_us=Spread.of([2500.0]),

@@ -62,7 +62,7 @@ def make_pool(form: LoraForm) -> PackedPool:
     pool.weights.fill_(torch.nan)
     for adapter_slot, (blob, first) in enumerate(zip(blobs, firsts, strict=False)):
         pool.load(adapter_slot, blob, int(first))
-    pool.copies.start()
+    pool.start_copies()
     return pool
 
 

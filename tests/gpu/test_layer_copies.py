@@ -28,7 +28,7 @@ def test_readers_wait_for_their_layers() -> None:
     device = torch.device("cuda")
     copies, pool, source = LayerCopies(device, NUM_LAYERS), torch.zeros(STARTS[-1], device=device), pinned(1)
     torch.cuda.synchronize()
-    copies.queue(0, pool, source, STARTS)
+    copies.queue(pool, source, STARTS)
     copies.start()
     seen = []
     for layer in range(NUM_LAYERS):
@@ -42,7 +42,7 @@ def test_copies_go_on_beneath_other_work() -> None:
     device = torch.device("cuda")
     copies, pool, source = LayerCopies(device, NUM_LAYERS), torch.zeros(STARTS[-1], device=device), pinned(1)
     torch.cuda.synchronize()
-    copies.queue(0, pool, source, STARTS)
+    copies.queue(pool, source, STARTS)
     copies.start()
     early = pool[-1].clone()
     copies.wait()
@@ -54,7 +54,7 @@ def test_the_time_is_that_of_the_copies() -> None:
     device = torch.device("cuda")
     copies, pool, source = LayerCopies(device, NUM_LAYERS), torch.zeros(STARTS[-1], device=device), pinned(1)
     assert copies.take_time().ms == 0
-    copies.queue(0, pool, source, STARTS)
+    copies.queue(pool, source, STARTS)
     copies.start()
     copies.wait()
     torch.cuda.synchronize()
@@ -90,14 +90,14 @@ def test_a_pool_waits_for_readers_of_what_it_gives_away() -> None:
     ]
     pool = PackedPool(shape, aligned_bytes(adapters[0].num_bytes), 1, torch.float32, device)
     pool.load(0, adapters[0], 0)
-    pool.copies.start()
+    pool.start_copies()
     pool.copies.wait()
     torch.cuda.synchronize()
     torch.cuda._sleep(LONG_CYCLES)  # type: ignore[no-untyped-call]
     before = pool.weights.clone()
     pool.evict(0)
     pool.load(0, adapters[1], 0)
-    pool.copies.start()
+    pool.start_copies()
     pool.copies.wait()
     assert float(before.max()) == 1.0
     assert float(pool.weights.max()) == 2.0
@@ -110,7 +110,7 @@ def test_what_work_under_way_reads_is_not_overwritten() -> None:
     torch.cuda._sleep(LONG_CYCLES)  # type: ignore[no-untyped-call]
     before = pool.max()
     copies.mark_stale()
-    copies.queue(0, pool, source, STARTS)
+    copies.queue(pool, source, STARTS)
     copies.start()
     copies.wait()
     after = pool.min()

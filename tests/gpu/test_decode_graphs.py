@@ -1,0 +1,50 @@
+"""Graphs are captured whatever else the process has left behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Hashable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from caraserve_cli.engine.decode_graphs import DecodeGraphs
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def eager_collection() -> Iterator[None]:
+    """A collection with almost every object that is made."""
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    yield
+    gc.set_threshold(*before)
+
+
+class Adder:
+    """Adds one to a buffer; makes objects on the way, as a decoder does."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.zeros(64, device="cuda")
+        self.graphs = DecodeGraphs(self.compute, torch.device("cuda"))  # which refers to this: a cycle
+
+    def compute(self, size: int, variant: Hashable) -> Tensor:
+        garbage: list[object] = []
+        for _ in range(50):
+            garbage.append([garbage])
+        return self.buffer[:size].add_(1)
+
+
+def test_an_earlier_replicas_graphs_are_garbage_while_new_ones_are_captured() -> None:
+    gc.disable()
+    for _ in range(8):
+        Adder().graphs.prepare(4, None)
+    gc.enable()
+    adder = Adder()
+    for size in range(1, 9):
+        adder.graphs.prepare(size, None)
+    assert gc.isenabled()
+    adder.buffer.zero_()
+    assert adder.graphs.run(8, None).tolist() == [1.0] * 8
