@@ -104,6 +104,7 @@ class PackedPool:
             blob, _ = self._loads[move.adapter_slot]
             self._loads[move.adapter_slot] = blob, target
             return
+        self.copies.wait()  # a launch that ran out of memory may have left some under way
         for first in range(source, end, self._move_buffer.numel()):
             size = min(self._move_buffer.numel(), end - first)
             piece = self._move_buffer[:size]
