@@ -27,6 +27,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "decode_tokens": "computed of answers after their first tokens, each of which a prompt yields",
         "dropped_tokens": "computed for answers that turned out to have ended, and in no other count",
         "memory_retries": "steps that the device's memory did not hold and that were tried again, smaller",
+        "adapter_load_ms": "on the host, reading and packing included, and of copying to the device, "
+        "which goes on beneath the steps that need it",
         "exact_match": "answers equal to the string metadata.expected, outer white space aside",
         "p50, p90, p95, p99": "the smallest value that at least that share of the requests does not exceed",
     }
