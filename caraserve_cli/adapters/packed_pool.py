@@ -60,8 +60,9 @@ class PackedPool:
         self.used_groups: frozenset[int] = frozenset()
         self.copies = LayerCopies(device, shape.num_layers)
         self._layouts: dict[int, AdapterLayout] = {}
-        # By slot: what is to be copied in, and to which element.
+        # By slot: what is to be copied in, and to which element; from which to which one it is to be moved.
         self._loads: dict[int, tuple[Tensor, int]] = {}
+        self._moves: dict[int, tuple[int, int]] = {}
         self._pinned = device.type == "cuda"
         self._move_buffer = self.weights.new_empty(
             min(MOVE_BUFFER_BYTES // dtype.itemsize, self.weights.numel())
@@ -78,8 +79,11 @@ class PackedPool:
         self.used_groups |= set(np.flatnonzero(layout.stacked_rows).tolist())
 
     def start_copies(self) -> None:
-        """Begin to copy what was loaded, after all moves: those of what has not been copied yet only changed
-        where it goes. The host does not wait; see `LayerCopies.start`."""
+        """Do the moves, and begin to copy what was loaded, without waiting; see `LayerCopies.start`."""
+        # Extents only slide down and keep their order: none is moved onto one that is still to be moved.
+        for adapter_slot, (source, target) in sorted(self._moves.items(), key=lambda item: item[1]):
+            self._slide(adapter_slot, source, target)
+        self._moves.clear()
         for adapter_slot, (blob, first) in self._loads.items():
             layout = self._layouts[adapter_slot]
             rows = self._table_rows(layout.placed(first)).view(-1)
@@ -90,28 +94,29 @@ class PackedPool:
         self.copies.start()
 
     def move(self, move: AdapterMove) -> None:
-        """Slide an extent down, piece by piece from its lowest address; it may overlap where it goes."""
-        itemsize = self.weights.itemsize
-        source, target, end = (
-            num_bytes // itemsize
-            for num_bytes in (
-                move.from_offset_bytes,
-                move.to_offset_bytes,
-                move.from_offset_bytes + move.num_bytes,
-            )
+        """Have an extent slid down by the next `start_copies`: once, however often it is moved until then,
+        and not at all if it is evicted. What has not been copied in yet only changes where it goes."""
+        source, target = (
+            num_bytes // self.weights.itemsize for num_bytes in (move.from_offset_bytes, move.to_offset_bytes)
         )
         if move.adapter_slot in self._loads:
             blob, _ = self._loads[move.adapter_slot]
             self._loads[move.adapter_slot] = blob, target
-            return
+        else:
+            source, _ = self._moves.get(move.adapter_slot, (source, target))
+            self._moves[move.adapter_slot] = source, target
+
+    def _slide(self, adapter_slot: int, source: int, target: int) -> None:
+        """Piece by piece from the lowest address: an extent may overlap where it goes."""
         self.copies.wait()  # a launch that ran out of memory may have left some under way
+        layout = self._layouts[adapter_slot]
+        end = source + layout.num_elements
         for first in range(source, end, self._move_buffer.numel()):
             size = min(self._move_buffer.numel(), end - first)
             piece = self._move_buffer[:size]
             piece.copy_(self.weights[first : first + size])
             self.weights[first - source + target :][:size].copy_(piece)
-        rows = self._table_rows(self._layouts[move.adapter_slot].placed(target))
-        self.table[move.adapter_slot].copy_(rows, non_blocking=True)
+        self.table[adapter_slot].copy_(self._table_rows(layout.placed(target)), non_blocking=True)
         self.copies.mark_stale()
 
     def evict(self, adapter_slot: int) -> None:
@@ -120,6 +125,7 @@ class PackedPool:
         self.stacked_rows[adapter_slot] = 0
         self.largest_ranks[adapter_slot] = 0
         self._loads.pop(adapter_slot, None)
+        self._moves.pop(adapter_slot, None)
         self.copies.mark_stale()
 
     def _table_rows(self, entries: NDArray[np.int64]) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
+
 import pytest
 import torch
 
@@ -9,7 +12,8 @@ from caraserve_cli.adapters import packed_pool
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
-from caraserve_cli.core import FUSED_MODULES, AdapterMove, BaseShape
+from caraserve_cli.core import FUSED_MODULES, LORA_MODULES, AdapterEviction, AdapterMove, BaseShape
+from caraserve_cli.engine.residency import AdapterResidency
 from caraserve_cli.errors import AdapterError
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import DECODE_CONFIG, PooledLora
@@ -130,6 +134,10 @@ def test_load_move_evict(form: LoraForm, buffer_bytes: int, monkeypatch: pytest.
     assert_computed(pool, {2: first, 0: second}, form)
     pool.evict(2)
     assert pool.largest_ranks.tolist() == [9, 0, 0, 0]
+    # Moved twice before anything reads it: once, from where it was.
+    pool.move(AdapterMove(0, 63 * 1024, 62 * 1024, second.num_bytes))
+    pool.move(AdapterMove(0, 62 * 1024, 60 * 1024, second.num_bytes))
+    assert_computed(pool, {0: second}, form)
     # What has not been copied in yet only changes where it goes.
     pool.load(1, first, offset_bytes=1024)
     pool.weights[: 1024 // 4 + first.num_bytes // 4] = torch.nan
@@ -140,6 +148,52 @@ def test_load_move_evict(form: LoraForm, buffer_bytes: int, monkeypatch: pytest.
     assert_computed(pool, {2: make_weights("third", 4, ("up_proj",)), 0: second}, form)
     assert_computed(pool, {2: make_weights("third", 4, ("up_proj",))}, form)
     assert pool.largest_ranks.tolist() == [9, 0, 5, 0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_planned_ends_where_it_was_planned(seed: int) -> None:
+    """Several loads a plan, with all that they evict and move, as the residency plans them."""
+    chance = random.Random(seed)
+    shapes = [(lora_rank, LORA_MODULES[: chance.randint(1, 7)]) for lora_rank in range(1, 22)]
+    adapters = {
+        str(index): packed(make_weights(str(index), lora_rank, tuple(modules)))
+        for index, (lora_rank, modules) in enumerate(shapes)
+    }
+    infos = {name: dataclasses.replace(weights.info(), name=name) for name, weights in adapters.items()}
+    largest_bytes = max(info.num_bytes for info in infos.values())
+    residency = AdapterResidency(int(1.7 * largest_bytes), 9)
+    pool = PackedPool(SHAPE, residency.capacity_bytes, 9, torch.float32, CPU)
+    placed: dict[int, tuple[AdapterWeights, int]] = {}
+    num_moves = 0
+    for _ in range(40):
+        used: list[str] = []
+        for name in chance.sample(sorted(adapters), 4):
+            if not residency.can_acquire(infos[name]):
+                continue
+            used.append(name)
+            for op in residency.acquire(infos[name]).pool_ops:
+                if isinstance(op, AdapterEviction):
+                    pool.evict(op.adapter_slot)
+                    del placed[op.adapter_slot]
+                elif isinstance(op, AdapterMove):
+                    num_moves += 1
+                    pool.move(op)
+                    placed[op.adapter_slot] = placed[op.adapter_slot][0], op.to_offset_bytes
+                else:
+                    pool.load(op.adapter_slot, adapters[op.adapter], op.offset_bytes)
+                    placed[op.adapter_slot] = adapters[op.adapter], op.offset_bytes
+        pool.start_copies()
+        pool.copies.wait()
+        for adapter_slot, (weights, offset_bytes) in placed.items():
+            assert weights.packed is not None
+            first = offset_bytes // pool.weights.itemsize
+            extent = pool.weights[first:][: weights.packed.blob.numel()]
+            assert torch.equal(extent, weights.packed.blob)
+            table = torch.from_numpy(weights.packed.layout.placed(first))
+            assert torch.equal(pool.table[adapter_slot], table)
+        for name in used:
+            residency.release(name)
+    assert num_moves > 5
 
 
 def test_a_rank_that_the_kernels_have_no_room_for_is_refused() -> None:
