@@ -11,8 +11,9 @@ import torch
 from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.bench.engine_result import CaseRun
 from caraserve_cli.bench.synthetic import adapters_of, make_requests
-from caraserve_cli.core import Completion, Failure, Request, SamplingParams, StepRecord
+from caraserve_cli.core import Completion, Failure, Request, SamplingParams
 from caraserve_cli.engine.extents import aligned_bytes
+from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from caraserve_cli.bench.comparison import Verdict
-from caraserve_cli.core import StepRecord
+from caraserve_cli.events import StepRecord
 
 if TYPE_CHECKING:
     from caraserve_cli.bench.peft_peer import PeftRun

@@ -20,7 +20,6 @@ from caraserve_cli.core import (
     AdapterLoad,
     AdapterMove,
     Completion,
-    EventSink,
     Failure,
     FinishReason,
     Request,
@@ -34,6 +33,7 @@ from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt, count_tokens, make_record
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
+from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from caraserve_cli.core import SequenceStatus, StepPlan, StepRecord
+from caraserve_cli.core import SequenceStatus, StepPlan
 from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.events import StepRecord
 
 
 class Attempt(NamedTuple):

@@ -15,12 +15,13 @@ from caraserve_cli.adapters.loader import load_adapter
 from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm, Packer, PaddedForm, UnpaddedForm
 from caraserve_cli.adapters.used_groups import find_used_groups
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterInfo, BaseShape, EventSink, Failure, Request, StepRecord
+from caraserve_cli.core import AdapterInfo, BaseShape, Failure, Request
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
 from caraserve_cli.engine.gpu_runner import GpuRunner
 from caraserve_cli.engine.limits import check_fits
 from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import AdapterError, OptionError, RowError, RowErrorCode
+from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
 from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions

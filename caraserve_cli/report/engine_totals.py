@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from caraserve_cli.core import StepRecord
+from caraserve_cli.events import StepRecord
 from caraserve_cli.report.metrics import share
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from caraserve_cli.core import StepRecord
+from caraserve_cli.events import StepRecord
 from caraserve_cli.report.engine_totals import EngineTotals
 from caraserve_cli.report.tally import Counts, Tally
 

@@ -17,7 +17,7 @@ from caraserve_cli.bench.step_recipe import Measure, StepCase, StepRecipe
 from caraserve_cli.bench.step_result import LoraPart, StepCaseResult, StepResult, StepTimes
 from caraserve_cli.bench.step_terminal import render_steps
 from caraserve_cli.bench.step_times import StepFloors, find_steps, judge_steps
-from caraserve_cli.core import StepRecord
+from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.options import ReplicaOptions
 from tests.bench.test_throughput_result import FACTS
 

@@ -22,16 +22,8 @@ from caraserve_cli.bench.throughput_result import (
 )
 from caraserve_cli.bench.throughput_terminal import render_throughput
 from caraserve_cli.bench.vllm_peer import VllmRun
-from caraserve_cli.core import (
-    ColdStart,
-    Completion,
-    Failure,
-    FinishReason,
-    Request,
-    SamplingParams,
-    StepRecord,
-    Timings,
-)
+from caraserve_cli.core import ColdStart, Completion, Failure, FinishReason, Request, SamplingParams, Timings
+from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.options import ReplicaOptions
 
 CASE = ThroughputCase(

@@ -10,7 +10,6 @@ from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
     AdapterMove,
     Completion,
-    EventSink,
     FinishReason,
     Request,
     SamplingParams,
@@ -18,10 +17,10 @@ from caraserve_cli.core import (
     Sequence,
     SequenceStatus,
     StepPlan,
-    StepRecord,
 )
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.errors import DeviceMemoryError
+from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
 

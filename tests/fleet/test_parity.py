@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from caraserve_cli.core import Completion, Request, SamplingParams, StepRecord
+from caraserve_cli.core import Completion, Request, SamplingParams
+from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet import local
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.options import DeviceName, ReplicaOptions

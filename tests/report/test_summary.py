@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import orjson
 import pytest
 
-from caraserve_cli.core import EventSink, StepRecord
+from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.report.summary import RunSummary
 
 MakeRow = Callable[..., dict[str, object]]

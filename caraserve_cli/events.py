@@ -1,0 +1,36 @@
+"""What an engine tells of its work while it works, and to whom. Data and nothing but data, as in `core`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What one engine step did, for reports and progress.
+
+    `num_dropped_tokens` were computed for answers that turned out to have ended, and are in no other count.
+    `num_memory_retries`: how often it was tried in vain, for the device's memory did not hold it.
+    """
+
+    start_ms: float
+    end_ms: float
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    num_cached_tokens: int
+    num_adapter_loads: int
+    adapter_load_ms: float
+    num_kv_blocks_used: int
+    num_kv_blocks: int
+    num_dropped_tokens: int = 0
+    num_memory_retries: int = 0
+
+
+class EventSink(Protocol):
+    """Where an engine tells what it did. The engine knows no files and no reports."""
+
+    def on_step(self, record: StepRecord) -> None: ...
