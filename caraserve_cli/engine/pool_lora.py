@@ -33,7 +33,7 @@ from caraserve_kernels.lora_work import build_work, work_capacity
 # than one by one, with 4 a third faster (`lora_pool`'s SHARED).
 SHARED_TOKENS = 2.5
 # Tokens up to which a decoding step has few; see `lora_pool`'s FEW.
-FEW_TOKENS = 8
+FEW_TOKENS = 16
 
 Ints = NDArray[np.int32]
 

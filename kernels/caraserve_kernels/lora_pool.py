@@ -87,24 +87,25 @@ class LoraConfig:
         return Tiling(self.block_tokens, self.shrink.block_rows)
 
 
-# H200, Llama-2-7B's q, k, v, o in 32 layers with the base's products around them, bfloat16, adapters of ranks
-# 8/16/32/64: the step with LoRA less the same without, µs. Shrink (rows x k, warps, stages, programs an SM),
-# expand (columns x rank, warps, stages, programs).
-# DECODE, adapters mostly distinct; 16 / 32 / 68 / 128 / 256 of them: expand (512 x 16, 2, 1, 8): 597 / 771 /
-# 1,512 / 2,517 / 4,279, (256 x 16, 1, 1, 16): 597 / 768 / 1,509 / 2,571 / 4,267, (1024 x 8, 4, 3, 4): 608 /
-# 805 / 1,556 / 2,511 / 4,412, (512 x 8, 2, 2, 8): 690 / 849 / 1,531 / 2,492 / 4,455; tall tiles for high
-# ranks and wide ones for low: 1,115 and more at 32. Shrink (4 x 1024, 4, 3, 4): 597 / 773 / 1,514 at 16 / 32
-# / 68, (2 x 1024, 2, 3, 8): 598 / 775 / 1,498, (4 x 512, 2, 3, 8): 603 / 803 / 1,499, (4 x 1024, 4, 2, 5):
-# 604 / 879 / 1,663. Their bytes take 234 / 468 / 995 / 1,873 / 3,746.
-# FEW, where wide tiles leave programs without work; 1 (rank 64) / 4 / 8 tokens: expand (64 x 64, 2, 1, 12):
-# 261 / 281 / 402, (64 x 64, 4, 1, 8): 340 / 342 / 521, (1024 x 8, 4, 2, 4): 558 / 538 / 582.
+# H200, Llama-2-7B's q, k, v, o in 32 layers, bfloat16, adapters of ranks 8/16/32/64. Shrink (rows x k,
+# warps, stages, programs an SM), expand (columns x rank, warps, stages, programs).
+# Expand alone with its shrink, µs; 1 (rank 64) / 4 / 8 / 16 / 32 / 68 / 256 distinct adapters / 31 of rank
+# 8 with 1 of rank 128. DECODE, (256 x 32, 1, 1, 8): 435 / 454 / 538 / 698 / 896 / 1,440 / 4,546 / 789, (128
+# x 32, 1, 1, 16): 380 / 440 / 475 / 675 / 913 / 1,480 / 4,652 / 637, (256 x 32, 1, 1, 10): - / - / - / - /
+# 968 / 1,481 / 5,150 / 773, (512 x 16, 2, 1, 8): 558 / 572 / 633 / 720 / 1,014 / 1,594 / 4,467 / 1,063.
+# FEW, where wide tiles leave programs without work, (64 x 64, 1, 1, 12): 320 / 371 / 465 / 667 / 1,142 /
+# 1,920 / 6,080 / 740, (64 x 64, 2, 1, 12): 317 / 390 / 485 / 699 / 1,329. Their bytes take 31 / 58 / 117 /
+# 234 / 468 / 995 / 3,746 / 183.
+# Shrink, the base's products around it, the step with LoRA less the same without, 16 / 32 / 68 adapters: (4
+# x 1024, 4, 3, 4): 597 / 773 / 1,514, (2 x 1024, 2, 3, 8): 598 / 775 / 1,498, (4 x 512, 2, 3, 8): 603 / 803
+# / 1,499, (4 x 1024, 4, 2, 5): 604 / 879 / 1,663.
 # SHARED, several tokens an adapter, on tensor cores; 256 tokens of 128 / 64 / 32 adapters: 4,730 / 2,676 /
-# 1,268, (512 x 16, 4, 1, 5) one by one: 4,408 / 3,970 / 3,479.
+# 1,268, one by one (512 x 16, 4, 1, 5): 4,408 / 3,970 / 3,479.
 # PREFILL, 8,192 tokens of 32 adapters, one layer's q, k, v: shrink (64 rows) 44, expand (128 x 32, 4 warps)
 # 204, (8 warps) 333.
 _DECODE_SHRINK = ShrinkConfig(4, 1024, 1, 4, 3, 4)
-DECODE_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(512, 16, 2, 1, 8))
-FEW_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(64, 64, 2, 1, 12))
+DECODE_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(256, 32, 1, 1, 8))
+FEW_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(64, 64, 1, 1, 12))
 SHARED_CONFIG = LoraConfig(16, ShrinkConfig(16, 256, 4, 4, 4, 4), ExpandConfig(128, 32, 4, 2, 8))
 PREFILL_CONFIG = LoraConfig(64, ShrinkConfig(64, 128, 1, 4, 3, 3), ExpandConfig(128, 32, 4, 2, 2))
 

@@ -253,7 +253,7 @@ def _expand_token(
     H_SPLIT_STRIDE: tl.constexpr, BLOCK_RANK: tl.constexpr, SPLIT_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One token's h times some columns of B: [columns]."""
-    products = tl.zeros([BLOCK_RANK, column_mask.shape[0]], tl.float32)
+    delta = tl.zeros([column_mask.shape[0]], tl.float32)
     for first_row in tl.range(0, lora_rank, BLOCK_RANK, num_stages=STAGES):
         rows = first_row + tl.arange(0, BLOCK_RANK)
         row_mask = rows < lora_rank
@@ -262,8 +262,10 @@ def _expand_token(
         h = tl.load(h_ptr + rows, row_mask, other=0.0)
         for split in tl.static_range(1, SPLIT_K):
             h += tl.load(h_ptr + split * H_SPLIT_STRIDE + rows, row_mask, other=0.0)
-        products += h[:, None] * b.to(tl.float32)
-    return tl.sum(products, axis=0)
+        # Summed here, and not once at the end: where a thread has all rows of its columns, that costs
+        # nothing, and leaves it the registers for taller tiles.
+        delta += tl.sum(h[:, None] * b.to(tl.float32), axis=0)
+    return delta
 
 
 @triton.jit
