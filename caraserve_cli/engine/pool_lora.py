@@ -54,6 +54,10 @@ class _Ways:
     def all(self) -> tuple[LoraConfig, ...]:
         return tuple(dict.fromkeys((self.few, self.distinct, self.shared)))
 
+    def in_one_order(self) -> _Ways:
+        """Sums of an adapter's rows are taken in the same order at any number of tokens, unless shared."""
+        return _Ways(self.distinct, self.distinct, self.shared)
+
     def overlapping(self, overlap: bool) -> _Ways:
         few, distinct, shared = (
             dataclasses.replace(way, overlap=overlap) for way in (self.few, self.distinct, self.shared)
@@ -125,7 +129,9 @@ class PoolLora:
         self._pool, self._form = pool, form
         # What kernels read before the one in front of them has ended is written by copies, before the step.
         overlap = can_overlap(work.device)
-        self._ways = (_DECODE_WAYS if decoding else _PREFILL_WAYS).overlapping(overlap)
+        ways = (_DECODE_WAYS if decoding else _PREFILL_WAYS).overlapping(overlap)
+        # A run in float32 is for equal answers: a draw, too, should not depend on what else is in the batch.
+        self._ways = ways.in_one_order() if pool.weights.dtype == torch.float32 else ways
         configs = self._ways.all
         most_splits = max(config.shrink.split_k for config in configs)
         h = torch.empty(
