@@ -89,7 +89,7 @@ class LoraConfig:
 
 # H200, Llama-2-7B's q, k, v, o in 32 layers, bfloat16, adapters of ranks 8/16/32/64. Shrink (rows x k,
 # warps, stages, programs an SM), expand (columns x rank, warps, stages, programs).
-# Expand alone with its shrink, µs; 1 (rank 64) / 4 / 8 / 16 / 32 / 68 / 256 distinct adapters / 31 of rank
+# Shrink and expand alone, µs; 1 (rank 64) / 4 / 8 / 16 / 32 / 68 / 256 distinct adapters / 31 of rank
 # 8 with 1 of rank 128. DECODE, (256 x 32, 1, 1, 8): 435 / 454 / 538 / 698 / 896 / 1,440 / 4,546 / 789, (128
 # x 32, 1, 1, 16): 380 / 440 / 475 / 675 / 913 / 1,480 / 4,652 / 637, (256 x 32, 1, 1, 10): - / - / - / - /
 # 968 / 1,481 / 5,150 / 773, (512 x 16, 2, 1, 8): 558 / 572 / 633 / 720 / 1,014 / 1,594 / 4,467 / 1,063.

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import torch
 
-from caraserve_cli.bench import kernel_timer
 from caraserve_cli.bench.kernel_timer import KernelTimer, Work
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second between any two looks at the clock."""
-    clock = itertools.count()
-    monkeypatch.setattr(kernel_timer.time, "perf_counter", lambda: float(next(clock)))
+def make_timer(repeats: int) -> KernelTimer:
+    """A second passes between any two looks at its clock."""
+    seconds = itertools.count()
+    return KernelTimer(CPU, repeats, clock=lambda: float(next(seconds)))
 
 
 def test_repeats_are_interleaved_after_one_that_is_not_measured() -> None:
     calls: list[str] = []
-    timer = KernelTimer(CPU, repeats=2)
+    timer = make_timer(repeats=2)
     times = timer.time_us(
         {
             "a": Work(lambda: calls.append("a"), 1, captured=False),
@@ -35,7 +32,7 @@ def test_repeats_are_interleaved_after_one_that_is_not_measured() -> None:
 
 
 def test_fewer_repeats_for_what_takes_long() -> None:
-    timer = KernelTimer(CPU, repeats=4)
+    timer = make_timer(repeats=4)
     work = {"a": Work(lambda: None, 1, captured=False)}
     assert len(timer.time_us(work, 3)["a"].values) == 3
     assert len(timer.time_us(work, 9)["a"].values) == 4
@@ -43,6 +40,6 @@ def test_fewer_repeats_for_what_takes_long() -> None:
 
 def test_the_time_of_one_launch_of_several() -> None:
     calls: list[int] = []
-    work = KernelTimer(CPU, repeats=1).rotate([lambda n=n: calls.append(n) for n in range(3)])  # type: ignore[misc]
+    work = make_timer(repeats=1).rotate([lambda n=n: calls.append(n) for n in range(3)])  # type: ignore[misc]
     work.run()
     assert (calls, work.divide_by, work.captured) == ([0, 1, 2], 3, False)
