@@ -169,9 +169,16 @@ def launch_paged_decode(
         group_rows=1 if group == 1 else max(_MIN_DOT_ROWS, triton.next_power_of_2(group)), head_dim=head_dim,
         block_dim=padded_head_dim(head_dim), block_tokens=block_tokens, block_keys=launch.block_keys,
         window=window, loop_stages=launch.num_stages, max_splits=MAX_SPLITS, alone=num_splits == 1,
-        overlap=overlap, num_warps=launch.num_warps, num_stages=launch.num_stages,
+        overlap=overlap, ahead_keys=_ahead_keys(key_cache, launch), num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
         **({"launch_pdl": True} if overlap else {}),
     )  # fmt: skip
+
+
+def _ahead_keys(cache: Tensor, launch: DecodeLaunch) -> int:
+    """Keys and values asked for before the queries are there: one request a thread, in units of 16 bytes."""
+    row_bytes = cache.shape[3] * cache.element_size()
+    return 16 * launch.num_warps if row_bytes % 16 == 0 and cache.data_ptr() % 16 == 0 else 0
 
 
 def _choose_launch(num_programs: int, group: int, dtype: torch.dtype, device: torch.device) -> DecodeLaunch:

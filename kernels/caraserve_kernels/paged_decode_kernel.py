@@ -1,5 +1,9 @@
 """The Triton kernel of `paged_decode`, whose module says what it computes.
 
+It starts before the kernel in front of it has ended (programmatic dependent launch), asks for its first keys
+and values to be brought to the L2 cache, and only then waits for the queries and the last token's key. The
+lengths and the tables are read before the wait: copies write them, and copies are waited for by themselves.
+
 Source: FlashDecoding (Dao et al. 2023).
 """
 
@@ -20,11 +24,11 @@ def paged_decode_kernel(  # type: ignore[no-untyped-def]
     num_heads: tl.constexpr, num_kv_heads: tl.constexpr, group_rows: tl.constexpr, head_dim: tl.constexpr,
     block_dim: tl.constexpr, block_tokens: tl.constexpr, block_keys: tl.constexpr, window: tl.constexpr,
     loop_stages: tl.constexpr, max_splits: tl.constexpr, alone: tl.constexpr, overlap: tl.constexpr,
+    ahead_keys: tl.constexpr,
 ):  # fmt: skip
     """One program: one split (`alone` if there are no others) of a sequence, for the heads of one kv head."""
     if overlap:
         gdc_launch_dependents()
-        gdc_wait()
     group: tl.constexpr = num_heads // num_kv_heads
     kv_head = tl.program_id(0)
     sequence = tl.program_id(1)
@@ -43,14 +47,23 @@ def paged_decode_kernel(  # type: ignore[no-untyped-def]
     start = first + split * split_keys
     end = tl.minimum(start + split_keys, context_len)
     if start >= end:
+        if overlap:
+            gdc_wait()
         if (context_len <= 0) & (split == 0):
             tl.store(target, tl.zeros([group_rows, block_dim], out.dtype.element_ty), mask=mask)
         return
 
-    source = query + sequence.to(tl.int64) * stride_query_sequence + heads[:, None] * stride_query_head + dims
-    q = tl.load(source, mask=mask, other=0.0)
     head_offset = kv_head.to(tl.int64) * stride_cache_head
     table = block_tables + sequence.to(tl.int64) * stride_table
+    if overlap:
+        if ahead_keys > 0:
+            _ask_ahead(
+                key_cache + head_offset, value_cache + head_offset, table, start, end, stride_cache_block,
+                stride_cache_token, head_dim, block_tokens, ahead_keys,
+            )  # fmt: skip
+        gdc_wait()
+    source = query + sequence.to(tl.int64) * stride_query_sequence + heads[:, None] * stride_query_head + dims
+    q = tl.load(source, mask=mask, other=0.0)
     if group_rows == 1:
         top, total, acc = _attend_single(
             q, key_cache + head_offset, value_cache + head_offset, table, start, end, scale_log2,
@@ -71,6 +84,29 @@ def paged_decode_kernel(  # type: ignore[no-untyped-def]
         used_splits = tl.cdiv(num_keys, split_keys)
         _share(top, total, acc, partial, stats, arrival, first_row, split, used_splits, target, mask,
                group, group_rows, block_dim, max_splits)  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _ask_ahead(  # type: ignore[no-untyped-def]
+    keys_of_head, values_of_head, table, start, end, stride_block, stride_token,
+    head_dim: tl.constexpr, block_tokens: tl.constexpr, ahead_keys: tl.constexpr,
+):  # fmt: skip
+    """Ask for the first `ahead_keys` keys and values to be brought to the L2 cache, a row a request."""
+    row_bytes: tl.constexpr = head_dim * (keys_of_head.dtype.element_ty.primitive_bitwidth // 8)
+    num_rows: tl.constexpr = 2 * ahead_keys
+    rows = tl.arange(0, num_rows)
+    keys = tl.minimum(start + rows // 2, end - 1)
+    blocks = tl.load(table + keys // block_tokens).to(tl.int64)
+    offsets = blocks * stride_block + (keys % block_tokens) * stride_token
+    pointers = tl.where(rows % 2 == 0, keys_of_head + offsets, values_of_head + offsets)
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
+        "=r,l,r",
+        [pointers.to(tl.int64), tl.full(pointers.shape, row_bytes, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]

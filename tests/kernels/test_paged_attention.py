@@ -158,11 +158,15 @@ def test_decode_compiles_for_hopper(
             "head_dim": head_dim, "block_dim": padded_head_dim(head_dim), "block_tokens": 16,
             "block_keys": launch.block_keys, "window": window, "loop_stages": launch.num_stages,
             "max_splits": decode.MAX_SPLITS, "alone": alone, "overlap": True,
+            "ahead_keys": 16 * launch.num_warps,
         },
         launch.num_warps,
         launch.num_stages,
     )  # fmt: skip
     assert ("atom.global.gpu.acq_rel" in ptx) is not alone
+    before_wait = ptx[: ptx.index("griddepcontrol.wait")]
+    assert "cp.async.bulk.prefetch.L2" in before_wait
+    assert before_wait.count("st.global") == 0
     if dtype == "*bf16" and group > 1:
         assert "cp.async.cg.shared.global" in ptx  # keys and values arrive while others are multiplied
 
