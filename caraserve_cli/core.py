@@ -33,11 +33,14 @@ class FinishReason(StrEnum):
 
 
 class ColdStart(StrEnum):
-    """How a request's adapter came to the device."""
+    """How a request's adapter came to the device; `coldstart.policy` says what each means."""
 
     NONE = "none"
     RESIDENT = "resident"
+    STREAM = "stream"
+    CPU_ASSIST = "cpu-assist"
     ON_DEMAND = "on-demand"
+    ON_DEMAND_BLOCKING = "on-demand-blocking"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,9 @@ class Sequence:
     num_pending_tokens: int = 0
     adapter_slot: int | None = None
     cold_start: ColdStart = ColdStart.NONE
+    # CPU workers compute layers of a chunk under way, and it is not known yet whether they were in time.
+    is_unchecked: bool = False
+    num_failed_assists: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     # Hash of each full block of tokens, chained from `prefix_root`; None switches prefix caching off.
@@ -176,13 +182,15 @@ class Sequence:
 class ScheduledChunk:
     """Tokens `start` to `start + num_tokens` of one sequence, to be computed in one step.
 
-    `yields_token`: whether it ends at the sequence's last token, so that a next one is sampled.
+    `yields_token`: whether it ends at the sequence's last token, so that a next one is sampled. `cpu_layers`:
+    leading layers whose LoRA part CPU workers compute.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
     yields_token: bool
+    cpu_layers: int = 0
 
 
 class AdapterEviction(NamedTuple):
@@ -204,11 +212,14 @@ class AdapterMove(NamedTuple):
 
 
 class AdapterLoad(NamedTuple):
-    """Bring `adapter` into `adapter_slot`, at `offset_bytes` of the device pool."""
+    """Bring `adapter` into `adapter_slot`, at `offset_bytes` of the device pool. `how`: what waits for it;
+    the first `cpu_layers` layers are needed last."""
 
     adapter: str
     adapter_slot: int
     offset_bytes: int
+    how: ColdStart = ColdStart.STREAM
+    cpu_layers: int = 0
 
 
 # What changes the device pool. A later one may undo an earlier one's place, so that their order counts.
@@ -294,10 +305,10 @@ class AdapterInfo:
     """What planning needs to know of one adapter: no weights.
 
     `lora_rank` is the largest rank of its modules; `num_bytes` what it takes in a device pool;
-    `content_hash` keys the prefix cache.
+    `identity` keys the prefix cache: no other adapter of the run has it.
     """
 
     name: str
     lora_rank: int
     num_bytes: int
-    content_hash: bytes
+    identity: bytes

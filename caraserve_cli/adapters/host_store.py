@@ -1,51 +1,71 @@
-"""Adapters in host memory, bounded in bytes, the least recently used dropped first.
+"""Adapters in host memory, bounded in bytes: read ahead of need, the least recently used dropped first.
 
-Knows the library and how to load, not the device: what is fetched is used, or copied on, by the caller.
+Packed adapters lie in one arena (`host_arena`) that CPU workers map too; others in memory of their own.
+What is known without weights is `description`'s, the books are `kept_adapters`'s, the thread
+`adapter_reader`'s. Knows the library and how to load, not the device: what is acquired is used, or copied
+on, by the caller.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
+from caraserve_cli.adapters.adapter_reader import AdapterReader
+from caraserve_cli.adapters.description import Description, Descriptions, OutlineAdapter
+from caraserve_cli.adapters.host_arena import HostArena
+from caraserve_cli.adapters.kept_adapters import KeptAdapters, Room
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.adapters.loader import load_adapter
-from caraserve_cli.adapters.packing import Packer
-from caraserve_cli.adapters.weights import AdapterWeights
+from caraserve_cli.adapters.loader import load_adapter, outline_adapter
+from caraserve_cli.adapters.packing import BlobRoom, Packer
+from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, ModuleKey
 from caraserve_cli.core import AdapterInfo, BaseShape
 from caraserve_cli.errors import AdapterError
 
-# Name, folder, the base's shape, the run's dtype -> the weights; raises AdapterError.
-LoadAdapter: TypeAlias = Callable[[str, Path, BaseShape, torch.dtype], AdapterWeights]
+# Name, folder, the base's shape, the run's dtype, the memory to put them in or None for new memory -> the
+# weights; raises AdapterError.
+LoadAdapter: TypeAlias = Callable[
+    [str, Path, BaseShape, torch.dtype, Mapping[ModuleKey, LoraPair] | None], AdapterWeights
+]
 
 
 @dataclass(slots=True)
 class HostStoreCounters:
-    """What a host store did since it was made. `loaded_bytes` counts canonical weights, not file sizes."""
+    """What a host store did since it was made. `loaded_bytes` counts canonical weights, not file sizes.
+
+    `hits` found the adapter in memory, `misses` waited for its files; `prefetched` are those read before
+    anyone asked for them.
+    """
 
     hits: int = 0
     misses: int = 0
+    prefetched: int = 0
     loaded_bytes: int = 0
     load_ms: float = 0.0
 
 
 class HostStore:
-    """Loads adapters on demand and keeps those used last.
+    """Adapters of a library in host memory. Any thread may call it; files are read without its lock.
 
     Args:
         library: which adapters exist.
         shape: the base that they must fit.
         dtype: of the weights in memory.
-        capacity_bytes: of the weights kept. A larger adapter is served all the same, but not kept.
+        capacity_bytes: of the weights kept. What has no room is served all the same, but not kept.
         packer: packs what is loaded for a device pool; None where the weights are used from host memory.
         load: makes the weights of what is not in memory.
+        outline: tells what `load` will make, without making it.
+
+    Attributes:
+        packer: as given.
+        arena: where packed adapters lie; None without a packer.
+        counters: only ever grow.
     """
 
     def __init__(
@@ -56,92 +76,237 @@ class HostStore:
         capacity_bytes: int,
         packer: Packer | None = None,
         load: LoadAdapter = load_adapter,
+        outline: OutlineAdapter = outline_adapter,
     ) -> None:
-        self._library = library
-        self._shape = shape
-        self._dtype = dtype
-        self._capacity_bytes = capacity_bytes
+        self._shape, self._dtype = shape, dtype
         self.packer = packer
+        self.arena = None if packer is None else HostArena(capacity_bytes, pinned=packer.pinned)
         self._load_adapter = load
-        self._kept: OrderedDict[str, AdapterWeights] = OrderedDict()
-        self._kept_bytes = 0
-        # Small, and kept for good: planning asks for them long after the weights are dropped.
-        self._infos: dict[str, AdapterInfo] = {}
-        self._refused: dict[str, AdapterError] = {}
         self.counters = HostStoreCounters()
+        self._descriptions = Descriptions(library, shape, dtype, packer, outline)
+        # Guards all that follows, and is notified of every change to it.
+        self._changed = threading.Condition()
+        self._kept = KeptAdapters(capacity_bytes, self.arena)
+        self._wished: tuple[str, ...] = ()
+        self._being_read: set[str] = set()
+        # Wishes that the reader cannot meet: `acquire` has to.
+        self._given_up: set[str] = set()
+        # The first wish that is not met has no room before another one is used.
+        self._waits_for_room = False
+        # How many wishes were met or given up, and how many of these a waiting caller has been told of.
+        self._num_ready = self._num_told = 0
+        self._reader = AdapterReader(self._changed, self._choose, self._prefetch)
+        self._is_closed = False
 
     @property
     def kept_bytes(self) -> int:
         """Size of all weights in the store, at most its capacity."""
-        return self._kept_bytes
+        with self._changed:
+            return self._kept.num_bytes
 
     @property
     def kept_names(self) -> tuple[str, ...]:
         """The adapters in the store, least recently used first."""
-        return tuple(self._kept)
+        with self._changed:
+            return self._kept.names
 
-    def fetch(self, name: str) -> AdapterWeights:
-        """The weights of the adapter called `name`, from memory or from its folder.
+    def describe(self, name: str) -> AdapterInfo:
+        """What planning needs to know of an adapter, from its config and header; remembered for good.
+
+        Raises:
+            AdapterError: it does not exist or is refused, now or when it was first read.
+        """
+        return self._descriptions.of(name).info
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Have the adapters that will be needed next, in this order, read by a thread of the store's own. The
+        list replaces the last one; a read that has begun goes on.
+
+        Adapters that are neither in this list nor pinned leave for them, and later ones for earlier ones.
+        Whatever goes wrong comes out of `acquire`.
+        """
+        wished = tuple(dict.fromkeys(names))
+        with self._changed:
+            if wished == self._wished or self._is_closed:
+                return
+            self._wished = wished
+            self._given_up.intersection_update(wished)
+            self._waits_for_room = False
+            self._reader.wake()
+
+    def is_ready(self, name: str) -> bool:
+        """Whether waiting for a prefetch makes no sense: the adapter is in memory, cannot be read at all,
+        or there is no room to prefetch it to."""
+        with self._changed:
+            return name in self._kept or name in self._given_up or self._descriptions.is_hopeless(name)
+
+    def is_shared(self, name: str) -> bool:
+        """Whether the adapter is in the arena, where other processes can read it."""
+        with self._changed:
+            weights = self._kept.weights(name)
+        return (
+            weights is not None
+            and weights.packed is not None
+            and weights.packed.arena_offset_bytes is not None
+        )
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Wait until another adapter of `prefetch`'s list has become ready since the last call returned,
+        or until the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_ready != self._num_told, timeout_s)
+            self._num_told = self._num_ready
+
+    def acquire(self, name: str) -> AdapterWeights:
+        """The weights of the adapter called `name`, which stay where they are until `release`. What is not in
+        memory is read now; what is being read is waited for.
 
         Raises:
             AdapterError: it does not exist or is refused. Its files are then never read again.
+            OptionError: memory for it cannot be pinned.
         """
-        weights = self._kept.get(name)
-        if weights is not None:
-            self.counters.hits += 1
-            self._kept.move_to_end(name)
-            return weights
-        if name in self._refused:
-            refused = self._refused[name]
-            raise AdapterError(refused.adapter, refused.reason)
-        folder = self._library.path(name)
-        self.counters.misses += 1
-        weights = self._load(name, folder)
-        self._keep(weights)
+        with self._changed:
+            assert not self._is_closed, "the host store is closed"
+            is_hit = name not in self._being_read
+            self._changed.wait_for(lambda: name not in self._being_read)
+            self._descriptions.check(name)
+            weights = self._kept.pin(name)
+            if weights is not None:
+                self.counters.hits += is_hit
+                self.counters.misses += not is_hit
+                self._note_change()
+                return weights
+            self.counters.misses += 1
+            self._being_read.add(name)
+        weights = self._read(name, is_wish=False)
+        assert weights is not None
         return weights
 
-    def info(self, name: str) -> AdapterInfo:
-        """What planning needs to know of an adapter; loads it if it was never loaded.
+    def release(self, name: str) -> None:
+        """Take back one `acquire`: once all are, the weights may go.
 
         Raises:
-            AdapterError: as `fetch`.
+            KeyError: the adapter is not acquired.
         """
-        if name not in self._infos:
-            self.fetch(name)
-        return self._infos[name]
+        with self._changed:
+            self._kept.unpin(name)
+            self._given_up.clear()
+            self._note_change()
+
+    def close(self) -> None:
+        """Finish the read under way, end the thread, and give the arena back: nothing may use its weights any
+        more. A second call does nothing."""
+        with self._changed:
+            self._is_closed = True
+        self._reader.close()
+        if self.arena is not None:
+            self.arena.close()
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where the books do not add up; for tests."""
-        assert self._kept_bytes == sum(weights.host_bytes for weights in self._kept.values())
-        assert self._kept_bytes <= self._capacity_bytes
-        assert self._kept.keys() <= self._infos.keys()
-        assert not self._refused.keys() & self._infos.keys()
+        """For tests. Raises AssertionError where the books do not add up."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._being_read)
+            self._kept.check_integrity()
+            assert self._given_up <= set(self._wished)
 
-    def _load(self, name: str, folder: Path) -> AdapterWeights:
-        start = time.perf_counter()
+    def _note_change(self) -> None:
+        """Something was used, given back or read: the reader may have room now."""
+        self._waits_for_room = False
+        self._changed.notify_all()
+
+    def _choose(self) -> str | None:
+        """The first wish that the reader can do something about, as begun."""
+        if self._waits_for_room:
+            return None
+        for name in self._wished:
+            is_settled = name in self._kept or name in self._given_up or self._descriptions.is_hopeless(name)
+            if not is_settled and name not in self._being_read:
+                self._being_read.add(name)
+                return name
+        return None
+
+    def _prefetch(self, name: str) -> None:
+        """What the reader does. An AdapterError is remembered as a refusal; what else goes wrong goes
+        wrong again where the adapter is needed, and is told there."""
         try:
-            loaded = self._load_adapter(name, folder, self._shape, self._dtype)
-            weights = loaded if self.packer is None else self.packer.pack(loaded)
-            self._remember(dataclasses.replace(loaded.info(), num_bytes=weights.num_bytes))
-        except AdapterError as error:
-            # Remembered without its traceback, which would keep half-read tensors alive.
-            self._refused[name] = AdapterError(error.adapter, error.reason)
-            self._infos.pop(name, None)
+            self._read(name, is_wish=True)
+        except AdapterError:
+            pass
+        except Exception:
+            with self._changed:
+                self._give_up(name)
+        with self._changed:
+            if not self._waits_for_room:
+                self._num_ready += 1
+                self._changed.notify_all()
+
+    def _read(self, name: str, *, is_wish: bool) -> AdapterWeights | None:
+        """Bring an adapter that is marked as being read into the store, pinned unless it is a wish; None
+        if there is no room for a wish."""
+        room = None
+        try:
+            description = self._descriptions.of(name)
+            with self._changed:
+                room = self._take_room(description, is_wish=is_wish)
+                if room is None and is_wish:
+                    self._being_read.discard(name)
+                    return None
+            start = time.perf_counter()
+            weights = self._load(description, room)
+            load_ms = (time.perf_counter() - start) * 1000
+        except BaseException as error:
+            with self._changed:
+                if isinstance(error, AdapterError):
+                    self._descriptions.refuse(error)
+                if room is not None:
+                    self._kept.give_back(room)
+                self._being_read.discard(name)
+                self._note_change()
             raise
-        self.counters.loaded_bytes += weights.num_bytes
-        self.counters.load_ms += (time.perf_counter() - start) * 1000
+        with self._changed:
+            self._kept.add(weights, room, pinned=not is_wish)
+            self._being_read.discard(name)
+            self.counters.prefetched += is_wish
+            self.counters.loaded_bytes += weights.num_bytes
+            self.counters.load_ms += load_ms
+            self._note_change()
         return weights
 
-    def _remember(self, info: AdapterInfo) -> None:
-        """Notes an adapter's info: what was planned and cached with it must hold when it is read again."""
-        if self._infos.setdefault(info.name, info).content_hash != info.content_hash:
-            raise AdapterError(info.name, "its files changed during the run; run again with the new ones")
+    def _take_room(self, description: Description, *, is_wish: bool) -> Room | None:
+        num_bytes, name = description.info.num_bytes, description.info.name
+        if not is_wish:
+            return self._kept.take_room(num_bytes, self._wished)
+        # It may have been struck off the list meanwhile: then it drives out nobody on it.
+        num_ahead = self._wished.index(name) if name in self._wished else len(self._wished)
+        room = self._kept.take_room(num_bytes, self._wished, num_ahead)
+        if room is None:
+            in_the_way = (other for other in self._wished[:num_ahead] if other in self._kept)
+            self._waits_for_room = self._kept.has_room_for(num_bytes) and any(
+                not self._kept.is_pinned(other) for other in in_the_way
+            )
+            if not self._waits_for_room:
+                self._give_up(name)
+        return room
 
-    def _keep(self, weights: AdapterWeights) -> None:
-        if weights.host_bytes > self._capacity_bytes:
-            return
-        while self._kept_bytes + weights.host_bytes > self._capacity_bytes:
-            _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped.host_bytes
-        self._kept[weights.name] = weights
-        self._kept_bytes += weights.host_bytes
+    def _give_up(self, name: str) -> None:
+        if name in self._wished:
+            self._given_up.add(name)
+
+    def _load(self, description: Description, room: Room | None) -> AdapterWeights:
+        """Read an adapter, packed into its place, without the lock."""
+        packed = None if self.packer is None else self._place(self.packer, description, room)
+        pairs = None if packed is None else packed.pairs
+        loaded = self._load_adapter(
+            description.info.name, description.folder, self._shape, self._dtype, pairs
+        )
+        description.check(loaded.outline)
+        return loaded if packed is None else packed
+
+    def _place(self, packer: Packer, description: Description, room: Room | None) -> AdapterWeights:
+        blob_room = None
+        if room is not None:
+            assert self.arena is not None
+            assert room.extent is not None
+            memory = self.arena.tensor(room.extent, self._dtype)
+            blob_room = BlobRoom(memory, room.extent.offset_bytes)
+        return packer.place(description.outline, self._dtype, blob_room)

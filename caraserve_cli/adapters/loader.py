@@ -1,4 +1,4 @@
-"""One PEFT folder -> canonical weights: the only place where an adapter's weights are read.
+"""One PEFT folder -> canonical weights, or their outline: the only place where an adapter's weights are read.
 
 Knows no library and no cache.
 """
@@ -6,57 +6,106 @@ Knows no library and no cache.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from caraserve_cli.adapters.file_stamp import FILES_CHANGED
 from caraserve_cli.adapters.peft_config import PeftConfig
 from caraserve_cli.adapters.peft_weights import PairSource, read_layout
 from caraserve_cli.adapters.weight_file import WeightFile, open_weight_file
-from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
+from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair, ModuleKey
 from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import AdapterError
 
 
-def load_adapter(name: str, folder: Path, shape: BaseShape, dtype: torch.dtype) -> AdapterWeights:
+def load_adapter(
+    name: str,
+    folder: Path,
+    shape: BaseShape,
+    dtype: torch.dtype,
+    pairs: Mapping[ModuleKey, LoraPair] | None = None,
+) -> AdapterWeights:
     """The weights of the adapter in `folder`, checked against the base and copied out of the file.
+
+    Args:
+        name: in messages.
+        folder: of the adapter.
+        shape: of the base.
+        dtype: of the weights.
+        pairs: memory to read them into, of the sizes that the adapter's outline tells; None for new memory.
 
     Raises:
         AdapterError: the adapter cannot be served; the message names the field or tensor at fault.
     """
     config = PeftConfig.read(name, folder)
     with open_weight_file(name, folder) as file:
-        layout = read_layout(name, config, file.headers, shape)
-        pairs = {key: _read_pair(name, file, source, dtype) for key, source in layout.items()}
-    return AdapterWeights(name, pairs)
+        sources = read_layout(name, config, file.headers, shape)
+        outline = _outline(name, sources)
+        if pairs is None:
+            pairs = _allocate(outline, shape, dtype)
+        elif AdapterWeights(name, pairs).outline != outline:
+            raise AdapterError(name, FILES_CHANGED)
+        for key, source in sources.items():
+            _read_pair(name, file, source, pairs[key])
+    return AdapterWeights(name, {key: pairs[key] for key in sources})
 
 
-def _read_pair(adapter: str, file: WeightFile, source: PairSource, dtype: torch.dtype) -> LoraPair:
-    return LoraPair(
-        a=_read(adapter, file, source.a_name, dtype),
-        b_rows=_read(adapter, file, source.b_name, dtype, source.scale).t().contiguous(),
-        bias=None
-        if source.bias_name is None
-        else _read(adapter, file, source.bias_name, dtype, source.scale),
+def outline_adapter(name: str, folder: Path, shape: BaseShape) -> AdapterOutline:
+    """The outline of the adapter in `folder`, from its config and the header of its weight file.
+
+    Raises:
+        AdapterError: as `load_adapter`, but for what only the weights tell: values that are not finite.
+    """
+    config = PeftConfig.read(name, folder)
+    with open_weight_file(name, folder, headers_only=True) as file:
+        return _outline(name, read_layout(name, config, file.headers, shape))
+
+
+def _outline(name: str, sources: Mapping[ModuleKey, PairSource]) -> AdapterOutline:
+    return AdapterOutline(
+        name,
+        {key: source.lora_rank for key, source in sources.items()},
+        frozenset(key for key, source in sources.items() if source.bias_name is not None),
     )
 
 
-def _read(
-    adapter: str, file: WeightFile, name: str, dtype: torch.dtype, scale: float | None = None
-) -> torch.Tensor:
-    """A contiguous copy in `dtype` that shares no memory with the file; refuses what is not finite there."""
-    stored = file.read(name)
+def _allocate(outline: AdapterOutline, shape: BaseShape, dtype: torch.dtype) -> dict[ModuleKey, LoraPair]:
+    pairs: dict[ModuleKey, LoraPair] = {}
+    for key, lora_rank in outline.lora_ranks.items():
+        in_width, out_width = shape.module_shape(key[1])
+        pairs[key] = LoraPair(
+            torch.empty(lora_rank, in_width, dtype=dtype),
+            torch.empty(lora_rank, out_width, dtype=dtype),
+            torch.empty(out_width, dtype=dtype) if key in outline.biased else None,
+        )
+    return pairs
+
+
+def _read_pair(adapter: str, file: WeightFile, source: PairSource, pair: LoraPair) -> None:
+    _copy(adapter, source.a_name, file.read(source.a_name), pair.a)
+    # Transposed in the file's dtype: scaled first, in float32, it would take three times as long.
+    b_rows = file.read(source.b_name).t().contiguous()
+    _copy(adapter, source.b_name, b_rows, pair.b_rows, source.scale)
+    if source.bias_name is not None:
+        assert pair.bias is not None
+        _copy(adapter, source.bias_name, file.read(source.bias_name), pair.bias, source.scale)
+
+
+def _copy(
+    adapter: str, name: str, stored: torch.Tensor, target: torch.Tensor, scale: float | None = None
+) -> None:
+    """Fill `target` with the tensor called `name`, in its dtype; refuses what is not finite there."""
     # Scaled in float32 before the cast, so that the scale costs no second rounding.
-    values = stored if scale is None else stored.float() * scale
-    copy = torch.empty(stored.shape, dtype=dtype).copy_(values)
-    if not _all_finite(copy):
+    target.copy_(stored if scale is None else stored.float() * scale)
+    if not _all_finite(target):
         reason = (
-            f"does not fit {str(dtype).removeprefix('torch.')}; choose another --dtype"
+            f"does not fit {str(target.dtype).removeprefix('torch.')}; choose another --dtype"
             if _all_finite(stored)
             else "holds NaN or infinite values; train or save the adapter again"
         )
         raise AdapterError(adapter, f"tensor '{name}' {reason}")
-    return copy
 
 
 def _all_finite(values: torch.Tensor) -> bool:

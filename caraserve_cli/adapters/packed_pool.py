@@ -1,18 +1,23 @@
 """The device pool of a GPU: one flat tensor in which every resident adapter is one contiguous extent.
 
 Moves bytes where `engine.residency` planned them: within the pool in the order of the current stream, from
-the host on a stream of their own (`layer_copies`). Decides nothing.
+the host on a lane of their own (`transfers`). Decides nothing.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caraserve_cli.adapters.layer_copies import LayerCopies
+from caraserve_cli.adapters.copy_lane import CopyLane, open_lane
 from caraserve_cli.adapters.packing import fused_groups
+from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder, Transfer
+from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.core import AdapterMove, BaseShape
 from caraserve_kernels.lora_layout import AdapterLayout, empty_table
@@ -20,6 +25,16 @@ from caraserve_kernels.lora_layout import AdapterLayout, empty_table
 # Bytes that an extent is moved by at a time, through a buffer of that size, since an extent may overlap the
 # place it is moved to. Large enough that the two copies run at the memory's bandwidth. Chosen, not measured.
 MOVE_BUFFER_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Load:
+    """What is to be copied in, to which element, and who is told when it has come."""
+
+    blob: Tensor
+    first: int
+    order: LayerOrder
+    on_arrival: Callable[[], None]
 
 
 class PackedPool:
@@ -31,6 +46,7 @@ class PackedPool:
         max_adapters: slots of the table, that many adapters can be resident.
         dtype: of the run.
         device: the GPU.
+        lane: the way there; None for one of the pool's own.
 
     Attributes:
         groups: the base's fused projections, in the order of the table's third dimension.
@@ -40,7 +56,8 @@ class PackedPool:
         largest_ranks: int32 [max_adapters] on the host, `AdapterLayout.largest_rank` of each slot.
         used_groups: indices of the groups that any adapter changes, of those loaded so far and those that the
             caller expects.
-        copies: of the adapters loaded; they begin with `start_copies`, and what reads them waits for them.
+        transfers: of the adapters loaded; `start_copies` opens them, and what reads the adapters waits for
+            `gates`.
     """
 
     def __init__(
@@ -50,6 +67,7 @@ class PackedPool:
         max_adapters: int,
         dtype: torch.dtype,
         device: torch.device,
+        lane: CopyLane | None = None,
     ) -> None:
         self.groups = fused_groups(shape)
         self.weights = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
@@ -58,40 +76,88 @@ class PackedPool:
         self.stacked_rows = np.zeros((max_adapters, len(self.groups)), dtype=np.int32)
         self.largest_ranks = np.zeros(max_adapters, dtype=np.int32)
         self.used_groups: frozenset[int] = frozenset()
-        self.copies = LayerCopies(device, shape.num_layers)
+        self.transfers = Transfers(lane or open_lane(device), shape.num_layers)
         self._layouts: dict[int, AdapterLayout] = {}
-        # By slot: what is to be copied in, and to which element; from which to which one it is to be moved.
-        self._loads: dict[int, tuple[Tensor, int]] = {}
+        # By slot: what is to be copied in; what is on its way; from which element to which one it is to be
+        # moved.
+        self._loads: dict[int, _Load] = {}
+        self._transfer_of: dict[int, Transfer] = {}
         self._moves: dict[int, tuple[int, int]] = {}
         self._pinned = device.type == "cuda"
         self._move_buffer = self.weights.new_empty(
             min(MOVE_BUFFER_BYTES // dtype.itemsize, self.weights.numel())
         )
 
-    def load(self, adapter_slot: int, weights: AdapterWeights, offset_bytes: int) -> None:
-        """Have a packed adapter copied in by the next `start_copies`."""
+    def load(
+        self,
+        adapter_slot: int,
+        weights: AdapterWeights,
+        offset_bytes: int,
+        order: LayerOrder | None = None,
+        on_arrival: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Have a packed adapter copied in from the next `start_copies` on.
+
+        Args:
+            adapter_slot: where it is found.
+            weights: they must keep their content until `on_arrival`.
+            offset_bytes: where it is placed.
+            order: in which its layers are copied; from the first on by default.
+            on_arrival: called, once, when they are no longer read: all has come, or nothing was begun.
+        """
         assert weights.packed is not None
         layout, blob = weights.packed.layout, weights.packed.blob
-        self._loads[adapter_slot] = blob, offset_bytes // blob.itemsize
+        first = offset_bytes // blob.itemsize
+        self._loads[adapter_slot] = _Load(blob, first, order or LayerOrder(), on_arrival)
         self._layouts[adapter_slot] = layout
         self.stacked_rows[adapter_slot] = layout.stacked_rows
         self.largest_ranks[adapter_slot] = layout.largest_rank
         self.used_groups |= set(np.flatnonzero(layout.stacked_rows).tolist())
 
     def start_copies(self) -> None:
-        """Do the moves, and begin to copy what was loaded, without waiting; see `LayerCopies.start`."""
+        """Do the moves, and open the transfers of what was loaded, those of one order together. Their copies
+        begin as their layers are waited for, or with `transfers.begin`."""
         # Extents only slide down and keep their order: none is moved onto one that is still to be moved.
         for adapter_slot, (source, target) in sorted(self._moves.items(), key=lambda item: item[1]):
             self._slide(adapter_slot, source, target)
         self._moves.clear()
-        for adapter_slot, (blob, first) in self._loads.items():
-            layout = self._layouts[adapter_slot]
-            rows = self._table_rows(layout.placed(first)).view(-1)
-            with_first_layer = (0, *[rows.numel()] * (len(layout.layer_starts) - 1))
-            self.copies.queue(self.table[adapter_slot].view(-1), rows, with_first_layer)
-            self.copies.queue(self.weights[first : first + blob.numel()], blob, layout.layer_starts)
+        by_order: dict[LayerOrder, list[int]] = {}
+        for adapter_slot, load in self._loads.items():
+            by_order.setdefault(load.order, []).append(adapter_slot)
+        for order, adapter_slots in by_order.items():
+            self._open_transfer(order, adapter_slots)
         self._loads.clear()
-        self.copies.start()
+
+    def gates(self, adapter_slots: Iterable[int]) -> tuple[Transfer, ...]:
+        """The transfers that whoever reads these slots has to wait for, each once."""
+        self._transfer_of = {
+            adapter_slot: transfer
+            for adapter_slot, transfer in self._transfer_of.items()
+            if not transfer.has_arrived
+        }
+        of_slots = (self._transfer_of.get(adapter_slot) for adapter_slot in adapter_slots)
+        return tuple(dict.fromkeys(transfer for transfer in of_slots if transfer is not None))
+
+    def has_arrived(self, adapter_slot: int) -> bool:
+        """Whether all that was loaded into a slot is there."""
+        return adapter_slot not in self._loads and not self.gates([adapter_slot])
+
+    def _open_transfer(self, order: LayerOrder, adapter_slots: list[int]) -> None:
+        copies: list[LayerCopy] = []
+        loads = [self._loads[adapter_slot] for adapter_slot in adapter_slots]
+        for adapter_slot, load in zip(adapter_slots, loads, strict=True):
+            layout = self._layouts[adapter_slot]
+            rows = self._table_rows(layout.placed(load.first)).view(-1)
+            copies.append(LayerCopy(self.table[adapter_slot].view(-1), rows))
+            extent = self.weights[load.first : load.first + load.blob.numel()]
+            copies.append(LayerCopy(extent, load.blob, layout.layer_starts))
+
+        def tell_all() -> None:
+            for load in loads:
+                load.on_arrival()
+
+        transfer = self.transfers.open(copies, order, tell_all)
+        self._transfer_of |= dict.fromkeys(adapter_slots, transfer)
 
     def move(self, move: AdapterMove) -> None:
         """Have an extent slid down by the next `start_copies`: once, however often it is moved until then,
@@ -100,15 +166,14 @@ class PackedPool:
             num_bytes // self.weights.itemsize for num_bytes in (move.from_offset_bytes, move.to_offset_bytes)
         )
         if move.adapter_slot in self._loads:
-            blob, _ = self._loads[move.adapter_slot]
-            self._loads[move.adapter_slot] = blob, target
+            self._loads[move.adapter_slot] = replace(self._loads[move.adapter_slot], first=target)
         else:
             source, _ = self._moves.get(move.adapter_slot, (source, target))
             self._moves[move.adapter_slot] = source, target
 
     def _slide(self, adapter_slot: int, source: int, target: int) -> None:
         """Piece by piece from the lowest address: an extent may overlap where it goes."""
-        self.copies.wait()  # a launch that ran out of memory may have left some under way
+        self.transfers.wait()  # what is on its way there, or left there since it was begun
         layout = self._layouts[adapter_slot]
         end = source + layout.num_elements
         for first in range(source, end, self._move_buffer.numel()):
@@ -117,16 +182,19 @@ class PackedPool:
             piece.copy_(self.weights[first : first + size])
             self.weights[first - source + target :][:size].copy_(piece)
         self.table[adapter_slot].copy_(self._table_rows(layout.placed(target)), non_blocking=True)
-        self.copies.mark_stale()
+        self.transfers.mark_stale()
 
     def evict(self, adapter_slot: int) -> None:
         """Forget what a slot holds."""
         del self._layouts[adapter_slot]
         self.stacked_rows[adapter_slot] = 0
         self.largest_ranks[adapter_slot] = 0
-        self._loads.pop(adapter_slot, None)
+        load = self._loads.pop(adapter_slot, None)
+        if load is not None:
+            load.on_arrival()
+        self._transfer_of.pop(adapter_slot, None)
         self._moves.pop(adapter_slot, None)
-        self.copies.mark_stale()
+        self.transfers.mark_stale()
 
     def _table_rows(self, entries: NDArray[np.int64]) -> Tensor:
         """Where a copy to the device takes them from; the allocator of pinned memory keeps what one reads."""

@@ -1,20 +1,21 @@
 """Adapters as the device pool holds them: all of one adapter's weights in one contiguous piece of memory.
 
 The layout is `caraserve_kernels.lora_layout`'s; here it meets the base's modules and the canonical weights.
-What is packed lies in pinned host memory where there is a GPU, so that a load is one copy.
+What is packed lies in the host arena, or in memory of its own; pinned where there is a GPU, so that a load is
+one copy.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, PackedWeights
+from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair, PackedWeights
 from caraserve_cli.core import FUSED_MODULES, BaseShape
 from caraserve_cli.errors import AdapterError
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModulePiece
@@ -42,7 +43,7 @@ class LoraForm(Protocol):
 
     kernel: ClassVar[str]
 
-    def lay_out(self, shape: BaseShape, weights: AdapterWeights) -> AdapterLayout:
+    def lay_out(self, shape: BaseShape, outline: AdapterOutline) -> AdapterLayout:
         """Where the adapter's pieces lie.
 
         Raises:
@@ -59,9 +60,9 @@ class UnpaddedForm:
 
     kernel: ClassVar[str] = "mbgmv"
 
-    def lay_out(self, shape: BaseShape, weights: AdapterWeights) -> AdapterLayout:
+    def lay_out(self, shape: BaseShape, outline: AdapterOutline) -> AdapterLayout:
         """See `LoraForm`."""
-        return _lay_out(shape, weights, None)
+        return _lay_out(shape, outline, None)
 
     def padding(self, largest_ranks: NDArray[np.int32]) -> None:
         """See `LoraForm`."""
@@ -80,30 +81,33 @@ class PaddedForm:
         if not 1 <= self.padded_rank <= MAX_LORA_RANK:
             raise ValueError(f"padded to rank {self.padded_rank}; it must be 1 to {MAX_LORA_RANK}")
 
-    def lay_out(self, shape: BaseShape, weights: AdapterWeights) -> AdapterLayout:
+    def lay_out(self, shape: BaseShape, outline: AdapterOutline) -> AdapterLayout:
         """See `LoraForm`."""
-        if weights.lora_rank > self.padded_rank:
+        if outline.lora_rank > self.padded_rank:
             # `padded_rank` was read from the files at the start.
             raise AdapterError(
-                weights.name,
-                f"has rank {weights.lora_rank}, and when the run began no adapter had more than "
+                outline.name,
+                f"has rank {outline.lora_rank}, and when the run began no adapter had more than "
                 f"{self.padded_rank}: its files changed; run again with the new ones",
             )
-        return _lay_out(shape, weights, self.padded_rank)
+        return _lay_out(shape, outline, self.padded_rank)
 
     def padding(self, largest_ranks: NDArray[np.int32]) -> Padding:
         """See `LoraForm`."""
         return Padding(self.padded_rank, int(largest_ranks.max()))
 
 
-def _lay_out(shape: BaseShape, weights: AdapterWeights, padded_rank: int | None) -> AdapterLayout:
+def _lay_out(shape: BaseShape, outline: AdapterOutline, padded_rank: int | None) -> AdapterLayout:
     return AdapterLayout.build(
-        fused_groups(shape),
-        shape.num_layers,
-        {key: pair.lora_rank for key, pair in weights.pairs.items()},
-        {key for key, pair in weights.pairs.items() if pair.bias is not None},
-        padded_rank,
+        fused_groups(shape), shape.num_layers, outline.lora_ranks, outline.biased, padded_rank
     )
+
+
+class BlobRoom(NamedTuple):
+    """Where a blob goes: memory of its size, and where in the host arena that is."""
+
+    memory: Tensor
+    arena_offset_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,44 +117,76 @@ class Packer:
     Attributes:
         shape: the base's.
         form: the pool's.
-        pinned: whether to use pinned memory, which only a machine with CUDA has.
+        pinned: whether memory that `pack` allocates is pinned, which only a machine with CUDA can.
     """
 
     shape: BaseShape
     form: LoraForm
     pinned: bool
 
-    def pack(self, weights: AdapterWeights) -> AdapterWeights:
-        """The same weights, in one piece; the pairs are views of it.
+    def lay_out(self, outline: AdapterOutline) -> AdapterLayout:
+        """Where an adapter's pieces will lie.
 
         Raises:
-            AdapterError: the adapter's rank is above MAX_LORA_RANK, or above what the form has room for.
+            AdapterError: its rank is above MAX_LORA_RANK, or above what the form has room for.
         """
-        if weights.lora_rank > MAX_LORA_RANK:
+        if outline.lora_rank > MAX_LORA_RANK:
             raise AdapterError(
-                weights.name,
-                f"has rank {weights.lora_rank}, and on a GPU ranks up to {MAX_LORA_RANK} are served; "
+                outline.name,
+                f"has rank {outline.lora_rank}, and on a GPU ranks up to {MAX_LORA_RANK} are served; "
                 "use --device cpu",
             )
-        layout = self.form.lay_out(self.shape, weights)
-        dtype = next(iter(weights.pairs.values())).a.dtype
+        return self.form.lay_out(self.shape, outline)
+
+    def place(
+        self, outline: AdapterOutline, dtype: torch.dtype, room: BlobRoom | None = None
+    ) -> AdapterWeights:
+        """An adapter in one piece whose weights are still to be written: zeros, its pairs views of the piece.
+
+        Args:
+            outline: the adapter's.
+            dtype: of the weights.
+            room: where the piece goes; `lay_out` tells how many elements it needs. None for memory of its
+                own.
+
+        Raises:
+            AdapterError: as `lay_out`.
+        """
+        layout = self.lay_out(outline)
         # Zeros: the padding is moved to the device and multiplied there.
-        blob = torch.zeros(layout.num_elements, dtype=dtype, pin_memory=self.pinned)
-        pairs = {key: _place(blob, layout.pieces[key], pair) for key, pair in weights.pairs.items()}
-        return AdapterWeights(weights.name, pairs, PackedWeights(layout, blob))
+        if room is None:
+            blob = torch.zeros(layout.num_elements, dtype=dtype, pin_memory=self.pinned)
+        else:
+            blob = room.memory.zero_()
+            assert (blob.numel(), blob.dtype) == (layout.num_elements, dtype)
+        pairs = {
+            key: _view_pair(blob, layout.pieces[key], biased=key in outline.biased)
+            for key in outline.lora_ranks
+        }
+        packed = PackedWeights(layout, blob, None if room is None else room.arena_offset_bytes)
+        return AdapterWeights(outline.name, pairs, packed)
+
+    def pack(self, weights: AdapterWeights) -> AdapterWeights:
+        """A copy of the weights in one piece, in memory of its own.
+
+        Raises:
+            AdapterError: as `lay_out`.
+        """
+        packed = self.place(weights.outline, next(iter(weights.pairs.values())).a.dtype)
+        for key, pair in weights.pairs.items():
+            for target, source in zip(packed.pairs[key].tensors, pair.tensors, strict=True):
+                target.copy_(source)
+        return packed
 
 
-def _place(blob: Tensor, piece: ModulePiece, pair: LoraPair) -> LoraPair:
-    """Copy a pair to its place in the blob; the pair as views of it."""
+def _view_pair(blob: Tensor, piece: ModulePiece, *, biased: bool) -> LoraPair:
+    """A module's place in the blob."""
 
     def view(offset: int, *size: int) -> Tensor:
         return blob[offset : offset + torch.Size(size).numel()].view(size)
 
-    placed = LoraPair(
+    return LoraPair(
         view(piece.a_offset, piece.lora_rank, piece.in_width),
         view(piece.b_offset, piece.lora_rank, piece.out_width),
-        None if pair.bias is None else view(piece.bias_offset, piece.out_width),
+        view(piece.bias_offset, piece.out_width) if biased else None,
     )
-    for target, source in zip(placed.tensors, pair.tensors, strict=True):
-        target.copy_(source)
-    return placed

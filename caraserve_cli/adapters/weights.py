@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 
 import torch
 
-from caraserve_cli.core import LORA_MODULES, AdapterInfo
+from caraserve_cli.adapters.host_arena import arena_bytes
+from caraserve_cli.core import LORA_MODULES, BaseShape
 from caraserve_kernels.lora_layout import AdapterLayout
 
 # (layer index, one of LORA_MODULES)
 ModuleKey = tuple[int, str]
-
-CONTENT_HASH_BYTES = 16
 
 
 def module_order(key: ModuleKey) -> tuple[int, int]:
@@ -53,16 +51,51 @@ class LoraPair:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterOutline:
+    """What an adapter changes, and by which ranks: all that its size depends on.
+
+    Attributes:
+        name: of the adapter.
+        lora_ranks: of every module that it changes, never empty.
+        biased: those of them that have a bias.
+    """
+
+    name: str
+    lora_ranks: Mapping[ModuleKey, int]
+    biased: frozenset[ModuleKey] = frozenset()
+
+    @property
+    def lora_rank(self) -> int:
+        """The largest rank of its modules."""
+        return max(self.lora_ranks.values())
+
+    def num_elements(self, shape: BaseShape) -> int:
+        """Of all rank rows and biases, with no gaps between them."""
+        rows = sum(
+            lora_rank * sum(shape.module_shape(module)) for (_, module), lora_rank in self.lora_ranks.items()
+        )
+        return rows + sum(shape.module_shape(module)[1] for _, module in self.biased)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
-    """All weights of an adapter as a device pool holds them: one flat tensor on the host, and its layout."""
+    """All weights of an adapter as a device pool holds them: one flat tensor on the host, and its layout.
+
+    `arena_offset_bytes` is where the blob begins in the host arena, a multiple of its alignment; None if
+    it lies in memory of its own.
+    """
 
     layout: AdapterLayout
     blob: torch.Tensor
+    arena_offset_bytes: int | None = None
 
     @property
     def host_bytes(self) -> int:
-        """What the blob takes of the host: torch rounds pinned memory up to a power of two."""
+        """What the blob takes of the host: whole pages of an arena; torch rounds pinned memory of its own
+        up to a power of two."""
+        if self.arena_offset_bytes is not None:
+            return arena_bytes(self.blob.nbytes)
         return 1 << (self.blob.nbytes - 1).bit_length() if self.blob.is_pinned() else self.blob.nbytes
 
 
@@ -74,17 +107,6 @@ class AdapterWeights:
     name: str
     pairs: Mapping[ModuleKey, LoraPair]
     packed: PackedWeights | None = None
-
-    @cached_property
-    def content_hash(self) -> bytes:
-        """16 bytes that are equal for adapters that compute the same, whatever their name or file format."""
-        digest = blake2b(digest_size=CONTENT_HASH_BYTES)
-        for (layer, module), pair in self.pairs.items():
-            shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in pair.tensors]
-            digest.update(f"{layer} {module} {shapes}\n".encode())
-            for tensor in pair.tensors:
-                digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-        return digest.digest()
 
     @cached_property
     def num_bytes(self) -> int:
@@ -103,11 +125,11 @@ class AdapterWeights:
         """The largest rank of its modules."""
         return max(pair.lora_rank for pair in self.pairs.values())
 
-    def info(self) -> AdapterInfo:
-        """What planning needs to know, without the weights."""
-        return AdapterInfo(
-            name=self.name,
-            lora_rank=self.lora_rank,
-            num_bytes=self.num_bytes,
-            content_hash=self.content_hash,
+    @property
+    def outline(self) -> AdapterOutline:
+        """The same adapter without its weights."""
+        return AdapterOutline(
+            self.name,
+            {key: pair.lora_rank for key, pair in self.pairs.items()},
+            frozenset(key for key, pair in self.pairs.items() if pair.bias is not None),
         )

@@ -95,7 +95,7 @@ def parse_options(table: RecipeTable, path: Path) -> ReplicaOptions:
         dtype=cast("DtypeName", table.choice("dtype", DTYPES, "bfloat16")),
         host_adapter_memory=table.size("host_adapter_memory", None),
     )
-    return _parse_engine(table, options)
+    return parse_engine(table, options)
 
 
 def parse_cases(table: RecipeTable, parse_case: Callable[[RecipeTable], _Case]) -> tuple[_Case, ...]:
@@ -115,13 +115,16 @@ def parse_cases(table: RecipeTable, parse_case: Callable[[RecipeTable], _Case]) 
     return tuple(cases.values())
 
 
-def parse_common(table: RecipeTable, options: ReplicaOptions) -> CommonKeys:
+def parse_common(table: RecipeTable, options: ReplicaOptions, *, distinct: bool = False) -> CommonKeys:
     """The keys that cases of every kind have; `options` are the recipe's.
+
+    `distinct`: there is an adapter at least, and each request has its own where their number is left out.
 
     Raises:
         OptionError: a wrong value.
     """
-    num_requests, num_adapters = table.count("requests", None), table.count("adapters", None, low=0)
+    num_requests = table.count("requests", None)
+    num_adapters = table.count("adapters", num_requests if distinct else None, low=int(distinct))
     if num_adapters > num_requests:
         raise table.wrong("adapters", "at most 'requests', so that each is used", num_adapters)
     lora_ranks, modules = _parse_sizes(table, num_adapters)
@@ -133,12 +136,16 @@ def parse_common(table: RecipeTable, options: ReplicaOptions) -> CommonKeys:
         lora_ranks=lora_ranks,
         modules=modules,
         peft=table.flag("peft"),
-        options=_parse_engine(table, options),
+        options=parse_engine(table, options),
     )
 
 
-def _parse_engine(table: RecipeTable, options: ReplicaOptions) -> ReplicaOptions:
-    """`options` with those in their place that a table names."""
+def parse_engine(table: RecipeTable, options: ReplicaOptions) -> ReplicaOptions:
+    """`options` with those in their place that a table names.
+
+    Raises:
+        OptionError: a wrong value.
+    """
     return dataclasses.replace(
         options,
         gpu_memory=table.size("gpu_memory", options.gpu_memory),

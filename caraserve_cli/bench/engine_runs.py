@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import torch
 
@@ -31,26 +32,57 @@ from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
 _PACKAGES = ("torch", "triton", "transformers", "peft")
 
 
+_Case = TypeVar("_Case", bound=EngineCase)
+_Run = TypeVar("_Run")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRuns:
+class EngineRuns(Generic[_Run]):
     """What was run, and where.
 
     Attributes:
         speed: of the device, measured before the cases.
         runs: case name → its measured runs.
-        peers: case name → transformers + PEFT, of the cases that ask for it.
         surroundings: of each replica; `floor` needs their sizes.
+        peers: case name → transformers + PEFT, of the cases that ask for it.
     """
 
     facts: EngineFacts
     speed: DeviceSpeed
-    runs: Mapping[str, Sequence[CaseRun]]
-    peers: Mapping[str, Peer]
+    runs: Mapping[str, _Run]
     surroundings: Mapping[ReplicaOptions, Surroundings]
+    peers: Mapping[str, Peer] = field(default_factory=dict)
 
 
-def run_cases(recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPeer) -> EngineRuns:
+# Starts a replica and runs the cases that share it, given the names of all adapters: the seconds until it was
+# ready, and case name -> what was measured.
+RunReplica = Callable[
+    [Surroundings, Sequence[_Case], Sequence[str]],
+    tuple[float, Mapping[str, _Run]],
+]
+
+
+def run_cases(
+    recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPeer
+) -> EngineRuns[Sequence[CaseRun]]:
     """Measure the device's speeds, run every case, and then transformers + PEFT.
+
+    Raises:
+        OptionError: the recipe asks for what this machine does not have.
+        InputError: the base cannot be had, or a step does not fit the device's memory.
+    """
+
+    def answer(
+        around: Surroundings, cases: Sequence[EngineCase], adapters: Sequence[str]
+    ) -> tuple[float, dict[str, list[CaseRun]]]:
+        return _answer_cases(recipe, around, cases, adapters, on_run)
+
+    done: EngineRuns[Sequence[CaseRun]] = run_replicas(recipe, answer)
+    return replace(done, peers=measure_peers(recipe, done.surroundings, on_peer))
+
+
+def run_replicas(recipe: EngineRecipe[_Case], run_replica: RunReplica[_Case, _Run]) -> EngineRuns[_Run]:
+    """Measure the device's speeds, make all adapters, and run the cases, one replica after the other.
 
     Raises:
         OptionError: the recipe asks for what this machine does not have.
@@ -66,16 +98,15 @@ def run_cases(recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPe
     _make_adapters(adapters, surroundings)
     made_s = time.perf_counter()
     speed = measure_speed(device, first.dtype)
-    runs: dict[str, list[CaseRun]] = {}
+    runs: dict[str, _Run] = {}
     seconds_to_ready: list[float] = []
     for options, around in surroundings.items():
         cases = [case for case in recipe.cases if case.options == options]
         names = adapters[options.lora_kernel].names
-        ready_s, replica_runs = _run_replica(recipe, around, cases, names, on_run)
+        ready_s, replica_runs = run_replica(around, cases, names)
         free_memory(device)
         seconds_to_ready.append(ready_s)
-        runs |= replica_runs
-    peers = measure_peers(recipe, surroundings, on_peer)
+        runs.update(replica_runs)
     facts = EngineFacts(
         recipe=recipe.name,
         description=recipe.description,
@@ -97,7 +128,7 @@ def run_cases(recipe: EngineRecipe[EngineCase], on_run: OnCaseRun, on_peer: OnPe
         num_adapters=sum(len(each.names) for each in adapters.values()),
         adapters_s=made_s - prepared_s,
     )
-    return EngineRuns(facts=facts, speed=speed, runs=runs, peers=peers, surroundings=surroundings)
+    return EngineRuns(facts=facts, speed=speed, runs=runs, surroundings=surroundings)
 
 
 def _adapters_by_kernel(
@@ -164,8 +195,9 @@ def _make_adapters(
     num_bytes = 0
     for lora_kernel, host_store in stores.items():
         for name in adapters[lora_kernel].names:
-            num_bytes += host_store.fetch(name).host_bytes
-            if num_bytes > room_bytes:
+            num_bytes += host_store.acquire(name).host_bytes
+            host_store.release(name)
+            if num_bytes > room_bytes or name not in host_store.kept_names:
                 raise OptionError(
                     "'host_adapter_memory': the adapters of all cases take more than the host memory for "
                     f"adapters, {room_bytes / 1e9:.4g} GB; give more"
@@ -173,7 +205,7 @@ def _make_adapters(
         adapters[lora_kernel].forget_content()
 
 
-def _run_replica(
+def _answer_cases(
     recipe: EngineRecipe[EngineCase],
     surroundings: Surroundings,
     cases: Sequence[EngineCase],

@@ -18,7 +18,7 @@ from caraserve_cli.bench.kernel_lora import BGMV, MBGMV
 from caraserve_cli.bench.kernel_pool import PoolStep, RandomPool, StepLaunches, even_segments
 from caraserve_cli.bench.kernel_result import FitPoint, FitResult
 from caraserve_cli.bench.kernel_timer import Work
-from caraserve_cli.bench.line_fit import fit_line
+from caraserve_cli.perf.least_squares import fit_line
 
 # Runs of each point at most: there are many points, and their noise is part of what the fit must bear.
 _MOST_REPEATS = 5

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 
-from caraserve_cli.adapters.layer_copies import LayerCopies
+from caraserve_cli.adapters.copy_lane import open_lane
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm
+from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder
+from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.adapters.weights import AdapterWeights, PackedWeights
 from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
@@ -34,29 +36,28 @@ class _Load:
     weights: AdapterWeights
     packed: PackedWeights
     pool: PackedPool
-    # Each copy as of a base with one layer: what one launch brings in.
-    one_layer: LayerCopies
+    # Each transfer as of a base with one layer: what one launch brings in.
+    one_layer: Transfers
 
     @classmethod
     def make(cls, bench: KernelBench, lora_rank: int, *, pinned: bool) -> _Load:
         weights = _random_adapter(bench, lora_rank, pinned=pinned)
         assert weights.packed is not None
         pool = PackedPool(bench.shape, weights.packed.blob.nbytes, 1, bench.dtype, bench.device)
-        return cls(weights, weights.packed, pool, LayerCopies(bench.device, 1))
+        return cls(weights, weights.packed, pool, Transfers(open_lane(bench.device), 1))
 
     def whole(self) -> None:
         """As a step does whose adapter is not resident."""
         self.pool.load(0, self.weights, 0)
         self.pool.start_copies()
-        self.pool.copies.wait()
+        self.pool.transfers.wait()
 
     def layers(self) -> None:
         """Layer after layer, each waited for."""
         for first, end in self.bounds():
             piece = slice(first, end)
-            self.one_layer.queue(self.pool.weights[piece], self.packed.blob[piece], (0, end - first))
-            self.one_layer.start()
-            self.one_layer.wait()
+            copy = LayerCopy(self.pool.weights[piece], self.packed.blob[piece], (0, end - first))
+            self.one_layer.open([copy], LayerOrder()).wait()
 
     def bounds(self) -> list[tuple[int, int]]:
         """Elements of each layer."""
@@ -66,7 +67,7 @@ class _Load:
         """Whether all of the blob is on the device after `load`."""
         self.pool.weights.zero_()
         # The copies come after that.
-        self.pool.copies.mark_stale()
+        self.pool.transfers.mark_stale()
         self.one_layer.mark_stale()
         load()
         return torch.equal(self.pool.weights.cpu(), self.packed.blob)

@@ -53,15 +53,15 @@ class RandomPool:
             weights = AdapterWeights("random", self._shapes(lora_rank), packed)
             self.packed.load(adapter_slot, weights, first * self._bench.dtype.itemsize)
             # The blob was made, and what lay in its place was read, on this stream.
-            self.packed.copies.mark_stale()
+            self.packed.transfers.mark_stale()
             self.packed.start_copies()
-            self.packed.copies.wait()
+            self.packed.transfers.wait()
             first += layout.num_elements
 
     def _layout(self, lora_rank: int) -> AdapterLayout:
         if lora_rank not in self._layouts:
             weights = AdapterWeights("random", self._shapes(lora_rank))
-            self._layouts[lora_rank] = self.form.lay_out(self.shape, weights)
+            self._layouts[lora_rank] = self.form.lay_out(self.shape, weights.outline)
         return self._layouts[lora_rank]
 
     def _shapes(self, lora_rank: int) -> dict[tuple[int, str], LoraPair]:

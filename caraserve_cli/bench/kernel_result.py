@@ -11,7 +11,7 @@ from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import Limit, worst_verdict
 from caraserve_cli.bench.kernel_cases import FitCase, FormsCase, LoadCase, TimeLimits
 from caraserve_cli.bench.kernel_recipe import KERNELS
-from caraserve_cli.bench.line_fit import Line
+from caraserve_cli.perf.least_squares import Line
 
 # A peer's `basis` where it was timed as ours was: in the same sort of graph, on data of the same sizes.
 AS_OURS = "as ours"

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from caraserve_cli.bench.arrival_recipe import ARRIVALS, ArrivalRecipe, parse_arrivals
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
 from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recipe_table import RecipeTable
+from caraserve_cli.bench.serving_recipe import SERVING, ServingRecipe, parse_serving
 from caraserve_cli.bench.step_recipe import STEPS, StepRecipe, parse_steps
 from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputRecipe, parse_throughput
 
@@ -126,6 +128,29 @@ def _measure_steps(recipe: StepRecipe, tell: Tell) -> Measured:
     return Measured(result, render_steps(result))
 
 
+def _measure_serving(recipe: ServingRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.serving import run_serving
+    from caraserve_cli.bench.serving_terminal import render_serving
+
+    result = run_serving(
+        recipe,
+        lambda case, strategy, repeat, run: tell(
+            f"{case}, {strategy}", repeat, recipe.repeats, _mean_ttft(run.measured_ms().get("mean_ttft"))
+        ),
+    )
+    return Measured(result, render_serving(result))
+
+
+def _measure_arrivals(recipe: ArrivalRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.arrival_terminal import cell_summary, render_arrivals
+    from caraserve_cli.bench.arrivals import run_arrivals
+
+    result = run_arrivals(
+        recipe, lambda case, cell: tell(f"{case}, {cell.cell.name}", 0, 0, cell_summary(cell))
+    )
+    return Measured(result, render_arrivals(result))
+
+
 def _tell_peer(tell: Tell, case: EngineCase, peer: Peer, gave: str | None) -> None:
     tell(f"{case.name}, {case.peft_name}", 1, 1, gave or f"not measured: {peer.problem}")
 
@@ -145,13 +170,19 @@ def _speed(tokens_per_s: float) -> str:
     return f"{tokens_per_s:,.0f} output tokens/s"
 
 
+def _mean_ttft(ttft_ms: float | None) -> str:
+    return "no request was answered" if ttft_ms is None else f"mean TTFT {ttft_ms:,.1f} ms"
+
+
 def _step_time(step_ms: float | None) -> str:
     return "no step to measure" if step_ms is None else f"{step_ms:.3f} ms a step"
 
 
 _KINDS: dict[str, RecipeKind[Any]] = {
+    ARRIVALS: RecipeKind(ArrivalRecipe, parse_arrivals, _measure_arrivals),
     COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
+    SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),
     STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),
     THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, _measure_throughput),
 }

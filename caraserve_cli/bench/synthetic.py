@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.weights import (
-    CONTENT_HASH_BYTES,
+    AdapterOutline,
     AdapterWeights,
     LoraPair,
     ModuleKey,
@@ -66,21 +64,14 @@ def request_adapters(case: EngineCase) -> tuple[SyntheticAdapter | None, ...]:
     return tuple(adapters[index % len(adapters)] for index in range(case.num_requests))
 
 
-class _NamedWeights(AdapterWeights):
-    """Weights known by their name: reading gigabytes of random numbers for their hash would tell no more."""
-
-    @cached_property
-    def content_hash(self) -> bytes:
-        return blake2b(self.name.encode(), digest_size=CONTENT_HASH_BYTES).digest()
-
-
 class SyntheticAdapters:
     """Makes adapters when they are asked for. Those of equal sizes have equal content.
 
     Args:
         adapters: those that can be asked for.
-        packed: whether what is made is packed, which copies it. If not, each adapter is made in memory of its
-            own: reading one must not find it in a cache because another was read.
+        packed: whether what is made in no given memory is packed later, which copies it. If not, each
+            adapter is made in memory of its own: reading one must not find it in a cache because another was
+            read.
     """
 
     def __init__(self, adapters: Iterable[SyntheticAdapter], *, packed: bool) -> None:
@@ -96,18 +87,36 @@ class SyntheticAdapters:
     def source(self) -> AdapterSource:
         """The adapters as a replica takes them."""
         library = AdapterLibrary({name: Path(name) for name in self._adapters})
-        return AdapterSource(library, self.load, self.find_largest_rank, self.find_used_groups)
+        return AdapterSource(library, self.load, self.outline, self.find_largest_rank, self.find_used_groups)
 
-    def load(self, name: str, folder: Path, shape: BaseShape, dtype: torch.dtype) -> AdapterWeights:
-        """Weights of the adapter called `name`; its folder does not exist."""
+    def load(
+        self,
+        name: str,
+        folder: Path,
+        shape: BaseShape,
+        dtype: torch.dtype,
+        pairs: Mapping[ModuleKey, LoraPair] | None = None,
+    ) -> AdapterWeights:
+        """Weights of the adapter called `name`, in `pairs` if there are any; its folder does not exist."""
         adapter = self._adapters[name]
         size = adapter.lora_rank, adapter.modules
         if size not in self._pairs:
             self._pairs[size] = _random_pairs(adapter, shape, dtype)
-        pairs = self._pairs[size]
+        made = self._pairs[size]
+        if pairs is not None:
+            for key, pair in made.items():
+                for target, source in zip(pairs[key].tensors, pair.tensors, strict=True):
+                    target.copy_(source)
+            return AdapterWeights(name, pairs)
         if not self._packed:
-            pairs = {key: LoraPair(pair.a.clone(), pair.b_rows.clone()) for key, pair in pairs.items()}
-        return _NamedWeights(name, pairs)
+            made = {key: LoraPair(pair.a.clone(), pair.b_rows.clone()) for key, pair in made.items()}
+        return AdapterWeights(name, made)
+
+    def outline(self, name: str, folder: Path, shape: BaseShape) -> AdapterOutline:
+        """What `load` will make."""
+        adapter = self._adapters[name]
+        keys = [(layer, module) for layer in range(shape.num_layers) for module in adapter.modules]
+        return AdapterOutline(name, dict.fromkeys(keys, adapter.lora_rank))
 
     def find_largest_rank(self, library: AdapterLibrary, shape: BaseShape, limit: int) -> int:
         """See `AdapterSource`; they have no files that could be read."""
@@ -144,7 +153,7 @@ def _random_pairs(
 
 def make_requests(case: EngineCase, run: int, vocab_size: int) -> list[Request]:
     """A case's requests. No two runs have equal prompts, so that no prefix cache knows them."""
-    prompts = _random_prompts(f"{case.name} {run}", case.prompt_tokens, vocab_size)
+    prompts = random_prompts(f"{case.name} {run}", case.prompt_tokens, vocab_size)
     return [
         Request(
             id=str(index),
@@ -157,7 +166,8 @@ def make_requests(case: EngineCase, run: int, vocab_size: int) -> list[Request]:
     ]
 
 
-def _random_prompts(seed: str, num_tokens: int, vocab_size: int) -> Iterator[tuple[int, ...]]:
+def random_prompts(seed: str, num_tokens: int, vocab_size: int) -> Iterator[tuple[int, ...]]:
+    """Prompts of this many tokens without end; equal seeds give equal ones."""
     chosen = random.Random(seed)
     while True:
         yield tuple(chosen.choices(range(vocab_size), k=num_tokens))

@@ -56,7 +56,7 @@ def _run(name: str | None, json_file: Path | None) -> int:
 
     recipe = load_any_recipe(find_recipe(DEFAULT_RECIPE if name is None else name))
     if json_file is not None:
-        _check_writable(json_file)
+        check_writable(json_file)
     measured = measure_recipe(recipe, _tell)
     if json_file is not None:
         write_json(json_file, measured.result.as_json())
@@ -64,7 +64,7 @@ def _run(name: str | None, json_file: Path | None) -> int:
     return measured.result.verdict.exit_status
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuse before the measurement what would fail after it."""
     if path.is_dir() or not path.parent.is_dir():
         reason = "it is a folder" if path.is_dir() else "its folder does not exist"

@@ -14,6 +14,7 @@ import typer
 
 from caraserve_cli.cli.bench import bench
 from caraserve_cli.cli.plain_help import PlainCommand, PlainGroup
+from caraserve_cli.cli.profile import profile
 from caraserve_cli.cli.run import run
 from caraserve_cli.errors import CaraServeError, ExitStatus
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command(cls=PlainCommand)(run)
 app.command(cls=PlainCommand)(bench)
+app.command(cls=PlainCommand)(profile)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from caraserve_cli.fleet.options import DeviceName, DtypeName, LoraKernel, WeightsSource
+from caraserve_cli.fleet.options import ColdStartName, DeviceName, DtypeName, LoraKernel, WeightsSource
 
 _MEMORY = "Memory and batches"
 _DEFAULTS = "Defaults for rows that leave a key out"
 _SESSION = "Stopping and going on"
+_COLD = "Cold adapters"
 
 Requests = Annotated[
     str | None,
@@ -53,6 +54,22 @@ LoraKernelName = Annotated[
     typer.Option(
         help="On a GPU: mbgmv takes adapters as they are; bgmv pads all to the largest rank, to compare with."
     ),
+]
+ColdStart = Annotated[
+    ColdStartName,
+    typer.Option(help="How an adapter that is not on the device comes to it.", rich_help_panel=_COLD),
+]
+CpuWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that compute with cold adapters, with cpu-assist. [default: the cores less 2]",
+        rich_help_panel=_COLD,
+    ),
+]
+EmulateLinkGbps = Annotated[
+    float | None,
+    typer.Option(help="On a GPU, for experiments: a link of so many GB/s each way.", rich_help_panel=_COLD),
 ]
 TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]
 

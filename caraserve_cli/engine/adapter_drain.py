@@ -22,8 +22,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from caraserve_cli.adapters.extents import aligned_bytes
 from caraserve_cli.core import AdapterInfo
-from caraserve_cli.engine.extents import aligned_bytes
 from caraserve_cli.engine.residency import AdapterResidency
 
 # The share of the pool that is made room for at a time, if the first blocked request does not need more.

@@ -29,9 +29,10 @@ from caraserve_cli.core import (
     StepPlan,
     Timings,
 )
+from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.scheduler import Scheduler
-from caraserve_cli.engine.step_record import Attempt, count_tokens, make_record
+from caraserve_cli.engine.step_record import Attempt, LoadCount, count_tokens, make_record
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
@@ -46,7 +47,12 @@ class StepResult(Protocol):
 
     @property
     def adapter_copy_ms(self) -> float:
-        """What copying adapters for the step took, mostly beneath it; known after `sampled`."""
+        """What copying the adapters took that have arrived since the step before; known after `sampled`."""
+        ...
+
+    @property
+    def was_assisted_in_time(self) -> bool:
+        """Whether all that CPU workers were to compute came in time; known after `sampled`."""
         ...
 
 
@@ -54,17 +60,14 @@ class Runner(Protocol):
     """What the engine needs of a model runner.
 
     `max_in_flight`: plans that may be under way at once; with more than 1 the runner feeds a sequence's
-    pending token to its next step by itself.
+    pending token to its next step by itself. `adapters`: those it computes with.
     """
 
     @property
     def max_in_flight(self) -> int: ...
 
-    def evict_adapter(self, adapter_slot: int) -> None: ...
-
-    def move_adapter(self, move: AdapterMove) -> None: ...
-
-    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None: ...
+    @property
+    def adapters(self) -> AdapterDepot: ...
 
     def launch(self, plan: StepPlan) -> StepResult:
         """Start computing a plan. Plans are computed in the order of their launches.
@@ -109,6 +112,7 @@ class Engine:
         open_text: makes the text stream of a request; None when the run has no tokenizer.
         clock_ms: milliseconds since the start of the run.
         events: told of every step.
+        num_layers: of the base.
     """
 
     def __init__(
@@ -120,9 +124,11 @@ class Engine:
         open_text: Callable[[Request], TextStream] | None,
         clock_ms: Callable[[], float],
         events: EventSink,
+        num_layers: int = 1,
     ) -> None:
         self.config = config
-        self.scheduler = Scheduler(config, clock_ms)
+        self.scheduler = Scheduler(config, clock_ms, num_layers)
+        self.scheduler.cold_starts.supply = runner.adapters
         self._runner = runner
         self._eos_token_ids = eos_token_ids
         self._rope_variant = rope_variant
@@ -130,6 +136,7 @@ class Engine:
         self._clock_ms = clock_ms
         self._events = events
         self._texts: dict[Sequence, TextStream] = {}
+        self._loads = LoadCount()
         self._attempts: list[Attempt] = []  # at the next step, none of which fitted so far
         self._in_flight: deque[_Launched] = deque()
         self._last_end_ms = 0.0
@@ -174,17 +181,22 @@ class Engine:
             # The steps under way may end sequences and free what would be taken from others.
             outcomes += self._take_steps(most_left=0)
         start_ms = self._clock_ms()
+        self._runner.adapters.prefetch(self.scheduler.wanted_adapters())
         plan, failures = self._move_adapters(self.scheduler.plan())
         most_in_flight = 0
+        self._loads.note(plan, self._clock_ms() - start_ms)
         if plan.chunks:
-            load_ms = self._clock_ms() - start_ms if plan.num_adapter_loads else 0.0
-            self._attempts.append(Attempt(plan, start_ms, load_ms))
+            self._attempts.append(Attempt(plan, start_ms))
             if result := self._launch(plan):
                 self._in_flight.append(_Launched(tuple(self._attempts), result))
                 self._attempts.clear()
                 self.scheduler.commit(plan)
                 in_lockstep = any(needs_lockstep(c.sequence.request.sampling) for c in plan.chunks)
                 most_in_flight = 0 if in_lockstep else self._runner.max_in_flight - 1
+        elif plan.pool_ops:
+            self._runner.adapters.begin_copies()
+        elif not self._in_flight and not failures and self.scheduler.has_work:
+            self._runner.adapters.wait()
         outcomes += failures + self._take_steps(most_in_flight)
         if not self.scheduler.has_work:
             outcomes += self._take_steps(most_left=0)  # tokens too many, of answers that have ended
@@ -216,6 +228,7 @@ class Engine:
         sampled = launched.result.sampled()
         now_ms = self._clock_ms()
         tokens = count_tokens(launched.plan)
+        sampled = self._check(launched, sampled)
         completions: list[Completion | Failure] = [
             done for chunk, token in sampled if (done := self._take(chunk.sequence, token, now_ms))
         ]
@@ -225,7 +238,7 @@ class Engine:
         self._events.on_step(
             make_record(
                 launched.attempts,
-                launched.result.adapter_copy_ms,
+                self._loads.take(launched.result.adapter_copy_ms),
                 tokens,
                 self.scheduler,
                 start_ms,
@@ -234,9 +247,19 @@ class Engine:
         )
         return completions
 
+    def _check(
+        self, launched: _Launched, sampled: list[tuple[ScheduledChunk, Sampled]]
+    ) -> list[tuple[ScheduledChunk, Sampled]]:
+        """The tokens that hold: not those of chunks whose part on the CPU came too late."""
+        in_time = launched.result.was_assisted_in_time
+        for chunk in launched.plan.chunks:
+            if chunk.cpu_layers:
+                self.scheduler.check(chunk, in_time=in_time)
+        return [(chunk, token) for chunk, token in sampled if in_time or not chunk.cpu_layers]
+
     def _prefix_root(self, request: Request, adapter: AdapterInfo | None) -> bytes:
         """Equal only where equal tokens have equal keys and values: same adapter, same frequencies."""
-        content = b"" if adapter is None else adapter.content_hash
+        content = b"" if adapter is None else adapter.identity
         variant = self._rope_variant(len(request.prompt_token_ids))
         return blake2b(b"%d:%b" % (variant, content), digest_size=16).digest()
 
@@ -248,14 +271,14 @@ class Engine:
             match op:
                 case AdapterLoad():
                     try:
-                        self._runner.load_adapter(op.adapter, op.adapter_slot, op.offset_bytes)
+                        self._runner.adapters.load(op)
                     except AdapterError as error:
                         empty_slots.add(op.adapter_slot)
                         failures += self._fail_users(op.adapter, str(error))
                 case AdapterMove() if op.adapter_slot not in empty_slots:
-                    self._runner.move_adapter(op)
+                    self._runner.adapters.move(op)
                 case AdapterEviction():  # never of what this plan loads: that is in use
-                    self._runner.evict_adapter(op.adapter_slot)
+                    self._runner.adapters.evict(op.adapter_slot)
         if failures:
             failed = {failure.request.id for failure in failures}
             chunks = tuple(c for c in plan.chunks if c.sequence.request.id not in failed)

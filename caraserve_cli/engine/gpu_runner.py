@@ -17,52 +17,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caraserve_cli.adapters.copy_lane import CopyLane
+from caraserve_cli.adapters.extents import aligned_bytes
 from caraserve_cli.adapters.host_store import HostStore
-from caraserve_cli.adapters.layer_copies import CopyTime
 from caraserve_cli.adapters.packed_pool import PackedPool
+from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
+from caraserve_cli.coldstart.assisted_lora import AssistedLora
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterMove, Request, ScheduledChunk, Sequence, StepPlan, Timings
+from caraserve_cli.core import Request, ScheduledChunk, Sequence, StepPlan, Timings
 from caraserve_cli.engine.decode_graphs import DecodeGraphs, padded_size, padded_sizes
-from caraserve_cli.engine.extents import aligned_bytes
+from caraserve_cli.engine.gpu_adapters import GpuAdapters
 from caraserve_cli.engine.gpu_inputs import GpuInputs
 from caraserve_cli.engine.model_runner import KnownTokens
-from caraserve_cli.engine.pool_lora import LoraWay, PoolLora
+from caraserve_cli.engine.pool_lora import Ints, LoraWay, PoolLora, align_work
 from caraserve_cli.engine.step_batch import StepBatch
-from caraserve_cli.engine.stream_mark import StreamMark
+from caraserve_cli.engine.tokens_under_way import TokensUnderWay
 from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.contexts import LoraContext, NoLora
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.rope import BASE_VARIANT
-from caraserve_cli.model.sampler import Sampled, choose_tokens, needs_lockstep, sample
+from caraserve_cli.model.sampler import choose_tokens, needs_lockstep, sample
 from caraserve_cli.model.triton_attention import ChunkAttention, DecodeAttention, PagedBatch
 from caraserve_kernels.paged_decode import MAX_SPLITS, DecodeScratch
 from caraserve_kernels.paged_prefill import PrefillTiling, build_prefill_tiles, choose_prefill_tiling
 
 # The prompt that kernels are compiled with; its length is of no account.
 WARM_UP_BLOCKS = 4
-
-
-class TokensUnderWay:
-    """The `StepResult` of a step that the GPU has not finished."""
-
-    def __init__(self, chunks: SequenceOf[ScheduledChunk], tokens: Tensor, copy_time: CopyTime) -> None:
-        self._chunks, self._copy_time = chunks, copy_time
-        self._tokens = torch.empty(len(chunks), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
-        self._tokens.copy_(tokens[: len(chunks)], non_blocking=True)
-        self._arrived = StreamMark(tokens.device)
-        self._arrived.record()
-
-    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
-        """See `StepResult`."""
-        self._arrived.wait()
-        tokens: list[int] = self._tokens.tolist()
-        return [(chunk, Sampled(token, None)) for chunk, token in zip(self._chunks, tokens, strict=True)]
-
-    @property
-    def adapter_copy_ms(self) -> float:
-        """See `StepResult`."""
-        return self._copy_time.ms
 
 
 class GpuRunner:
@@ -72,12 +53,26 @@ class GpuRunner:
         decoder: the base, on a GPU.
         host_store: where adapters are loaded from, packed.
         config: sizes and limits.
+        lane: the adapters' way to the GPU; None for one of its own.
+        assistant: CPU workers that compute with cold adapters; None where there are none.
+
+    Attributes:
+        adapters: see `Runner`.
     """
 
     max_in_flight = 2
 
-    def __init__(self, decoder: Decoder, host_store: HostStore, config: EngineConfig) -> None:
-        self._decoder, self._host_store, self._config = decoder, host_store, config
+    def __init__(
+        self,
+        decoder: Decoder,
+        host_store: HostStore,
+        config: EngineConfig,
+        lane: CopyLane | None = None,
+        assistant: Assistant | None = None,
+    ) -> None:
+        self._decoder, self._config = decoder, config
+        self._assistant = assistant
+        self._assistance: Assistance | None = None  # of the step that was launched last
         shape, device = decoder.config.shape, decoder.device
         assert host_store.packer is not None, "a pool takes packed adapters"
         self._form = host_store.packer.form
@@ -89,7 +84,9 @@ class GpuRunner:
             config.max_resident_adapters,
             decoder.dtype,
             device,
+            lane,
         )
+        self.adapters = GpuAdapters(host_store, self._pool, assistant)
         self._decode_inputs, self._decode_lora = self._buffers(config.max_running, decoding=True)
         self._inputs, self._lora = self._buffers(config.max_batch_tokens, decoding=False)
         self._scratch = DecodeScratch.allocate(
@@ -110,25 +107,11 @@ class GpuRunner:
         config, device = self._config, self._decoder.device
         max_blocks = -(-config.max_context_tokens // config.kv_block_tokens)
         capacity = PoolLora.work_capacity(max_tokens, config.max_running, decoding=decoding)
+        if not decoding:
+            capacity = 2 * align_work(capacity)  # for a step that is assisted, lists with and without that
         inputs = GpuInputs(max_tokens, config.max_running, max_blocks, capacity, device)
         lora = PoolLora(self._pool, self._form, inputs.work, max_tokens, self._num_sms, decoding=decoding)
         return inputs, lora
-
-    def evict_adapter(self, adapter_slot: int) -> None:
-        """Free a slot of the device pool."""
-        self._pool.evict(adapter_slot)
-
-    def move_adapter(self, move: AdapterMove) -> None:
-        """Slide an adapter's extent down."""
-        self._pool.move(move)
-
-    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None:
-        """Bring an adapter into a slot, beneath the next launch, which waits for each layer as it needs it.
-
-        Raises:
-            AdapterError: its files have become unreadable since it was first seen.
-        """
-        self._pool.load(adapter_slot, self._host_store.fetch(adapter), offset_bytes)
 
     @torch.inference_mode()
     def warm_up(self, used_groups: frozenset[int]) -> None:
@@ -156,6 +139,8 @@ class GpuRunner:
         """
         with suppress(torch.OutOfMemoryError):
             return self._launch(plan)
+        if self._assistance is not None:
+            self._assistance.abandon()
         # Only here, where no traceback holds the step's tensors any more.
         torch.cuda.empty_cache()
         raise DeviceMemoryError(
@@ -180,13 +165,18 @@ class GpuRunner:
         self._feed_row_of = {id(sequence): row for row, sequence in enumerate(sequences)}
         if any(needs_lockstep(sequence.request.sampling) for sequence in sequences):
             tokens = list(zip(yielding, sample(logits.float(), sequences), strict=True))
-            return KnownTokens(tokens, self._pool.copies.take_time().ms)
+            self._pool.transfers.settle()
+            return KnownTokens(
+                tokens,
+                self._pool.transfers.take_copied_ms(),
+                was_assisted_in_time=self._assistance is None or self._assistance.was_in_time,
+            )
         if any(sequence.request.sampling.temperature > 0 for sequence in sequences):
             chosen = choose_tokens(logits.float(), sequences)
         else:
             chosen = logits.argmax(dim=-1)
         self._chosen[: len(sequences)].copy_(chosen)
-        return TokensUnderWay(yielding, self._chosen, self._pool.copies.take_time())
+        return TokensUnderWay(yielding, self._chosen, self._pool.transfers, self._assistance)
 
     def _rope_variants(self, batch: StepBatch) -> Tensor | None:
         """Each token's variant in host memory; None where all are the base's."""
@@ -201,10 +191,14 @@ class GpuRunner:
     def _launch_decode(self, batch: StepBatch) -> Tensor:
         num_sequences = len(batch.chunks)
         size = padded_size(num_sequences, self._config.max_running)
-        lora, num_work = self._write_work(self._decode_inputs, self._decode_lora, batch, size)
+        self._assistance = None
+        lora, num_work = self._write_work(
+            self._decode_inputs.begin(), self._decode_lora, batch.segments, size
+        )
         self._decode_inputs.send(batch, size - num_sequences, None, num_work)
-        self._pool.start_copies()
-        self._pool.copies.wait()
+        self.adapters.begin_copies()
+        for gate in self._pool.gates(batch.segments[:, 0].tolist()):
+            gate.wait()
         return self._graphs.run(size, lora)
 
     def _decode_logits(self, size: int, lora: Hashable) -> Tensor:
@@ -230,11 +224,21 @@ class GpuRunner:
     def _launch_chunks(self, batch: StepBatch, variants: Tensor | None) -> Tensor:
         """Logits [yielding chunks, vocabulary]."""
         tiling, tiles = self._cut_chunks(batch)
-        lora, num_work = self._write_work(self._inputs, self._lora, batch, batch.num_tokens)
+        assistance = self._assistance = self._assist(batch)
+        work = self._inputs.begin()
+        late, num_late = self._write_work(work, self._lora, batch.segments, batch.num_tokens)
+        early, first_early, num_work = late, 0, num_late
+        unassisted = batch.segments[batch.num_assisted_segments :]
+        if assistance is not None:
+            first_early = align_work(num_late)
+            early, num_early = self._write_work(work[first_early:], self._lora, unassisted, batch.num_tokens)
+            num_work = first_early + num_early
         self._inputs.send(batch, 0, tiles, num_work)
         # Not before: one engine makes all copies to the device, in the order in which they are queued, and
         # the step would wait for the last layers of all adapters before its first.
         self._pool.start_copies()
+        gates = self._pool.gates(batch.segments[:, 0].tolist())
+        gates_early = self._pool.gates(unassisted[:, 0].tolist())
         fields, num_tokens, num_sequences = self._inputs.fields, batch.num_tokens, len(batch.chunks)
         paged = PagedBatch(
             self._cache,
@@ -248,11 +252,23 @@ class GpuRunner:
         attention = ChunkAttention(
             paged, fields.first_tokens[: num_sequences + 1], fields.tiles[: len(tiles)], tiling
         )
-        context: LoraContext = NoLora() if lora is None else self._lora.context(lora)
+        context: LoraContext = NoLora() if late is None else self._lora.context(late, gates)
+        if assistance is not None:
+            before = NoLora() if early is None else self._lora.context(early, gates_early, first_early)
+            context = AssistedLora(before, context, assistance, batch.num_assisted_tokens)
         hidden = self._decoder.forward(self._token_ids(self._inputs, num_tokens), attention, context)
-        self._pool.copies.wait()  # nothing more to wait for if the step uses adapters
+        self._pool.transfers.begin()
         last_tokens = fields.last_tokens[: batch.last_tokens.shape[0]]
         return self._decoder.logits(hidden.index_select(0, last_tokens))
+
+    def _assist(self, batch: StepBatch) -> Assistance | None:
+        """Hand the chunks that are to be assisted to the workers; None if there are none."""
+        if self._assistant is None or not batch.cpu_layers:
+            return None
+        assisted = [
+            AssistedSegment(*segment) for segment in batch.segments[: batch.num_assisted_segments].tolist()
+        ]
+        return self._assistant.begin(assisted, batch.num_assisted_tokens, batch.cpu_layers)
 
     def _cut_chunks(
         self, batch: StepBatch
@@ -273,14 +289,13 @@ class GpuRunner:
         return torch.where(feed_rows >= 0, fed, inputs.fields.token_ids[:num_tokens])
 
     def _write_work(
-        self, inputs: GpuInputs, lora: PoolLora, batch: StepBatch, num_tokens: int
+        self, work: Ints, lora: PoolLora, segments: Ints, num_tokens: int
     ) -> tuple[LoraWay | None, int]:
-        """Start writing a step down; how its LoRA is computed, and how much of the work list that takes."""
-        work = inputs.begin()
-        if not batch.segments.shape[0]:
+        """Write a step's lists; how its LoRA is computed, and how much of the work buffer they take."""
+        if not segments.shape[0]:
             return None, 0
-        way = lora.choose(batch.segments, num_tokens)
-        return way, lora.write_work(work, batch.segments, way)
+        way = lora.choose(segments, num_tokens)
+        return way, lora.write_work(work, segments, way)
 
 
 def _num_sms(device: torch.device) -> int:

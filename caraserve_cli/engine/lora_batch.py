@@ -104,6 +104,10 @@ class LoraStep:
     def __init__(self, runs: Sequence[_StackRun | _SegmentRun]) -> None:
         self._runs = runs
 
+    def followed_by(self, other: LoraStep) -> LoraStep:
+        """The context that adds what this one does, and what the other one does for other tokens."""
+        return LoraStep([*self._runs, *other._runs])
+
     def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
         """Nothing runs beside anything on a CPU whose cores all work on one product."""
         return False

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
-from caraserve_cli.core import AdapterMove, ScheduledChunk, StepPlan
+from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
+from caraserve_cli.coldstart.assisted_lora import AssistedLora
+from caraserve_cli.core import ScheduledChunk, StepPlan
+from caraserve_cli.engine.cpu_adapters import CpuAdapters
 from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher
 from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAttention
+from caraserve_cli.model.contexts import LoraContext
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.sampler import Sampled, sample
 
@@ -22,9 +26,16 @@ from caraserve_cli.model.sampler import Sampled, sample
 class KnownTokens:
     """The `StepResult` of a step that has been computed."""
 
-    def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]], adapter_copy_ms: float = 0.0) -> None:
+    def __init__(
+        self,
+        tokens: list[tuple[ScheduledChunk, Sampled]],
+        adapter_copy_ms: float = 0.0,
+        *,
+        was_assisted_in_time: bool = True,
+    ) -> None:
         self._tokens = tokens
         self.adapter_copy_ms = adapter_copy_ms
+        self.was_assisted_in_time = was_assisted_in_time
 
     def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
         """See `StepResult`."""
@@ -32,57 +43,52 @@ class KnownTokens:
 
 
 class ModelRunner:
-    """The decoder, its KV cache and the adapters on its device."""
+    """The decoder, its KV cache and the adapters on its device.
+
+    Attributes:
+        adapters: see `Runner`.
+    """
 
     # A step is computed when `launch` returns.
     max_in_flight = 1
 
     def __init__(
-        self, decoder: Decoder, host_store: HostStore, num_kv_blocks: int, kv_block_tokens: int
+        self,
+        decoder: Decoder,
+        host_store: HostStore,
+        num_kv_blocks: int,
+        kv_block_tokens: int,
+        assistant: Assistant | None = None,
     ) -> None:
         self._decoder = decoder
-        self._host_store = host_store
+        self._assistant = assistant
         self._device = decoder.device
         shape = decoder.config.shape
         self._cache = KvCache(shape, num_kv_blocks, kv_block_tokens, decoder.dtype, decoder.device)
         self._pool = DevicePool(shape, decoder.device)
         self._lora = LoraBatcher(shape, self._pool, decoder.device)
-
-    def evict_adapter(self, adapter_slot: int) -> None:
-        """Free a slot of the device pool."""
-        self._lora.remove(adapter_slot)
-        self._pool.evict(adapter_slot)
-
-    def move_adapter(self, move: AdapterMove) -> None:
-        """Nothing to move: resident adapters share the host store's memory, and have no place in a pool."""
-
-    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int = 0) -> None:
-        """Bring an adapter into a slot; `offset_bytes` has no meaning where nothing is copied.
-
-        Raises:
-            AdapterError: its files have become unreadable since it was first seen.
-        """
-        self._pool.load(adapter_slot, self._host_store.fetch(adapter))
-        self._lora.add(adapter_slot)
+        self.adapters = CpuAdapters(host_store, self._pool, self._lora, assistant)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> KnownTokens:
         """Compute a plan's chunks."""
         chunks = sorted(plan.chunks, key=self._place_in_batch)
-        hidden = self._forward(chunks)
+        assistance, lora = self._lora_context(chunks)
+        hidden = self._forward(chunks, lora)
         yielding, last_tokens, num_tokens = [], [], 0
         for chunk in chunks:
             num_tokens += chunk.num_tokens
             if chunk.yields_token:
                 yielding.append(chunk)
                 last_tokens.append(num_tokens - 1)
+        in_time = assistance is None or assistance.was_in_time
         if not yielding:
-            return KnownTokens([])
+            return KnownTokens([], was_assisted_in_time=in_time)
         logits = self._decoder.logits(hidden.index_select(0, self._tensor(last_tokens))).float()
         sampled = sample(logits, [c.sequence for c in yielding])
-        return KnownTokens(list(zip(yielding, sampled, strict=True)))
+        return KnownTokens(list(zip(yielding, sampled, strict=True)), was_assisted_in_time=in_time)
 
-    def _forward(self, chunks: SequenceOf[ScheduledChunk]) -> Tensor:
+    def _forward(self, chunks: SequenceOf[ScheduledChunk], lora: LoraContext) -> Tensor:
         """Hidden states [tokens, hidden] of all chunks, side by side."""
         token_ids: list[int] = []
         positions: list[int] = []
@@ -99,13 +105,32 @@ class ModelRunner:
         attention = PagedSdpaAttention(
             self._cache, spans, config.sliding_window, rotation, config.rms_norm_eps
         )
-        lora = self._lora.begin(_adapter_segments(chunks))
         return self._decoder.forward(self._tensor(token_ids), attention, lora)
 
-    def _place_in_batch(self, chunk: ScheduledChunk) -> tuple[bool, tuple[int, int]]:
-        """Chunks of one adapter side by side; those without an adapter last, where LoRA never looks."""
+    def _lora_context(self, chunks: SequenceOf[ScheduledChunk]) -> tuple[Assistance | None, LoraContext]:
+        """What adds the adapters' part, and the CPU workers' part in that, None if they have none."""
+        segments = _adapter_segments(chunks)
+        num_tokens = sum(chunk.num_tokens for chunk in chunks if chunk.cpu_layers)
+        if not num_tokens:
+            return None, self._lora.begin(segments)
+        assisted = [segment for segment in segments if segment.first_token < num_tokens]
+        early = self._lora.begin(segments[len(assisted) :])
+        late = self._lora.begin(assisted).followed_by(early)
+        cpu_layers = max(chunk.cpu_layers for chunk in chunks)
+        assistance = None
+        if self._assistant is not None:
+            to_assist = [AssistedSegment(*segment) for segment in assisted]
+            assistance = self._assistant.begin(to_assist, num_tokens, cpu_layers)
+        if assistance is None:
+            return None, late
+        return assistance, AssistedLora(early, late, assistance, num_tokens)
+
+    def _place_in_batch(self, chunk: ScheduledChunk) -> tuple[bool, bool, tuple[int, int]]:
+        """Chunks of one adapter side by side, those that are assisted first; those without an adapter last,
+        where LoRA never looks."""
         adapter_slot = chunk.sequence.adapter_slot
-        return (True, (0, 0)) if adapter_slot is None else (False, self._lora.order(adapter_slot))
+        order = (0, 0) if adapter_slot is None else self._lora.order(adapter_slot)
+        return not chunk.cpu_layers, adapter_slot is None, order
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caraserve_cli.adapters.layer_copies import LayerCopies
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm
+from caraserve_cli.adapters.transfer import Transfer
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_kernels.linear import can_overlap
 from caraserve_kernels.lora_layout import MAX_GROUP_MODULES
@@ -29,6 +29,9 @@ from caraserve_kernels.lora_pool import (
 )
 from caraserve_kernels.lora_work import build_work, work_capacity
 
+# Where lists may begin in the work buffer, at a multiple of it: kernels are compiled for aligned memory.
+WORK_ALIGN_ELEMENTS = 64
+
 # Tokens an adapter from which decoding computes them together, on tensor cores: with 2 that was 7% slower
 # than one by one, with 4 a third faster (`lora_pool`'s SHARED).
 SHARED_TOKENS = 2.5
@@ -36,6 +39,11 @@ SHARED_TOKENS = 2.5
 FEW_TOKENS = 16
 
 Ints = NDArray[np.int32]
+
+
+def align_work(num_elements: int) -> int:
+    """The first place in a work buffer, from this many elements on, at which lists may begin."""
+    return -(-num_elements // WORK_ALIGN_ELEMENTS) * WORK_ALIGN_ELEMENTS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,19 +89,20 @@ _PREFILL_WAYS = _Ways(PREFILL_CONFIG, PREFILL_CONFIG, PREFILL_CONFIG)
 class PoolLoraContext:
     """`LoraContext` of steps whose work lists are of `pooled.config`.
 
-    A step that is computed as it comes waits for each layer of the adapters that are being copied; one that
-    is captured is replayed when all have arrived. Kernels that would find no work, since no adapter changes
-    their modules, are not launched: 256 of them a step, each of some microseconds, on Llama-2-7B with q, k, v
-    and o.
+    A step that is computed as it comes waits for each layer of the transfers that are its `gates`; one that
+    is captured has none, and is replayed when all have arrived. Kernels that would find no work, since no
+    adapter changes their modules, are not launched: 256 of them a step, each of some microseconds, on
+    Llama-2-7B with q, k, v and o.
     """
 
     pooled: PooledLora
     groups: frozenset[int]
-    copies: LayerCopies
+    gates: tuple[Transfer, ...]
 
     def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
         """See `LoraContext`."""
-        self.copies.wait_for_layer(layer)
+        for gate in self.gates:
+            gate.wait_for_layer(layer)
         group = FUSED_MODULES.index(modules)
         return group in self.groups and self.pooled.begin(layer, group, x)
 
@@ -166,10 +175,17 @@ class PoolLora:
     def _way(self, config: LoraConfig) -> LoraWay:
         return LoraWay(config, self._pool.used_groups)
 
-    def context(self, way: LoraWay) -> PoolLoraContext:
-        """The context of steps computed so."""
-        pooled = dataclasses.replace(self._pooled, config=way.config)
-        return PoolLoraContext(pooled, way.groups, self._pool.copies)
+    def context(self, way: LoraWay, gates: tuple[Transfer, ...] = (), first_work: int = 0) -> PoolLoraContext:
+        """The context of steps computed so.
+
+        Args:
+            way: how.
+            gates: the transfers that their adapters may still be in.
+            first_work: where their lists begin in the work buffer, a multiple of WORK_ALIGN_ELEMENTS.
+        """
+        assert first_work % WORK_ALIGN_ELEMENTS == 0
+        pooled = dataclasses.replace(self._pooled, config=way.config, work=self._pooled.work[first_work:])
+        return PoolLoraContext(pooled, way.groups, gates)
 
     def write_work(self, work: Ints, segments: Ints, way: LoraWay) -> int:
         """Write a step's lists; how many elements they take."""

@@ -8,7 +8,10 @@ runs the very same class.
 Why nobody starves: running sequences are served in the order of their admission, and the last one admitted
 is the first preempted, so the oldest always goes on; waiting ones are admitted in the order of arrival. Only
 a sequence whose adapter does not fit beside the adapters in use may be passed, by sequences that need no
-load and prolong the use of the adapters whose room it waits for by a bounded time at most (`adapter_drain`).
+load and prolong the use of the adapters whose room it waits for by a bounded time at most (`adapter_drain`),
+and one whose adapter is being read from disk or copied to the device, by anyone, until it is there.
+
+A waiting sequence holds its adapter from when its copying begins, if it has to wait for all of it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from caraserve_cli.coldstart.policy import Decision
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
     AdapterInfo,
@@ -30,8 +34,13 @@ from caraserve_cli.core import (
 )
 from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
 from caraserve_cli.engine.batch_limit import BatchLimit
-from caraserve_cli.engine.block_pool import BlockPool, hash_block
+from caraserve_cli.engine.block_pool import BlockPool
+from caraserve_cli.engine.cold_starts import ColdStarts
+from caraserve_cli.engine.prefix_hashes import remember_blocks, reusable_hashes
 from caraserve_cli.engine.residency import AdapterResidency
+
+# Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
+LOOKAHEAD_SEQUENCES = 64
 
 
 @dataclass(slots=True)
@@ -56,12 +65,13 @@ class _Draft:
 class Scheduler:
     """Waiting and running sequences, and the blocks and adapter slots they hold."""
 
-    def __init__(self, config: EngineConfig, clock_ms: Callable[[], float]) -> None:
+    def __init__(self, config: EngineConfig, clock_ms: Callable[[], float], num_layers: int = 1) -> None:
         self._config = config
         self._clock_ms = clock_ms
         self._batch_limit = BatchLimit(config.max_batch_tokens)
         self.blocks = BlockPool(config.num_kv_blocks)
         self.residency = AdapterResidency(config.adapter_memory_bytes, config.max_resident_adapters)
+        self.cold_starts = ColdStarts(self.residency, num_layers, clock_ms)
         self._drain = AdapterDrain(self.residency, self._adapter_uses)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -95,12 +105,20 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Choose the chunks of the next step. Empty when nothing can be computed before a token under way is
-        known."""
+        known, or an adapter has arrived."""
+        self.cold_starts.begin_plan()
         draft = _Draft(self._batch_limit.num_tokens)
         self._plan_running(draft)
         if not draft.num_preempted:
             self._plan_waiting(draft)
         return draft.freeze()
+
+    def wanted_adapters(self) -> list[str]:
+        """Adapters of the next sequences that wait, in the order in which they will be needed, without those
+        that have a place on the device."""
+        ahead = (sequence.request.adapter for sequence in self.waiting[:LOOKAHEAD_SEQUENCES])
+        names = dict.fromkeys(name for name in ahead if name is not None)
+        return [name for name in names if not self.residency.is_resident(name)]
 
     def halve_batch(self) -> bool:
         """Plan smaller steps for a while, for one did not fit the device; False if they cannot be smaller."""
@@ -114,13 +132,34 @@ class Scheduler:
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-            self._remember_blocks(sequence)
             sequence.num_pending_tokens += chunk.yields_token
+            sequence.is_unchecked = chunk.cpu_layers > 0
+            if sequence.is_unchecked:
+                continue  # it holds all until it is known that it need not be computed again
+            remember_blocks(self.blocks, sequence, self._config.kv_block_tokens)
             if sequence.is_ending:
                 self.running.remove(sequence)
                 self._give_back(sequence)
                 sequence.status = SequenceStatus.ENDING
                 self.ending.add(sequence)
+
+    def check(self, chunk: ScheduledChunk, *, in_time: bool) -> None:
+        """Whether what CPU workers were to compute of a chunk under way came in time; if not, it is computed
+        again when the adapter has arrived, and its token is void."""
+        sequence = chunk.sequence
+        if not sequence.is_unchecked:
+            return
+        sequence.is_unchecked = False
+        if in_time:
+            remember_blocks(self.blocks, sequence, self._config.kv_block_tokens)
+            return
+        assert sequence.request.adapter is not None
+        # A preempted one starts anew anyway.
+        sequence.num_computed_tokens = min(chunk.start, sequence.num_computed_tokens)
+        sequence.num_pending_tokens -= chunk.yields_token
+        sequence.num_failed_assists += 1
+        sequence.cold_start = ColdStart.ON_DEMAND
+        self.cold_starts.note_failed_assist(sequence.request.adapter)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out and give back all that it holds."""
@@ -132,6 +171,7 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
             self.residency.note_waiting(sequence.request.adapter, -1)
+            self._give_back(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._order[sequence]
 
@@ -145,6 +185,9 @@ class Scheduler:
         index = 0
         while index < len(self.running) and draft.budget_tokens:
             sequence = self.running[index]
+            if not self.cold_starts.may_compute(sequence):
+                index += 1
+                continue
             num_tokens = self._chunk_tokens(sequence, draft)
             if not self._extend(sequence, num_tokens, draft):
                 return
@@ -177,7 +220,8 @@ class Scheduler:
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_findable_blocks = 0
-        if sequence.request.adapter is not None:
+        if sequence.adapter_slot is not None:
+            assert sequence.request.adapter is not None
             self.residency.release(sequence.request.adapter)
         sequence.adapter_slot = None
 
@@ -188,14 +232,19 @@ class Scheduler:
         for sequence in list(self.waiting):
             if not draft.budget_tokens or len(self.running) >= self._config.max_running:
                 return
-            if self._has_adapter_room(sequence) and not self._admit(sequence, draft):
+            if sequence.is_unchecked or not self._has_adapter_room(sequence):
+                continue
+            decision = self._decide(sequence, draft)
+            if decision is None or self._waits_for_copies(sequence, decision, draft):
+                continue
+            if not self._admit(sequence, decision, draft):
                 return
         self._drain.end_plan()
 
     def _has_adapter_room(self, sequence: Sequence) -> bool:
         """Whether its adapter can be used now, and nobody before it waits for the room."""
         adapter = sequence.request.adapter
-        if adapter is None:
+        if adapter is None or sequence.adapter_slot is not None:
             return True
         if self._drain.is_blocked:
             if self.residency.is_resident(adapter):
@@ -204,6 +253,30 @@ class Scheduler:
             return True
         self._drain.block(self._adapters[adapter])
         return False
+
+    def _decide(self, sequence: Sequence, draft: _Draft) -> Decision | None:
+        """How its adapter is brought to the device; None while that is still being read from disk."""
+        adapter = sequence.request.adapter
+        if adapter is None:
+            return Decision(ColdStart.NONE)
+        if not self.cold_starts.is_cold(adapter):
+            return Decision(ColdStart.RESIDENT)
+        if not self.residency.is_resident(adapter) and not self.cold_starts.supply.is_ready(adapter):
+            return None
+        return self.cold_starts.decide(
+            sequence,
+            self._adapters[adapter],
+            batch_tokens=sum(chunk.num_tokens for chunk in draft.chunks),
+            num_decoding=len(draft.chunks),
+        )
+
+    def _waits_for_copies(self, sequence: Sequence, decision: Decision, draft: _Draft) -> bool:
+        """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with
+        this plan at the latest."""
+        if decision.how is ColdStart.ON_DEMAND or decision.hold_ms:
+            self._acquire_adapter(sequence, decision, draft)
+        is_held = sequence.adapter_slot is not None
+        return is_held and not self.cold_starts.may_compute(sequence)
 
     def _adapter_uses(self) -> dict[str, AdapterUse]:
         uses: defaultdict[str, AdapterUse] = defaultdict(AdapterUse)
@@ -221,9 +294,9 @@ class Scheduler:
         num_outputs = sequence.num_tokens - sequence.num_prompt_tokens
         return num_chunks + sequence.max_output_tokens - num_outputs - 1  # the last chunk yields a token
 
-    def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
+    def _admit(self, sequence: Sequence, decision: Decision, draft: _Draft) -> bool:
         """Start a waiting sequence if the cache has room for all of its tokens; False if it has not."""
-        cached_blocks = self.blocks.find_prefix(self._reusable_hashes(sequence))
+        cached_blocks = self.blocks.find_prefix(reusable_hashes(sequence, self._config.kv_block_tokens))
         num_from_free = sum(map(self.blocks.is_free, cached_blocks))
         num_total = self._num_blocks(len(sequence.token_ids))
         if num_total - len(cached_blocks) + num_from_free > self.blocks.num_free:
@@ -236,7 +309,7 @@ class Scheduler:
             sequence.timings.first_scheduled_ms = self._clock_ms()
             sequence.num_cached_tokens = sequence.num_computed_tokens
         draft.num_cached_tokens += sequence.num_computed_tokens
-        self._acquire_adapter(sequence, draft)
+        self._acquire_adapter(sequence, decision, draft)
         self.waiting.remove(sequence)
         self.residency.note_waiting(sequence.request.adapter, -1)
         self.running.append(sequence)
@@ -246,16 +319,18 @@ class Scheduler:
         self._schedule(sequence, num_tokens, draft)
         return True
 
-    def _acquire_adapter(self, sequence: Sequence, draft: _Draft) -> None:
+    def _acquire_adapter(self, sequence: Sequence, decision: Decision, draft: _Draft) -> None:
         adapter = sequence.request.adapter
-        if adapter is None:
+        if adapter is None or sequence.adapter_slot is not None:
             return
         self._drain.note_user(adapter, self._num_steps_left(sequence))
-        acquired = self.residency.acquire(self._adapters[adapter])
+        acquired = self.residency.acquire(self._adapters[adapter], decision.how, decision.cpu_layers)
         sequence.adapter_slot = acquired.adapter_slot
-        draft.pool_ops += acquired.pool_ops
+        if acquired.needs_load:
+            draft.pool_ops += acquired.pool_ops
+            self.cold_starts.note_load(self._adapters[adapter], acquired.adapter_slot, decision)
         if sequence.num_preemptions == 0:
-            sequence.cold_start = ColdStart.ON_DEMAND if acquired.needs_load else ColdStart.RESIDENT
+            sequence.cold_start = decision.how
 
     # Chunks and blocks
 
@@ -266,7 +341,8 @@ class Scheduler:
     def _schedule(self, sequence: Sequence, num_tokens: int, draft: _Draft) -> None:
         start = sequence.num_computed_tokens
         yields_token = start + num_tokens == sequence.num_tokens
-        draft.chunks.append(ScheduledChunk(sequence, start, num_tokens, yields_token))
+        cpu_layers = self.cold_starts.cpu_layers(sequence)
+        draft.chunks.append(ScheduledChunk(sequence, start, num_tokens, yields_token, cpu_layers))
         draft.budget_tokens -= num_tokens
 
     def _num_blocks(self, num_tokens: int) -> int:
@@ -274,33 +350,6 @@ class Scheduler:
 
     def _num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
         return self._num_blocks(sequence.num_computed_tokens + num_tokens) - len(sequence.block_table)
-
-    def _reusable_hashes(self, sequence: Sequence) -> list[bytes]:
-        """Hashes of the full blocks before the last token, which must be computed to yield the next."""
-        if sequence.prefix_root is None:
-            return []
-        num_reusable = (len(sequence.token_ids) - 1) // self._config.kv_block_tokens
-        self._hash_blocks(sequence, num_reusable)
-        return sequence.block_hashes[:num_reusable]
-
-    def _remember_blocks(self, sequence: Sequence) -> None:
-        """Make full blocks findable by later prompts, as far as their tokens are known."""
-        if sequence.prefix_root is None:
-            return
-        num_known = min(sequence.num_computed_tokens, len(sequence.token_ids))
-        num_full = num_known // self._config.kv_block_tokens
-        self._hash_blocks(sequence, num_full)
-        for index in range(sequence.num_findable_blocks, num_full):
-            self.blocks.remember(sequence.block_table[index], sequence.block_hashes[index])
-        sequence.num_findable_blocks = max(sequence.num_findable_blocks, num_full)
-
-    def _hash_blocks(self, sequence: Sequence, num_blocks: int) -> None:
-        size, hashes = self._config.kv_block_tokens, sequence.block_hashes
-        assert sequence.prefix_root is not None
-        while len(hashes) < num_blocks:
-            parent = hashes[-1] if hashes else sequence.prefix_root
-            first = len(hashes) * size
-            hashes.append(hash_block(parent, sequence.token_ids[first : first + size]))
 
     def check_integrity(self) -> None:
         """For tests, after every step.
@@ -310,7 +359,7 @@ class Scheduler:
         """
         self.blocks.check_integrity(s.block_table for s in self.running)
         self.residency.check_integrity(s.request.adapter for s in self.waiting)
-        assert all(not s.block_table and s.adapter_slot is None for s in self.waiting)
+        assert not any(s.block_table for s in self.waiting)
         assert set(self._order) == {*self.waiting, *self.running, *self.ending}
         assert all(not s.block_table and s.adapter_slot is None for s in self.ending)
         assert len(self.running) <= self._config.max_running

@@ -1,6 +1,7 @@
 """One step's chunks as the flat arrays that kernels read. numpy, no torch: it only lays numbers out.
 
-Chunks of one adapter are neighbours; those without an adapter come last, where LoRA never looks.
+Chunks of one adapter are neighbours; those that CPU workers assist come first, those without an adapter last,
+where LoRA never looks.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class StepBatch:
         context_lens: [sequences], keys that the chunk's last token sees.
         last_tokens: [yielding chunks], the batch's tokens after which one is sampled.
         segments: [adapters, 3], (adapter slot, first token, number of tokens).
+        num_assisted_tokens: those at the head that CPU workers assist.
+        cpu_layers: leading layers in which they do, 0 where there are none.
     """
 
     chunks: tuple[ScheduledChunk, ...]
@@ -42,6 +45,8 @@ class StepBatch:
     context_lens: Ints
     last_tokens: Ints
     segments: Ints
+    num_assisted_tokens: int
+    cpu_layers: int
 
     @property
     def num_tokens(self) -> int:
@@ -51,6 +56,11 @@ class StepBatch:
     def is_decode(self) -> bool:
         """Whether every chunk is one token that yields the next one."""
         return self.num_tokens == len(self.chunks) == len(self.last_tokens)
+
+    @property
+    def num_assisted_segments(self) -> int:
+        """Segments at the head whose tokens are assisted."""
+        return int(np.searchsorted(self.segments[:, 1], self.num_assisted_tokens))
 
     @property
     def yielding(self) -> list[ScheduledChunk]:
@@ -84,6 +94,8 @@ class StepBatch:
             starts + num_chunk_tokens,
             first_tokens[1:][yields] - 1,
             _segments(ordered, first_tokens),
+            sum(chunk.num_tokens for chunk in ordered if chunk.cpu_layers),
+            max(chunk.cpu_layers for chunk in ordered),
         )
 
     def write_block_tables(self, tables: Ints) -> None:
@@ -98,9 +110,9 @@ class StepBatch:
         return max(len(chunk.sequence.block_table) for chunk in self.chunks)
 
 
-def _place_in_batch(chunk: ScheduledChunk) -> int:
+def _place_in_batch(chunk: ScheduledChunk) -> tuple[bool, int]:
     adapter_slot = chunk.sequence.adapter_slot
-    return 2**31 if adapter_slot is None else adapter_slot
+    return not chunk.cpu_layers, 2**31 if adapter_slot is None else adapter_slot
 
 
 def _fill_chunk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from caraserve_cli.core import SequenceStatus, StepPlan
@@ -10,12 +11,37 @@ from caraserve_cli.events import StepRecord
 
 
 class Attempt(NamedTuple):
-    """A plan that was tried: its adapters are moved and its sequences admitted, whether it fitted or not.
-    `adapter_load_ms` is the host's part of loading adapters."""
+    """A plan that was tried: its adapters are moved and its sequences admitted, whether it fitted or not."""
 
     plan: StepPlan
     start_ms: float
-    adapter_load_ms: float
+
+
+class Loads(NamedTuple):
+    """Adapters loaded, and what it took, host and link together."""
+
+    num_loads: int
+    ms: float
+
+
+@dataclass(slots=True)
+class LoadCount:
+    """The loads that no step record tells of yet: plans may load adapters and compute nothing."""
+
+    num_loads: int = 0
+    host_ms: float = 0.0
+
+    def note(self, plan: StepPlan, plan_ms: float) -> None:
+        """A plan was made, and its adapters moved, in `plan_ms`."""
+        if plan.num_adapter_loads:
+            self.num_loads += plan.num_adapter_loads
+            self.host_ms += plan_ms
+
+    def take(self, copy_ms: float) -> Loads:
+        """All so far; `copy_ms` is the link's part of it."""
+        loads = Loads(self.num_loads, self.host_ms + copy_ms)
+        self.num_loads, self.host_ms = 0, 0.0
+        return loads
 
 
 class StepTokens(NamedTuple):
@@ -40,14 +66,13 @@ def count_tokens(plan: StepPlan) -> StepTokens:
 
 def make_record(
     attempts: tuple[Attempt, ...],
-    adapter_copy_ms: float,
+    loads: Loads,
     tokens: StepTokens,
     scheduler: Scheduler,
     start_ms: float,
     end_ms: float,
 ) -> StepRecord:
-    """What is told of a step that has ended; the last of `attempts` fitted. `adapter_copy_ms` is the device's
-    part of loading adapters."""
+    """What is told of a step that has ended; the last of `attempts` fitted."""
     plans = [attempt.plan for attempt in attempts]
     return StepRecord(
         start_ms=start_ms,
@@ -59,8 +84,8 @@ def make_record(
         num_waiting=len(scheduler.waiting),
         num_preempted=sum(plan.num_preempted for plan in plans),
         num_cached_tokens=sum(plan.num_cached_tokens for plan in plans),
-        num_adapter_loads=sum(plan.num_adapter_loads for plan in plans),
-        adapter_load_ms=sum(attempt.adapter_load_ms for attempt in attempts) + adapter_copy_ms,
+        num_adapter_loads=loads.num_loads,
+        adapter_load_ms=loads.ms,
         num_memory_retries=len(attempts) - 1,
         num_kv_blocks_used=scheduler.blocks.num_used,
         num_kv_blocks=scheduler.blocks.num_blocks,

@@ -8,10 +8,11 @@ from typing import TypeAlias
 
 import torch
 
+from caraserve_cli.adapters.description import OutlineAdapter
 from caraserve_cli.adapters.host_store import HostStore, LoadAdapter
 from caraserve_cli.adapters.largest_rank import find_largest_rank
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.adapters.loader import load_adapter
+from caraserve_cli.adapters.loader import load_adapter, outline_adapter
 from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm, Packer, PaddedForm, UnpaddedForm
 from caraserve_cli.adapters.used_groups import find_used_groups
 from caraserve_cli.config import EngineConfig
@@ -22,6 +23,14 @@ from caraserve_cli.engine.limits import check_fits
 from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import AdapterError, OptionError, RowError, RowErrorCode
 from caraserve_cli.events import EventSink, StepRecord
+from caraserve_cli.fleet.cold_start import (
+    DeviceLink,
+    check_cold_start,
+    choose_policy,
+    find_break_even,
+    start_assistant,
+    wants_workers,
+)
 from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
 from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
@@ -47,11 +56,12 @@ FindUsedGroups: TypeAlias = Callable[[AdapterLibrary, BaseShape], frozenset[int]
 
 @dataclass(frozen=True, slots=True)
 class AdapterSource:
-    """Which adapters there are, what makes weights of one, and what tells, without making any, the largest
-    rank of all of them and the modules that they change."""
+    """Which adapters there are, what makes weights of one, and what tells, without making any, the outline of
+    one, and the largest rank of all of them and the modules that they change."""
 
     library: AdapterLibrary
     load: LoadAdapter = load_adapter
+    outline: OutlineAdapter = outline_adapter
     find_largest_rank: FindLargestRank = find_largest_rank
     find_used_groups: FindUsedGroups = find_used_groups
 
@@ -84,16 +94,19 @@ class Surroundings:
         """
         device = choose_device(options.device)
         _check_lora_kernel(options.lora_kernel, device)
+        check_cold_start(options, device)
         base = resolve_base(options.base, options.weights)
         dtype = choose_dtype(options.dtype, device, base.config.dtype)
         source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
         packer = None
-        if copies_adapters(device):
+        if copies_adapters(device) or wants_workers(options):
             form = source.choose_form(options.lora_kernel, shape)
             packer = Packer(shape, form, pinned=device.type == "cuda")
-        host_store = HostStore(source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load)
+        host_store = HostStore(
+            source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load, source.outline
+        )
         tokenizer = None if base.folder is None else load_tokenizer(base.folder)
         return cls(base, tokenizer, source, host_store, memory, device, dtype)
 
@@ -118,7 +131,7 @@ class Surroundings:
         if request.adapter is None:
             return None
         try:
-            return self.host_store.info(request.adapter)
+            return self.host_store.describe(request.adapter)
         except AdapterError as error:
             raise RowError(RowErrorCode.ADAPTER_REFUSED, str(error), request.id) from error
 
@@ -129,6 +142,12 @@ class Surroundings:
             RowError: it would fail.
         """
         check_fits(self.engine_config, request, self.describe_adapter(request))
+        if request.adapter is not None:
+            try:
+                self.host_store.acquire(request.adapter)
+            except AdapterError as error:
+                raise RowError(RowErrorCode.ADAPTER_REFUSED, str(error), request.id) from error
+            self.host_store.release(request.adapter)
 
 
 def _check_lora_kernel(lora_kernel: LoraKernel, device: torch.device) -> None:
@@ -160,6 +179,14 @@ class LocalReplica:
         if packer is not None and packer.form.kernel != options.lora_kernel:
             raise ValueError(f"the host store packs for {packer.form.kernel}, not for {options.lora_kernel}")
         self._surroundings = surroundings
+        self._link = DeviceLink(surroundings.device)
+        self._assistant = start_assistant(
+            options,
+            surroundings.host_store,
+            surroundings.base.config.shape,
+            surroundings.dtype,
+            surroundings.device,
+        )
         base, dtype, device = surroundings.base, surroundings.dtype, surroundings.device
         if base.folder is None or options.weights == "random":
             decoder = random_decoder(base.config, dtype, device, options.seed)
@@ -176,7 +203,11 @@ class LocalReplica:
             None if surroundings.tokenizer is None else self._open_text,
             clock_ms,
             events,
+            base.config.shape.num_layers,
         )
+        self._break_even = find_break_even(options, surroundings.dtype, surroundings.device)
+        self.emulate_link(options.emulate_link_gbps)
+        self.use_cold_start(options.cold_start)
         self._refused: list[Outcome] = []
 
     @property
@@ -211,10 +242,28 @@ class LocalReplica:
         """
         residency = self._engine.scheduler.residency
         for name in filter(residency.is_resident, adapters):
-            adapter_slot = residency.acquire(self._surroundings.host_store.info(name)).adapter_slot
+            adapter_slot = residency.acquire(self._surroundings.host_store.describe(name)).adapter_slot
             residency.release(name)
             residency.discard(name)
-            self._runner.evict_adapter(adapter_slot)
+            self._runner.adapters.evict(adapter_slot)
+
+    def use_cold_start(self, name: str) -> None:
+        """Bring adapters that are cold from now on to the device as `--cold-start` says.
+
+        Raises:
+            OptionError: there is no such strategy.
+        """
+        self._engine.scheduler.cold_starts.policy = choose_policy(name, self._break_even)
+
+    def emulate_link(self, gbps: float | None) -> None:
+        """Be at the end of a link of `gbps` gigabytes a second each way from now on; None for the machine's
+        own. Nothing must be on its way."""
+        self._link.emulate(gbps, self._assistant)
+
+    def close(self) -> None:
+        """End its CPU workers; it answers nothing any more."""
+        if self._assistant is not None:
+            self._assistant.close()
 
     def check_integrity(self) -> None:
         """For tests, after every step.
@@ -228,8 +277,10 @@ class LocalReplica:
     def _make_runner(self, decoder: Decoder, config: EngineConfig) -> Runner:
         host_store = self._surroundings.host_store
         if not copies_adapters(decoder.device):
-            return ModelRunner(decoder, host_store, config.num_kv_blocks, config.kv_block_tokens)
-        runner = GpuRunner(decoder, host_store, config)
+            return ModelRunner(
+                decoder, host_store, config.num_kv_blocks, config.kv_block_tokens, self._assistant
+            )
+        runner = GpuRunner(decoder, host_store, config, self._link.lane, self._assistant)
         adapters = self._surroundings.adapters
         runner.warm_up(adapters.find_used_groups(adapters.library, decoder.config.shape))
         return runner

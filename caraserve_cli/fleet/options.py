@@ -10,11 +10,13 @@ WeightsSource = Literal["checkpoint", "random"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoraKernel = Literal["mbgmv", "bgmv"]
+ColdStartName = Literal["auto", "stream", "cpu-assist", "on-demand", "on-demand-blocking", "cached"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaOptions:
-    """Options of one replica; memory sizes are texts such as `4.3GB`, None where the replica decides."""
+    """Options of one replica; memory sizes are texts such as `4.3GB`, None where the replica decides, as it
+    does of the number of CPU workers. `emulate_link_gbps` is None for the link that there is."""
 
     base: str
     adapter_roots: tuple[Path, ...] = ()
@@ -23,6 +25,9 @@ class ReplicaOptions:
     dtype: DtypeName = "auto"
     seed: int = 0
     lora_kernel: LoraKernel = "mbgmv"
+    cold_start: ColdStartName = "auto"
+    cpu_workers: int | None = None
+    emulate_link_gbps: float | None = None
     gpu_memory: str | None = None
     kv_memory: str | None = None
     adapter_memory: str | None = None

@@ -154,6 +154,9 @@ class Run:
         finally:
             intake.close()
             journal.flush()
+            if self._replica is not None:
+                self._replica.close()
+            surroundings.host_store.close()
         self._summary.add_missed(earlier.num_misses)
 
     @property

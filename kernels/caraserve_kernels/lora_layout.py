@@ -36,7 +36,8 @@ MODULE_BIAS_OFFSET = 3
 TABLE_FIELDS = 16
 NO_BIAS = -1
 _END = FIRST_MODULE + MAX_GROUP_MODULES * MODULE_FIELDS
-_RANKS = slice(FIRST_MODULE + MODULE_RANK, _END, MODULE_FIELDS)
+# Of a table entry, the ranks of its modules.
+RANKS = slice(FIRST_MODULE + MODULE_RANK, _END, MODULE_FIELDS)
 _B_OFFSETS = slice(FIRST_MODULE + MODULE_B_OFFSET, _END, MODULE_FIELDS)
 _BIAS_OFFSETS = slice(FIRST_MODULE + MODULE_BIAS_OFFSET, _END, MODULE_FIELDS)
 
@@ -120,7 +121,7 @@ class AdapterLayout:
                 _fill_entry(table[layer, index], group, fused)
                 pieces |= {(layer, module): piece for module, piece in fused.items()}
             layer_starts.append(end)
-        stacked_rows = table[..., _RANKS].sum(axis=-1).max(axis=0, initial=0).astype(np.int32)
+        stacked_rows = table[..., RANKS].sum(axis=-1).max(axis=0, initial=0).astype(np.int32)
         largest_rank = max(lora_ranks.values(), default=0)
         return AdapterLayout(end, pieces, tuple(layer_starts), table, stacked_rows, largest_rank)
 

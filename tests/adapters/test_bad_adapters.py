@@ -9,6 +9,7 @@ import torch
 
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.adapters.loader import load_adapter
 from caraserve_cli.adapters.summary import inspect_adapter
 from caraserve_cli.errors import AdapterError
 from tests.adapters.bad_adapters import write_bad_adapters
@@ -34,7 +35,7 @@ def test_each_is_refused_by_name(corpus: tuple[Path, dict[str, str]]) -> None:
     messages = {}
     for name in library.names:
         with pytest.raises(AdapterError) as caught:
-            store.fetch(name)
+            store.acquire(name)
         messages[name] = str(caught.value)
     wrong = {name: text for name, text in messages.items() if expected[name] not in text}
     assert wrong == {}
@@ -43,6 +44,24 @@ def test_each_is_refused_by_name(corpus: tuple[Path, dict[str, str]]) -> None:
         assert "\n" not in text
         assert len(text) < 400
     store.check_integrity()
+
+
+def test_headers_tell_what_the_weights_would(corpus: tuple[Path, dict[str, str]]) -> None:
+    root, _ = corpus
+    library = AdapterLibrary.scan([root])
+    store = HostStore(library, SHAPE, torch.float32, capacity_bytes=10**9)
+    served, told, expected = [], {}, {}
+    for name in library.names:
+        with pytest.raises(AdapterError) as loaded:
+            load_adapter(name, root / name, SHAPE, torch.float32)
+        try:
+            store.describe(name)
+            served.append(name)
+        except AdapterError as error:
+            told[name], expected[name] = str(error), str(loaded.value)
+    assert told == expected
+    assert set(served) == _INVISIBLE_IN_HEADERS
+    assert all(store.is_ready(name) == (name not in served) for name in library.names)
 
 
 def test_each_has_its_problem_in_its_summary(corpus: tuple[Path, dict[str, str]]) -> None:
@@ -58,5 +77,5 @@ def test_good_ones_beside_them_are_served(corpus: tuple[Path, dict[str, str]], t
     write_variant(tmp_path, VARIANTS[0], tiny_llama, seed=1)
     store = HostStore(AdapterLibrary.scan([corpus[0], tmp_path]), SHAPE, torch.float32, capacity_bytes=10**9)
     with pytest.raises(AdapterError):
-        store.fetch("dora")
-    assert store.fetch(VARIANTS[0].name).lora_rank == 4
+        store.acquire("dora")
+    assert store.acquire(VARIANTS[0].name).lora_rank == 4

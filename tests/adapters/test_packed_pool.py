@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
@@ -12,12 +11,20 @@ from caraserve_cli.adapters import packed_pool
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
-from caraserve_cli.core import FUSED_MODULES, LORA_MODULES, AdapterEviction, AdapterMove, BaseShape
+from caraserve_cli.core import (
+    FUSED_MODULES,
+    LORA_MODULES,
+    AdapterEviction,
+    AdapterInfo,
+    AdapterMove,
+    BaseShape,
+)
 from caraserve_cli.engine.residency import AdapterResidency
 from caraserve_cli.errors import AdapterError
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import DECODE_CONFIG, PooledLora
 from caraserve_kernels.lora_work import build_work
+from tests.adapters.contents import content_of
 
 CPU = torch.device("cpu")
 SHAPE = BaseShape(
@@ -56,6 +63,7 @@ def packed(weights: AdapterWeights, form: LoraForm = FORMS[0]) -> AdapterWeights
 def assert_computed(pool: PackedPool, adapters: dict[int, AdapterWeights], form: LoraForm = FORMS[0]) -> None:
     """One token of each slot, in every layer and group, against the weights as they were before packing."""
     pool.start_copies()
+    pool.transfers.wait()
     slots = sorted(adapters)
     work = torch.zeros(4096, dtype=torch.int32)
     segments = torch.tensor([[slot, token, 1] for token, slot in enumerate(slots)]).numpy()
@@ -86,7 +94,7 @@ def test_packing_keeps_the_weights_and_adds_only_gaps() -> None:
     weights = make_weights("a", 5, ("q_proj", "v_proj", "down_proj"))
     result = packed(weights)
     assert result.packed is not None
-    assert result.content_hash == weights.content_hash
+    assert content_of(result) == content_of(weights)
     assert result.num_bytes == result.packed.blob.nbytes
     gaps_bytes = 64 * 4 * 3 * len(weights.pairs)
     assert weights.num_bytes <= result.num_bytes <= weights.num_bytes + gaps_bytes
@@ -159,7 +167,12 @@ def test_whatever_is_planned_ends_where_it_was_planned(seed: int) -> None:
         str(index): packed(make_weights(str(index), lora_rank, tuple(modules)))
         for index, (lora_rank, modules) in enumerate(shapes)
     }
-    infos = {name: dataclasses.replace(weights.info(), name=name) for name, weights in adapters.items()}
+    infos = {
+        name: AdapterInfo(
+            name=name, lora_rank=weights.lora_rank, num_bytes=weights.num_bytes, identity=name.encode()
+        )
+        for name, weights in adapters.items()
+    }
     largest_bytes = max(info.num_bytes for info in infos.values())
     residency = AdapterResidency(int(1.7 * largest_bytes), 9)
     pool = PackedPool(SHAPE, residency.capacity_bytes, 9, torch.float32, CPU)
@@ -183,7 +196,7 @@ def test_whatever_is_planned_ends_where_it_was_planned(seed: int) -> None:
                     pool.load(op.adapter_slot, adapters[op.adapter], op.offset_bytes)
                     placed[op.adapter_slot] = adapters[op.adapter], op.offset_bytes
         pool.start_copies()
-        pool.copies.wait()
+        pool.transfers.wait()
         for adapter_slot, (weights, offset_bytes) in placed.items():
             assert weights.packed is not None
             first = offset_bytes // pool.weights.itemsize

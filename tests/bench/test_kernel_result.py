@@ -23,7 +23,7 @@ from caraserve_cli.bench.kernel_result import (
     verdict_on,
 )
 from caraserve_cli.bench.kernel_terminal import render_kernels
-from caraserve_cli.bench.line_fit import Line
+from caraserve_cli.perf.least_squares import Line
 
 FACTS = KernelFacts(
     recipe="mine",

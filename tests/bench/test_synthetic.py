@@ -49,10 +49,11 @@ def test_each_adapter_has_its_sizes_and_its_own_memory(packed: bool) -> None:
     synthetic = SyntheticAdapters(adapters_of(CASE), packed=packed)
     packer = Packer(SHAPE, UnpaddedForm(), pinned=False) if packed else None
     source = synthetic.source
-    store = HostStore(source.library, SHAPE, torch.float32, 10**9, packer, source.load)
+    store = HostStore(source.library, SHAPE, torch.float32, 10**9, packer, source.load, source.outline)
     places: set[int] = set()
     for adapter in adapters_of(CASE):
-        weights = store.fetch(adapter.name)
+        weights = store.acquire(adapter.name)
+        assert store.describe(adapter.name).num_bytes == weights.num_bytes
         assert list(weights.pairs) == [(layer, m) for layer in range(2) for m in ("q_proj", "v_proj")]
         assert sum(pair.num_bytes for pair in weights.pairs.values()) == 4 * adapter.num_weights(SHAPE)
         for (_, module), pair in weights.pairs.items():
@@ -62,8 +63,8 @@ def test_each_adapter_has_its_sizes_and_its_own_memory(packed: bool) -> None:
             assert pair.a.std() > 0
         places.add(next(iter(weights.pairs.values())).a.data_ptr())
     assert len(places) == 3
-    hashes = {store.info(name).content_hash for name in synthetic.names}
-    assert len(hashes) == 3, "they share no prefix though two have equal content"
+    identities = {store.describe(name).identity for name in synthetic.names}
+    assert len(identities) == 3, "they share no prefix though two have equal content"
     store.check_integrity()
 
 

@@ -90,7 +90,7 @@ def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) 
     assert answer["token_ids"][-1] == 257, "the EOS that ended the answer is counted"
     assert answer["text"].strip() == SAMPLE_ROWS[0]["metadata"]["expected"], "and not shown"
     assert all(len(position["top"]) == 2 for position in answer["logprobs"])
-    assert answer["cold_start"] == "on-demand"
+    assert answer["cold_start"] == "stream"
     assert answer["slo_attained"] is True
 
 

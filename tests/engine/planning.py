@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from caraserve_cli.adapters.extents import ALIGNMENT_BYTES
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, StepPlan, Timings
-from caraserve_cli.engine.extents import ALIGNMENT_BYTES
 from caraserve_cli.engine.scheduler import Scheduler
 
 BLOCK_TOKENS = 4
@@ -28,7 +28,7 @@ def make_scheduler(**changes: int | bool) -> Scheduler:
 
 
 def make_adapter(name: str, num_units: int = 40) -> AdapterInfo:
-    return AdapterInfo(name=name, lora_rank=8, num_bytes=num_units * UNIT, content_hash=name.encode())
+    return AdapterInfo(name=name, lora_rank=8, num_bytes=num_units * UNIT, identity=name.encode())
 
 
 def add(
@@ -48,7 +48,7 @@ def add(
         sampling=SamplingParams(max_tokens=max_tokens),
     )
     sequence = Sequence(request, Timings(0.0), list(token_ids), len(token_ids), max_tokens)
-    sequence.prefix_root = adapter.content_hash if adapter else b""
+    sequence.prefix_root = adapter.identity if adapter else b""
     scheduler.add(sequence, adapter)
     return sequence
 

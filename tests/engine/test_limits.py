@@ -18,7 +18,7 @@ def make_request(num_prompt: int, max_tokens: int) -> Request:
 
 
 def make_adapter(num_bytes: int) -> AdapterInfo:
-    return AdapterInfo(name="a", lora_rank=4, num_bytes=num_bytes, content_hash=b"a")
+    return AdapterInfo(name="a", lora_rank=4, num_bytes=num_bytes, identity=b"a")
 
 
 def test_an_answer_ends_with_the_context() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.core import Request, ScheduledChunk, Sequence, StepPlan, Timings
+from caraserve_cli.core import AdapterLoad, Request, ScheduledChunk, Sequence, StepPlan, Timings
 from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import AdapterError
 from caraserve_cli.model.checkpoint import load_decoder
@@ -65,7 +65,7 @@ def next_token(folder: Path, prompt: tuple[int, ...], adapter: str | None) -> in
 def test_each_token_belongs_to_its_chunk(folder: Path, runner: ModelRunner) -> None:
     """Adapters mixed with the base, blocks in any order, a prompt in two steps beside whole ones."""
     for adapter_slot, adapter in enumerate(ADAPTERS):
-        runner.load_adapter(adapter, adapter_slot)
+        runner.adapters.load(AdapterLoad(adapter, adapter_slot, 0))
     tables, slots = ([7, 2], [11], [4, 0]), (1, None, 0)
     first, second, third = (
         make_sequence(prompt, table, slot) for prompt, table, slot in zip(PROMPTS, tables, slots, strict=True)
@@ -82,9 +82,9 @@ def test_each_token_belongs_to_its_chunk(folder: Path, runner: ModelRunner) -> N
 
 
 def test_a_slot_holds_what_was_loaded_last(folder: Path, runner: ModelRunner) -> None:
-    runner.load_adapter(ADAPTERS[0], 0)
-    runner.evict_adapter(0)
-    runner.load_adapter(ADAPTERS[1], 0)
+    runner.adapters.load(AdapterLoad(ADAPTERS[0], 0, 0))
+    runner.adapters.evict(0)
+    runner.adapters.load(AdapterLoad(ADAPTERS[1], 0, 0))
     sequence = make_sequence(PROMPTS[0], [1, 3], 0)
     ((_, sampled),) = run(runner, ScheduledChunk(sequence, 0, 7, True))
     assert sampled.token_id == next_token(folder, PROMPTS[0], ADAPTERS[1])
@@ -93,4 +93,4 @@ def test_a_slot_holds_what_was_loaded_last(folder: Path, runner: ModelRunner) ->
 
 def test_an_adapter_that_does_not_exist_is_named(runner: ModelRunner) -> None:
     with pytest.raises(AdapterError, match="'nobody'"):
-        runner.load_adapter("nobody", 0)
+        runner.adapters.load(AdapterLoad("nobody", 0, 0))

@@ -8,7 +8,6 @@ import pytest
 
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
-    AdapterMove,
     Completion,
     FinishReason,
     Request,
@@ -23,6 +22,7 @@ from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
+from tests.engine.depots import StillDepot
 
 EOS = 0
 
@@ -37,6 +37,8 @@ class DelayedTokens:
     """Knows its tokens from the start, and says so only when asked."""
 
     adapter_copy_ms = 0.0
+
+    was_assisted_in_time = True
 
     def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]], runner: AheadRunner) -> None:
         self._tokens = tokens
@@ -55,17 +57,12 @@ class AheadRunner:
 
     def __init__(self, max_in_flight: int, most_tokens: int = 1000, roomy_from: int = 100_000) -> None:
         self.max_in_flight = max_in_flight
+        self.adapters = StillDepot()
         self.most_tokens = most_tokens
         self.roomy_from = roomy_from
         self.num_under_way = self.most_under_way = 0
         self.launched_tokens: list[int] = []
         self.num_refused = 0
-
-    def evict_adapter(self, adapter_slot: int) -> None: ...
-
-    def move_adapter(self, move: AdapterMove) -> None: ...
-
-    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None: ...
 
     def launch(self, plan: StepPlan) -> DelayedTokens:
         if plan.num_tokens > self.most_tokens and len(self.launched_tokens) < self.roomy_from:

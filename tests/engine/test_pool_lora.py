@@ -9,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from caraserve_cli.adapters.layer_copies import LayerCopies
+from caraserve_cli.adapters.copy_lane import open_lane
+from caraserve_cli.adapters.extents import aligned_bytes
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm, Packer, PaddedForm, UnpaddedForm
+from caraserve_cli.adapters.transfer import LayerOrder, Transfer
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import FUSED_MODULES, LORA_MODULES, BaseShape
-from caraserve_cli.engine.extents import aligned_bytes
 from caraserve_cli.engine.pool_lora import PoolLora
 from caraserve_kernels import lora_work
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
@@ -63,6 +64,7 @@ def make_pool(form: LoraForm) -> PackedPool:
     for adapter_slot, (blob, first) in enumerate(zip(blobs, firsts, strict=False)):
         pool.load(adapter_slot, blob, int(first))
     pool.start_copies()
+    pool.transfers.wait()
     return pool
 
 
@@ -182,11 +184,11 @@ def test_in_float32_a_token_is_computed_the_same_in_small_and_large_batches(
     assert (lora.ways(1) == lora.ways(64)) is is_one
 
 
-class RecordedWaits(LayerCopies):
-    """Copies of which nothing is to be copied: which layers were waited for."""
+class RecordedWaits(Transfer):
+    """A transfer of nothing: which layers were waited for."""
 
     def __init__(self) -> None:
-        super().__init__(CPU, SHAPE.num_layers)
+        super().__init__(open_lane(CPU), (), LayerOrder().groups(SHAPE.num_layers))
         self.layers: list[int] = []
 
     def wait_for_layer(self, layer: int) -> None:
@@ -199,7 +201,7 @@ def test_every_projection_waits_for_its_layer_also_those_that_no_adapter_changes
     way = lora.choose(segments, 6)
     lora.write_work(work.numpy(), segments, way)
     waits = RecordedWaits()
-    context = dataclasses.replace(lora.context(way), groups=frozenset({1}), copies=waits)
+    context = dataclasses.replace(lora.context(way), groups=frozenset({1}), gates=(waits,))
     for layer in range(SHAPE.num_layers):
         for modules in FUSED_MODULES:
             x = torch.randn(6, SHAPE.module_shape(modules[0])[0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from caraserve_cli.adapters.extents import ALIGNMENT_BYTES as UNIT
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
     AdapterInfo,
+    AdapterLoad,
     AdapterMove,
     Completion,
     Failure,
@@ -13,37 +15,44 @@ from caraserve_cli.core import (
     StepPlan,
 )
 from caraserve_cli.engine.engine import Engine
-from caraserve_cli.engine.extents import ALIGNMENT_BYTES as UNIT
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.errors import AdapterError
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
+from tests.engine.depots import StillDepot
 
 
-class FakeRunner:
-    """Notes what it is told to do, refuses to load one adapter, and makes up tokens."""
-
-    max_in_flight = 1
+class NotingDepot(StillDepot):
+    """Notes what it is told to do, and refuses to load one adapter."""
 
     def __init__(self, broken_adapter: str) -> None:
         self.told: list[str] = []
         self._broken_adapter = broken_adapter
         self._loaded: dict[int, str] = {}
 
-    def evict_adapter(self, adapter_slot: int) -> None:
+    def evict(self, adapter_slot: int) -> None:
         self.told.append(f"evict {self._loaded.pop(adapter_slot)}")
 
-    def move_adapter(self, move: AdapterMove) -> None:
+    def move(self, move: AdapterMove) -> None:
         assert move.num_bytes % UNIT == 0
         units = move.from_offset_bytes // UNIT, move.to_offset_bytes // UNIT
         self.told.append(f"move {self._loaded[move.adapter_slot]} {units[0]} to {units[1]}")
 
-    def load_adapter(self, adapter: str, adapter_slot: int, offset_bytes: int) -> None:
-        self.told.append(f"load {adapter} at {offset_bytes // UNIT}")
-        if adapter == self._broken_adapter:
-            raise AdapterError(adapter, "its files are gone")
-        assert adapter_slot not in self._loaded
-        self._loaded[adapter_slot] = adapter
+    def load(self, load: AdapterLoad) -> None:
+        self.told.append(f"load {load.adapter} at {load.offset_bytes // UNIT}")
+        if load.adapter == self._broken_adapter:
+            raise AdapterError(load.adapter, "its files are gone")
+        assert load.adapter_slot not in self._loaded
+        self._loaded[load.adapter_slot] = load.adapter
+
+
+class FakeRunner:
+    """Makes up tokens."""
+
+    max_in_flight = 1
+
+    def __init__(self, broken_adapter: str) -> None:
+        self.adapters = NotingDepot(broken_adapter)
 
     def launch(self, plan: StepPlan) -> KnownTokens:
         return KnownTokens([(chunk, Sampled(7, None)) for chunk in plan.chunks if chunk.yields_token])
@@ -55,7 +64,7 @@ def start(runner: FakeRunner) -> Engine:
 
 
 def add(engine: Engine, adapter: str, num_units: int, max_tokens: int) -> None:
-    info = AdapterInfo(name=adapter, lora_rank=8, num_bytes=num_units * UNIT, content_hash=adapter.encode())
+    info = AdapterInfo(name=adapter, lora_rank=8, num_bytes=num_units * UNIT, identity=adapter.encode())
     sampling = SamplingParams(max_tokens=max_tokens)
     engine.add_request(
         Request(id=adapter, line=1, prompt_token_ids=(3, 4), adapter=adapter, sampling=sampling), info
@@ -69,16 +78,16 @@ def run_plan_that_moves(broken_adapter: str) -> tuple[list[str], dict[str, Compl
     add(engine, "left", 3, max_tokens=1)
     add(engine, "stays", 4, max_tokens=3)
     outcomes = engine.step()
-    runner.told.clear()
+    runner.adapters.told.clear()
     add(engine, "new", 2, max_tokens=2)
     add(engine, "newer", 4, max_tokens=2)
     outcomes += engine.step()
     engine.scheduler.check_integrity()
-    told = list(runner.told)
+    told = list(runner.adapters.told)
     while engine.has_work:
         outcomes += engine.step()
     engine.scheduler.check_integrity()
-    assert runner.told == told, "later steps find everything in place"
+    assert runner.adapters.told == told, "later steps find everything in place"
     return told, {outcome.request.id: outcome for outcome in outcomes}
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caraserve_cli.adapters.extents import ALIGNMENT_BYTES, aligned_bytes
 from caraserve_cli.core import AdapterEviction, AdapterInfo, AdapterLoad, AdapterMove, PoolOp
-from caraserve_cli.engine.extents import ALIGNMENT_BYTES, aligned_bytes
 from caraserve_cli.engine.residency import AdapterResidency
 
 UNIT = ALIGNMENT_BYTES
@@ -21,7 +21,7 @@ def info(name: str, num_units: int) -> AdapterInfo:
 
 
 def info_of_bytes(name: str, num_bytes: int) -> AdapterInfo:
-    return AdapterInfo(name=name, lora_rank=8, num_bytes=num_bytes, content_hash=name.encode())
+    return AdapterInfo(name=name, lora_rank=8, num_bytes=num_bytes, identity=name.encode())
 
 
 def use(residency: AdapterResidency, name: str, num_units: int, num_uses: int = 1) -> tuple[PoolOp, ...]:

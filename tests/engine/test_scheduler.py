@@ -75,7 +75,7 @@ def test_adapters_are_loaded_once_and_evicted_when_room_is_needed() -> None:
     plan = run_step(scheduler)
     assert plan.pool_ops == (AdapterLoad("a", 0, 0), AdapterLoad("b", 1, 40 * UNIT))
     assert plan.num_adapter_loads == 2
-    assert (first.cold_start, again.cold_start) == (ColdStart.ON_DEMAND, ColdStart.RESIDENT)
+    assert (first.cold_start, again.cold_start) == (ColdStart.STREAM, ColdStart.STREAM), "on its way for both"
     add(scheduler, "4", 2, max_tokens=1, adapter=c)
     plan = run_step(scheduler)
     assert plan.pool_ops == (AdapterEviction(0), AdapterLoad("c", 0, 0)), "a is unused, b is in use"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def answer(
             assert outcome.request.id not in answers
             answers[outcome.request.id] = outcome
         replica.check_integrity()
+    replica.close()
+    surroundings.host_store.close()
     return answers, steps
 
 
@@ -158,6 +161,32 @@ def test_the_gpu_way_on_cpu_tensors(
     assert_same(oracle, answers)
     assert sum(record.num_preempted for record in steps.records) > 0
     assert sum(record.num_adapter_loads for record in steps.records) > 25
+
+
+@pytest.mark.parametrize("is_gpu_way", [False, True], ids=["CPU", "the GPU's way"])
+@pytest.mark.parametrize("cold_start", ["stream", "on-demand", "on-demand-blocking", "cpu-assist"])
+def test_no_cold_start_changes_an_answer(
+    oracle: Oracle, cold_start: str, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an adapter pool that is too small, so that most adapters are cold again and again, and with real
+    CPU workers, more than this machine may have idle cores for: some may come too late."""
+    monkeypatch.setattr(local, "copies_adapters", lambda device: is_gpu_way)
+    answers, steps = answer(
+        oracle,
+        oracle.requests,
+        cold_start=cold_start,
+        cpu_workers=2 if cold_start == "cpu-assist" else None,
+        prefill_chunk_tokens=7,
+        kv_block_tokens=4,
+        adapter_memory="500KB" if is_gpu_way else "250KB",
+        max_running=32,
+        max_batch_tokens=256,
+    )
+    assert len(answers) == len(oracle.requests)
+    assert_same(oracle, answers)
+    ways = Counter(completion.cold_start.value for completion in answers.values())
+    assert ways[cold_start] > 20
+    assert sum(record.num_adapter_loads for record in steps.records) >= 24, "each of the adapters was cold"
 
 
 def test_a_wrong_adapter_would_be_seen(oracle: Oracle) -> None:

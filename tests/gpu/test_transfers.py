@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from caraserve_cli.adapters.layer_copies import LayerCopies
+from caraserve_cli.adapters.copy_lane import open_lane
+from caraserve_cli.adapters.extents import aligned_bytes
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm
+from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder
+from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import BaseShape
-from caraserve_cli.engine.extents import aligned_bytes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -24,12 +26,15 @@ def pinned(value: float) -> torch.Tensor:
     return torch.full((STARTS[-1],), value).pin_memory()
 
 
+def make_transfers(device: torch.device) -> Transfers:
+    return Transfers(open_lane(device), NUM_LAYERS)
+
+
 def test_readers_wait_for_their_layers() -> None:
     device = torch.device("cuda")
-    copies, pool, source = LayerCopies(device, NUM_LAYERS), torch.zeros(STARTS[-1], device=device), pinned(1)
+    transfers, pool, source = make_transfers(device), torch.zeros(STARTS[-1], device=device), pinned(1)
     torch.cuda.synchronize()
-    copies.queue(pool, source, STARTS)
-    copies.start()
+    copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder())
     seen = []
     for layer in range(NUM_LAYERS):
         copies.wait_for_layer(layer)
@@ -40,10 +45,10 @@ def test_readers_wait_for_their_layers() -> None:
 def test_copies_go_on_beneath_other_work() -> None:
     """What does not wait for a copy does not see the end of it: it was not queued behind it."""
     device = torch.device("cuda")
-    copies, pool, source = LayerCopies(device, NUM_LAYERS), torch.zeros(STARTS[-1], device=device), pinned(1)
+    transfers, pool, source = make_transfers(device), torch.zeros(STARTS[-1], device=device), pinned(1)
     torch.cuda.synchronize()
-    copies.queue(pool, source, STARTS)
-    copies.start()
+    copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder())
+    copies.begin()
     early = pool[-1].clone()
     copies.wait()
     late = pool[-1].clone()
@@ -52,19 +57,35 @@ def test_copies_go_on_beneath_other_work() -> None:
 
 def test_the_time_is_that_of_the_copies() -> None:
     device = torch.device("cuda")
-    copies, pool, source = LayerCopies(device, NUM_LAYERS), torch.zeros(STARTS[-1], device=device), pinned(1)
-    assert copies.take_time().ms == 0
-    copies.queue(pool, source, STARTS)
+    transfers, pool, source = make_transfers(device), torch.zeros(STARTS[-1], device=device), pinned(1)
+    copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder())
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     before.record()
-    copies.start()
     copies.wait()
     after.record()
+    assert transfers.take_copied_ms() == 0
     torch.cuda.synchronize()
+    transfers.settle()
     # Nothing else was done in between: the copies' time is in it, and most of it.
     around_ms = before.elapsed_time(after)
-    assert around_ms / 2 < copies.take_time().ms <= around_ms
-    assert copies.take_time().ms == 0
+    assert around_ms / 2 < transfers.take_copied_ms() <= around_ms
+    assert transfers.take_copied_ms() == 0
+
+
+def test_layers_that_are_needed_last_come_last() -> None:
+    device = torch.device("cuda")
+    transfers, pool, source = make_transfers(device), torch.zeros(STARTS[-1], device=device), pinned(1)
+    torch.cuda.synchronize()
+    copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder(first_layer=5))
+    copies.begin()
+    copies.wait_for_layer(5)
+    early, late = pool[0].clone(), pool[STARTS[5]].clone()
+    copies.wait_for_layer(0)
+    assert (float(early), float(late), float(pool[0])) == (0.0, 1.0, 1.0)
+    assert not transfers.are_over
+    transfers.block(10.0)
+    assert transfers.are_over
+    assert copies.has_arrived
 
 
 def test_a_pool_waits_for_readers_of_what_it_gives_away() -> None:
@@ -95,27 +116,26 @@ def test_a_pool_waits_for_readers_of_what_it_gives_away() -> None:
     pool = PackedPool(shape, aligned_bytes(adapters[0].num_bytes), 1, torch.float32, device)
     pool.load(0, adapters[0], 0)
     pool.start_copies()
-    pool.copies.wait()
+    pool.transfers.wait()
     torch.cuda.synchronize()
     torch.cuda._sleep(LONG_CYCLES)  # type: ignore[no-untyped-call]
     before = pool.weights.clone()
     pool.evict(0)
     pool.load(0, adapters[1], 0)
     pool.start_copies()
-    pool.copies.wait()
+    pool.transfers.wait()
     assert float(before.max()) == 1.0
     assert float(pool.weights.max()) == 2.0
 
 
 def test_what_work_under_way_reads_is_not_overwritten() -> None:
     device = torch.device("cuda")
-    copies, pool, source = LayerCopies(device, NUM_LAYERS), torch.zeros(STARTS[-1], device=device), pinned(1)
+    transfers, pool, source = make_transfers(device), torch.zeros(STARTS[-1], device=device), pinned(1)
     torch.cuda.synchronize()
     torch.cuda._sleep(LONG_CYCLES)  # type: ignore[no-untyped-call]
     before = pool.max()
-    copies.mark_stale()
-    copies.queue(pool, source, STARTS)
-    copies.start()
+    transfers.mark_stale()
+    copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder())
     copies.wait()
     after = pool.min()
     assert (float(before), float(after)) == (0.0, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caraserve_cli.engine.extents import ALIGNMENT_BYTES, ExtentMap, ExtentMove, aligned_bytes
+from caraserve_cli.adapters.extents import ALIGNMENT_BYTES, ExtentMap, ExtentMove, aligned_bytes
 
 UNIT = ALIGNMENT_BYTES
 

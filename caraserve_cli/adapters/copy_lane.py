@@ -1,0 +1,167 @@
+"""The way from the host to the device: copies are made one after the other, in the order in which they are
+queued, beside whatever the device computes.
+
+On a GPU a lane is a stream of its own. On the CPU, where a copy is done when its call returns, there is
+nothing to wait for, unless the link is emulated: then what was copied counts as arrived when the link would
+have brought it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from caraserve_kernels.link_clock import pace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmulatedLink:
+    """One direction of a slower link, for experiments: a serial queue.
+
+    Attributes:
+        clock: int64 [1] on the device, until when the link is taken, in nanoseconds; see `link_clock`.
+        bytes_per_s: what it carries.
+    """
+
+    clock: Tensor
+    bytes_per_s: float
+
+    @property
+    def gbps(self) -> float:
+        """Gigabytes a second."""
+        return self.bytes_per_s / 1e9
+
+    @classmethod
+    def make(cls, gbps: float, device: torch.device) -> EmulatedLink:
+        """A link of `gbps` gigabytes a second."""
+        return cls(torch.zeros(1, dtype=torch.int64, device=device), gbps * 1e9)
+
+    def carry(self, num_bytes: int) -> None:
+        """What is queued on the current stream from here on comes after `num_bytes` more have gone over."""
+        pace(self.clock, num_bytes, self.bytes_per_s)
+
+
+class Arrival(Protocol):
+    """The end of some copies."""
+
+    @property
+    def has_come(self) -> bool: ...
+
+    def wait(self) -> None:
+        """What is queued on the current stream from here on comes after it; on the CPU, the caller does."""
+
+    @property
+    def took_ms(self) -> float:
+        """How long the link was busy with these copies; known when they have come."""
+
+
+class CopyLane(Protocol):
+    """Where copies are queued.
+
+    Attributes:
+        link: what it is to seem; None for what it is. Only to be changed while nothing is under way.
+    """
+
+    link: EmulatedLink | None
+
+    def copy(self, pieces: Iterable[tuple[Tensor, Tensor]]) -> Arrival:
+        """Queue copies, (target, source) each; they are made in this order, after all queued before."""
+
+    def come_after_current_work(self) -> None:
+        """Copies queued from here on come after what is queued on the current stream by now."""
+
+
+def open_lane(device: torch.device, link: EmulatedLink | None = None) -> CopyLane:
+    """The lane to a device."""
+    return _StreamLane(device, link) if device.type == "cuda" else _HostLane(link)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Events:
+    """An arrival on a GPU: from before the first copy to after the last."""
+
+    before: torch.cuda.Event
+    after: torch.cuda.Event
+
+    @property
+    def has_come(self) -> bool:
+        return bool(self.after.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        torch.cuda.current_stream().wait_event(self.after)
+
+    @property
+    def took_ms(self) -> float:
+        return float(self.before.elapsed_time(self.after))
+
+
+class _StreamLane:
+    """A stream of the GPU."""
+
+    def __init__(self, device: torch.device, link: EmulatedLink | None) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.link = link
+
+    def copy(self, pieces: Iterable[tuple[Tensor, Tensor]]) -> Arrival:
+        with torch.cuda.stream(self._stream):
+            before = _mark_now()
+            for target, source in pieces:
+                target.copy_(source, non_blocking=True)
+                if self.link is not None:
+                    self.link.carry(source.nbytes)
+            return _Events(before, _mark_now())
+
+    def come_after_current_work(self) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+
+
+def _mark_now() -> torch.cuda.Event:
+    """A point of the current stream whose time is noted."""
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """An arrival on the CPU: a time of its clock."""
+
+    at_ns: int
+    took_ms: float
+
+    @property
+    def has_come(self) -> bool:
+        return time.perf_counter_ns() >= self.at_ns
+
+    def wait(self) -> None:
+        left_ns = self.at_ns - time.perf_counter_ns()
+        if left_ns > 0:
+            time.sleep(left_ns / 1e9)
+
+
+class _HostLane:
+    """Copies within the host's memory."""
+
+    def __init__(self, link: EmulatedLink | None) -> None:
+        self.link = link
+
+    def copy(self, pieces: Iterable[tuple[Tensor, Tensor]]) -> Arrival:
+        num_bytes = 0
+        for target, source in pieces:
+            target.copy_(source)
+            num_bytes += source.nbytes
+        now_ns = time.perf_counter_ns()
+        if self.link is None:
+            return _Moment(now_ns, 0.0)
+        duration_ns = int(num_bytes / self.link.bytes_per_s * 1e9)
+        end_ns = max(now_ns, int(self.link.clock)) + duration_ns
+        self.link.clock.fill_(end_ns)
+        return _Moment(end_ns, duration_ns / 1e6)
+
+    def come_after_current_work(self) -> None:
+        """It always does."""

@@ -1,0 +1,132 @@
+"""Adapters on their way to the device, layer by layer.
+
+All adapters of a transfer are copied together, the first layers of each before the next layers of any: so the
+step that needs them begins at once and waits, layer by layer, for what it is about to read (layer-wise
+loading as in the paper's section 1, for all cold adapters of a batch at once). Later groups of layers are
+queued while earlier layers are launched: 64 adapters in 9 groups are 576 copies, each of which costs the host
+some microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from caraserve_cli.adapters.copy_lane import Arrival, CopyLane
+
+# Layers that are copied in one piece. A piece of a small adapter (rank 8 on q, k, v, o of Llama-2-7B: 2 MB)
+# is then large enough for the link. The very first layer is a group by itself: all wait for it. H200, a step
+# of 64 prompts of 128 tokens with 64 cold adapters (4 GB): 189 ms, 175 ms with all of them resident, 250 ms
+# with all copied before the step.
+LAYERS_PER_COPY = 4
+# Groups that are queued ahead of the one that is waited for. Chosen, not measured.
+_GROUPS_AHEAD = 2
+
+# A group of layers: the first, and the one after the last.
+LayerGroup = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOrder:
+    """In which order a transfer brings its layers.
+
+    Attributes:
+        first_layer: brought first, then those after it, at last those before it.
+        in_one_piece: all layers together, for whoever waits for the whole of it anyway.
+    """
+
+    first_layer: int = 0
+    in_one_piece: bool = False
+
+    def groups(self, num_layers: int) -> tuple[LayerGroup, ...]:
+        """The groups of layers, as they are copied."""
+        if self.in_one_piece:
+            return ((0, num_layers),)
+        first = self.first_layer
+        ends = [first, first + 1, *range(first + LAYERS_PER_COPY, num_layers, LAYERS_PER_COPY), num_layers]
+        late = pairwise(dict.fromkeys(end for end in ends if end <= num_layers))
+        early = pairwise([*range(0, first, LAYERS_PER_COPY), first])
+        return (*late, *early)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCopy:
+    """What is to be copied of one adapter.
+
+    Attributes:
+        target: [elements], on the device.
+        source: [elements], pinned.
+        layer_starts: element where each layer begins, and where the last one ends; None for what no layer
+            can do without, which goes before all layers.
+    """
+
+    target: Tensor
+    source: Tensor
+    layer_starts: Sequence[int] | None = None
+
+
+class Transfer:
+    """Copies begun together, under way, and waited for.
+
+    Args:
+        lane: where they are queued.
+        copies: what is copied.
+        groups: the base's layers in the order of copying; each layer is in one group.
+
+    Attributes:
+        num_bytes: of all copies.
+    """
+
+    def __init__(self, lane: CopyLane, copies: Sequence[LayerCopy], groups: Sequence[LayerGroup]) -> None:
+        self._lane, self._copies, self._groups = lane, copies, groups
+        self._group_of = {
+            layer: index for index, (first, end) in enumerate(groups) for layer in range(first, end)
+        }
+        self._arrivals: list[Arrival] = []
+        self._num_waited = 0
+        self.num_bytes = sum(copy.source.nbytes for copy in copies)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all of it is on the device."""
+        return len(self._arrivals) == len(self._groups) and self._arrivals[-1].has_come
+
+    @property
+    def took_ms(self) -> float:
+        """Milliseconds of copying, without the gaps in which nothing was queued; known when all has come."""
+        return sum(arrival.took_ms for arrival in self._arrivals)
+
+    def begin(self, num_groups: int | None = None) -> None:
+        """Queue the copies of the first groups, all by default, as far as they are not yet."""
+        end = len(self._groups) if num_groups is None else min(num_groups, len(self._groups))
+        while len(self._arrivals) < end:
+            self._arrivals.append(self._lane.copy(self._pieces(len(self._arrivals))))
+
+    def wait_for_layer(self, layer: int) -> None:
+        """What is queued on the current stream from here on comes after this layer's arrival."""
+        self._wait_for_group(self._group_of[layer])
+
+    def wait(self) -> None:
+        """What is queued on the current stream from here on comes after all of it."""
+        self._wait_for_group(len(self._groups) - 1)
+
+    def _wait_for_group(self, index: int) -> None:
+        """And so for those before it: copies are made in order."""
+        if index < self._num_waited:
+            return
+        self.begin(index + 1 + _GROUPS_AHEAD)
+        self._arrivals[index].wait()
+        self._num_waited = index + 1
+
+    def _pieces(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        first_layer, end_layer = self._groups[index]
+        if index == 0:
+            yield from ((copy.target, copy.source) for copy in self._copies if copy.layer_starts is None)
+        for copy in self._copies:
+            if copy.layer_starts is not None:
+                piece = slice(copy.layer_starts[first_layer], copy.layer_starts[end_layer])
+                if piece.start < piece.stop:
+                    yield copy.target[piece], copy.source[piece]

@@ -1,0 +1,44 @@
+"""The requests of a serving benchmark: when each arrives, which adapter it has, what its prompt is.
+
+All of it follows from the case and the repeat, so that every strategy gets the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from itertools import accumulate
+
+from caraserve_cli.bench.serving_recipe import ServingCase
+from caraserve_cli.bench.synthetic import SyntheticAdapter, adapters_of, make_requests
+from caraserve_cli.core import Request
+
+
+def make_arrivals(case: ServingCase, repeat: int, rate_per_s: float | None, vocab_size: int) -> list[Request]:
+    """The requests of one repeat in the order of their arrivals, which count from the start of a run; without
+    a rate all are there at once."""
+    chosen = random.Random(f"arrivals {case.name} {repeat}")
+    times_ms = [0.0] * case.num_requests
+    if rate_per_s is not None:
+        times_ms = poisson_ms(chosen, case.num_requests, rate_per_s)
+    adapters = _draw_adapters(case, chosen)
+    return [
+        dataclasses.replace(request, arrival_ms=arrival_ms, adapter=adapter.name, bounds=case.bounds)
+        for request, arrival_ms, adapter in zip(
+            make_requests(case, repeat, vocab_size), times_ms, adapters, strict=True
+        )
+    ]
+
+
+def poisson_ms(chosen: random.Random, num_arrivals: int, rate_per_s: float) -> list[float]:
+    """Times of a Poisson process: independent, exponential gaps, the first before the first arrival."""
+    return list(accumulate(chosen.expovariate(rate_per_s) * 1000 for _ in range(num_arrivals)))
+
+
+def _draw_adapters(case: ServingCase, chosen: random.Random) -> Sequence[SyntheticAdapter]:
+    adapters = adapters_of(case)
+    if case.popularity is None:
+        return [adapters[index % len(adapters)] for index in range(case.num_requests)]
+    weights = [(index + 1) ** -case.popularity for index in range(len(adapters))]
+    return chosen.choices(adapters, weights, k=case.num_requests)

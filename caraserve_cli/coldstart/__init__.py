@@ -1,0 +1,1 @@
+"""Cold adapters: strategies, CPU workers, and what they share with the device."""

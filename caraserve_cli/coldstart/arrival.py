@@ -1,0 +1,53 @@
+"""A cold arrival, and what is decided of it. Data and nothing but data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caraserve_cli.core import ColdStart
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Facts about one request whose adapter is not on the device.
+
+    Attributes:
+        prompt_tokens: to be computed, without what a prefix cache has.
+        max_output_tokens: at most so many are answered; with 1, its adapter is used in prefill only.
+        lora_rank: the largest of its adapter's modules.
+        adapter_bytes: of the whole adapter.
+        num_layers: of the base.
+        batch_tokens: of other work in the step that it would join.
+        num_decoding: running requests that a longer step would delay.
+        link_backlog_ms: how long the copies under way will still take.
+        free_workers: CPU workers that compute nothing now.
+        can_assist: whether they can compute with this adapter at all.
+    """
+
+    prompt_tokens: int
+    max_output_tokens: int
+    lora_rank: int
+    adapter_bytes: int
+    num_layers: int
+    batch_tokens: int
+    num_decoding: int
+    link_backlog_ms: float
+    free_workers: int
+    can_assist: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How an arrival's adapter comes to the device.
+
+    Attributes:
+        how: the way.
+        cpu_layers: layers 0 … cpu_layers - 1 of its prompt are computed by CPU workers, the others by the
+            GPU, each as soon as it has been copied; the copies begin with layer `cpu_layers`.
+        hold_ms: the copies begin now, and the request joins no step before this time has passed: the rest of
+            the copies then hides under its prefill, and nobody in that step waits for the link.
+    """
+
+    how: ColdStart
+    cpu_layers: int = 0
+    hold_ms: float = 0.0

@@ -1,0 +1,194 @@
+"""The CPU workers of a replica, as its runner sees them: a step's adapters go in, its assistance comes out
+(the paper's section 1).
+
+Nothing here waits for a worker, or for the device: activations and results go by signals in shared memory
+(`caraserve_kernels.host_exchange`). Workers that do not answer are replaced by the pool; their step is told
+apart by `Assistance.was_in_time`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caraserve_cli.adapters.copy_lane import EmulatedLink
+from caraserve_cli.adapters.weights import AdapterWeights
+from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
+from caraserve_cli.coldstart.worker_pool import AssistRows, Ticket, WorkerPool
+from caraserve_cli.core import FUSED_MODULES
+from caraserve_kernels.host_exchange import HostExchange, add_rows, send_rows
+from caraserve_kernels.lora_layout import RANKS
+
+# A result that comes later than this after it was due is given up (issue 4: 20 ms).
+LATE_MS = 20.0
+# What a worker computes at least, operations a second; when a result is due is reckoned with it. A core with
+# AMX does a hundred times as much (hardware.md), one of two busy cores of a CI machine several times.
+_SLOWEST_FLOPS = 1e9
+
+
+class AssistedSegment(NamedTuple):
+    """Neighbouring tokens of the batch, counted from its first, that use one adapter."""
+
+    adapter_slot: int
+    first_token: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinkWays:
+    """A slower link for activations, for experiments: the way to the host, and the way back."""
+
+    to_host: EmulatedLink
+    to_device: EmulatedLink
+
+
+class Assistance:
+    """What the workers do for one step; implements `assisted_lora.StepAssistance`.
+
+    Args:
+        exchange: the memory shared with the workers.
+        ticket: of the step.
+        ops: (layer, group) of each op, in the order of their numbers.
+        cpu_layers: leading layers that the workers compute.
+        num_tokens: of the batch, from its first on, that are assisted.
+        late_ms: how long the device waits for one op's result.
+        stream: of the device on which activations leave; None on the CPU.
+        link: a slower one than the machine's; None for none.
+    """
+
+    def __init__(
+        self,
+        exchange: HostExchange,
+        ticket: Ticket,
+        ops: Sequence[tuple[int, int]],
+        cpu_layers: int,
+        num_tokens: int,
+        late_ms: float,
+        stream: torch.cuda.Stream | None,
+        link: LinkWays | None,
+    ) -> None:
+        self._exchange, self._ticket = exchange, ticket
+        self._number_of = {op: ticket.first_number + index for index, op in enumerate(ops)}
+        self.cpu_layers, self.num_tokens = cpu_layers, num_tokens
+        self._late_ms, self._stream, self._link = late_ms, stream, link
+
+    def send(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
+        """See `StepAssistance`."""
+        number = self._number_of.get((layer, FUSED_MODULES.index(modules)))
+        if number is None:
+            return False
+        if self._stream is None:
+            self._send(x, number)
+            return True
+        # Beside the base's product. `x` lives until the result is there, which comes after it was sent.
+        self._stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(self._stream):
+            self._send(x, number)
+        return True
+
+    def _send(self, x: Tensor, number: int) -> None:
+        if self._link is not None:
+            self._link.to_host.carry(x.numel() * x.itemsize)
+        send_rows(x, self._exchange, number)
+
+    def receive(self, layer: int, modules: tuple[str, ...], y: Tensor) -> None:
+        """See `StepAssistance`."""
+        number = self._number_of.get((layer, FUSED_MODULES.index(modules)))
+        if number is None:
+            return
+        ticket = self._ticket
+        add_rows(y, self._exchange, number, ticket.first_number, ticket.workers, self._late_ms)
+        if self._link is not None:
+            self._link.to_device.carry(y.numel() * y.itemsize)
+
+    @property
+    def was_in_time(self) -> bool:
+        """Whether every result came in time; to be asked when the step has ended. A later step that failed
+        may make this one look failed, never the other way round."""
+        return int(self._exchange.failed) < self._ticket.first_number
+
+    def abandon(self) -> None:
+        """The step will not be computed: what the workers have of it is void."""
+        self._exchange.failed.fill_(self._ticket.first_number + self._ticket.num_ops - 1)
+
+
+class Assistant:
+    """The workers, what they share with the device, and the adapters that they can compute with.
+
+    Args:
+        memory: for activations and results.
+        pool: the workers; both are closed with the assistant.
+        device: of the base.
+        late_ms: how late a result may be before it is given up.
+
+    Attributes:
+        link: a slower one than the machine's, for experiments; None for none.
+    """
+
+    def __init__(
+        self, memory: ExchangeMemory, pool: WorkerPool, device: torch.device, late_ms: float = LATE_MS
+    ) -> None:
+        self._memory, self._pool, self._late_ms = memory, pool, late_ms
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._tables: dict[int, NDArray[np.int64]] = {}
+        self.link: LinkWays | None = None
+        self.num_lost_workers = 0
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that can be given work."""
+        return self._pool.num_workers
+
+    def note(self, adapter_slot: int, weights: AdapterWeights) -> None:
+        """A slot holds this adapter from now on."""
+        self._tables.pop(adapter_slot, None)
+        packed = weights.packed
+        if packed is not None and packed.arena_offset_bytes is not None:
+            first = packed.arena_offset_bytes // packed.blob.itemsize
+            self._tables[adapter_slot] = packed.layout.placed(first)
+
+    def begin(
+        self, segments: Sequence[AssistedSegment], num_tokens: int, cpu_layers: int
+    ) -> Assistance | None:
+        """Hand a step's assisted tokens to the workers; None if they cannot compute them, in which case the
+        device does.
+
+        Args:
+            segments: of the tokens, all of adapters that were noted.
+            num_tokens: in all, the first of the batch.
+            cpu_layers: leading layers that the workers compute.
+        """
+        self.num_lost_workers += self._pool.poll()
+        known = all(segment.adapter_slot in self._tables for segment in segments)
+        if not known or not self._pool.num_workers or num_tokens > self._memory.max_rows:
+            return None
+        rows = [
+            AssistRows(segment.first_token, segment.num_tokens, self._tables[segment.adapter_slot])
+            for segment in segments
+        ]
+        ranks = np.max([row.table[:cpu_layers, :, RANKS].sum(axis=-1) for row in rows], axis=0)
+        ops = [(int(layer), int(group)) for layer, group in np.argwhere(ranks)]
+        ticket = self._pool.submit(rows, ops, num_tokens)
+        largest_rank = int(ranks.max(initial=0))
+        due_ms = self._memory.op_flops(num_tokens, largest_rank) / _SLOWEST_FLOPS * 1000.0
+        return Assistance(
+            self._memory.exchange,
+            ticket,
+            ops,
+            cpu_layers,
+            num_tokens,
+            self._late_ms + due_ms / self._pool.num_workers,
+            self._stream,
+            self.link,
+        )
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+        self._memory.close()

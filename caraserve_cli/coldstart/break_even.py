@@ -1,0 +1,214 @@
+"""The break-even model: what every way of a cold start would cost an arrival and those who run beside it.
+
+Pure: a machine's profile and an arrival's facts in, predictions out; tens of microseconds for one arrival.
+
+Which way wins (`best`). Two things are asked for at once: a mean TTFT of cold arrivals and a mean time per
+output token (TPOT) of the others that are both close to the best that any way gives. A weighted sum of
+milliseconds cannot promise that: with any weights there are links and batches where it buys a little of one
+with a lot of the other. So each way has two losses, its TTFT over the least TTFT and the others' TPOT over
+the least TPOT, and the way whose larger loss is smallest is taken. If some way is within 5% of the best in
+both, then so is the one taken; if none is, the one taken loses least where it loses most. Without others,
+what counts is TTFT alone.
+
+The others' TPOT is what it is where every running request is followed by a cold one: each such request
+decodes `max_output_tokens` tokens, in which `num_decoding` + 1 arrivals come, so that a step delayed by an
+arrival is one in `max_output_tokens` / (`num_decoding` + 1). If fewer arrivals are cold, the others are
+delayed less than is said.
+
+A request held until the rest of its copies hides under its prefill (`Decision.hold_ms`) has the TTFT of one
+that prefills at once and waits for the link, and delays nobody: it is a way of its own here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from caraserve_cli.coldstart.arrival import Arrival, Decision
+from caraserve_cli.coldstart.layer_race import LayerRace
+from caraserve_cli.core import ColdStart
+from caraserve_cli.perf.adapter_ops import AdapterOp, adapter_ops
+from caraserve_cli.perf.cpu_lora import CpuLoraOp
+from caraserve_cli.perf.profile import MachineProfile
+
+# Losses that differ by less are equal, and the earlier of the ways in `ways` is taken: a measured model does
+# not know better. It keeps equal arrivals on equal ways.
+_EQUAL_LOSSES = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a way would give.
+
+    Attributes:
+        decision: the way.
+        ttft_ms: the arrival's, from now.
+        stall_ms: how much longer its first step lasts for the others in it than with the adapter on the
+            device.
+        complete_ms: from now until the arrival can decode its second token, or could.
+    """
+
+    decision: Decision
+    ttft_ms: float
+    stall_ms: float
+    complete_ms: float
+
+
+class BreakEven:
+    """Predictions for one machine.
+
+    Args:
+        profile: of the machine and base.
+        prefill_chunk_tokens: the most prompt tokens of one request in one step.
+    """
+
+    def __init__(self, profile: MachineProfile, prefill_chunk_tokens: int = 512) -> None:
+        self.profile = profile
+        self._chunk_tokens = prefill_chunk_tokens
+
+    def race(self, arrival: Arrival) -> LayerRace:
+        """The times of an arrival's first step and of its copies."""
+        profile, link = self.profile, self.profile.link
+        num_tokens = self._first_tokens(arrival)
+        step_ms = profile.prefill.step_ms(num_tokens + arrival.batch_tokens)
+        gpu_layer_ms = step_ms / arrival.num_layers
+        layer_bytes = arrival.adapter_bytes / arrival.num_layers
+        ops = self._ops(arrival)
+        result_elements = num_tokens * sum(op.group_out_width for op in ops)
+        return LayerRace(
+            num_layers=arrival.num_layers,
+            gpu_layer_ms=gpu_layer_ms,
+            cpu_layer_ms=gpu_layer_ms + self._beyond_gpu_ms(arrival, ops, num_tokens, gpu_layer_ms),
+            copy_layer_ms=layer_bytes / link.bytes_per_ms if link else 0.0,
+            result_layer_ms=result_elements * profile.dtype_bytes / link.bytes_per_ms if link else 0.0,
+            copies_begin_ms=arrival.link_backlog_ms + link.latency_ms if link else 0.0,
+        )
+
+    def can_assist(self, arrival: Arrival) -> bool:
+        """Whether CPU workers can compute anything of this arrival's prompt."""
+        return arrival.can_assist and arrival.free_workers > 0 and self.profile.cpu_lora is not None
+
+    def ways(self, arrival: Arrival) -> Sequence[Prediction]:
+        """Every way that the arrival has, what takes least from others first: those of equal merit come in
+        the order in which they are to be taken."""
+        race, later_ms = self.race(arrival), self._later_chunks_ms(arrival)
+        boundary_ms = self._boundary_ms(arrival)
+        ways = [self._stream(arrival, race, later_ms)]
+        if arrival.num_decoding and (held := self._held_stream(arrival, race, later_ms, boundary_ms)):
+            ways.append(held)
+        if self.can_assist(arrival) and (cpu_layers := race.fewest_cpu_layers()):
+            ways.append(self._cpu_assist(arrival, race, later_ms, cpu_layers))
+        ways.append(self._on_demand(race, later_ms, boundary_ms))
+        return ways
+
+    def fewest_cpu_layers(self, arrival: Arrival) -> int:
+        """The leading layers for CPU workers with which the link is never waited for."""
+        return self.race(arrival).fewest_cpu_layers()
+
+    def best(self, arrival: Arrival) -> Prediction:
+        """The way that loses least; see the module's text."""
+        ways = self.ways(arrival)
+        least_ttft_ms = min(way.ttft_ms for way in ways)
+        tpots_ms = [self.others_tpot_ms(arrival, way) for way in ways]
+        least_tpot_ms = min(tpots_ms)
+        losses = [
+            (way.ttft_ms / least_ttft_ms, tpot_ms / least_tpot_ms if least_tpot_ms else 1.0)
+            for way, tpot_ms in zip(ways, tpots_ms, strict=True)
+        ]
+        best = 0
+        for index, loss in enumerate(losses):
+            if max(loss) < max(losses[best]) - _EQUAL_LOSSES or (
+                # As bad where it is worst: then the other one counts.
+                abs(max(loss) - max(losses[best])) <= _EQUAL_LOSSES
+                and min(loss) < min(losses[best]) - _EQUAL_LOSSES
+            ):
+                best = index
+        return ways[best]
+
+    def others_tpot_ms(self, arrival: Arrival, way: Prediction) -> float:
+        """Mean time per output token of the requests that run beside such arrivals; 0 where there are
+        none."""
+        if not arrival.num_decoding:
+            return 0.0
+        decode_ms = self.profile.decode.step_ms(arrival.num_decoding)
+        step_ms = self.profile.prefill.step_ms(self._first_tokens(arrival) + arrival.batch_tokens)
+        tokens_an_arrival = max(1.0, arrival.max_output_tokens / (arrival.num_decoding + 1))
+        return decode_ms + (max(0.0, step_ms - decode_ms) + way.stall_ms) / tokens_an_arrival
+
+    # The ways
+
+    def _stream(self, arrival: Arrival, race: LayerRace, later_ms: float) -> Prediction:
+        ttft_ms = race.prefill_ms(0) + later_ms
+        return Prediction(
+            Decision(ColdStart.STREAM), ttft_ms, race.stall_ms(0), max(ttft_ms, race.complete_ms(0))
+        )
+
+    def _held_stream(
+        self, arrival: Arrival, race: LayerRace, later_ms: float, boundary_ms: float
+    ) -> Prediction | None:
+        """A step begins some time within a decoding step after the hold: half of one later on average, so
+        much is taken off the hold. What then comes too early waits, what comes too late is late: an eighth of
+        a decoding step each, on average."""
+        hold_ms = race.hold_ms() - boundary_ms
+        if hold_ms <= 0:
+            return None
+        off_ms = boundary_ms / 4
+        ttft_ms = race.hold_ms() + race.num_layers * race.gpu_layer_ms + off_ms + later_ms
+        return Prediction(
+            Decision(ColdStart.STREAM, hold_ms=hold_ms), ttft_ms, off_ms, max(ttft_ms, race.complete_ms(0))
+        )
+
+    def _cpu_assist(self, arrival: Arrival, race: LayerRace, later_ms: float, cpu_layers: int) -> Prediction:
+        ttft_ms = race.prefill_ms(cpu_layers) + later_ms
+        # With one token to answer, the layers of the CPU workers are never needed on the device.
+        needs_all = arrival.max_output_tokens > 1
+        complete_ms = max(ttft_ms, race.complete_ms(cpu_layers)) if needs_all else ttft_ms
+        decision = Decision(ColdStart.CPU_ASSIST, cpu_layers)
+        return Prediction(decision, ttft_ms, race.stall_ms(cpu_layers), complete_ms)
+
+    def _on_demand(self, race: LayerRace, later_ms: float, boundary_ms: float) -> Prediction:
+        prefill_ms = race.num_layers * race.gpu_layer_ms
+        ttft_ms = race.complete_ms(0) + boundary_ms + prefill_ms + later_ms
+        return Prediction(Decision(ColdStart.ON_DEMAND), ttft_ms, 0.0, ttft_ms)
+
+    # Their times
+
+    def _first_tokens(self, arrival: Arrival) -> int:
+        """Prompt tokens in its first step, in which all copies are waited for."""
+        return min(arrival.prompt_tokens, self._chunk_tokens)
+
+    def _later_chunks_ms(self, arrival: Arrival) -> float:
+        """The further steps of a long prompt, the same in all ways."""
+        left = arrival.prompt_tokens - self._first_tokens(arrival)
+        full, rest = divmod(left, self._chunk_tokens)
+        step_ms = self.profile.prefill.step_ms
+        later_ms = full * step_ms(self._chunk_tokens + arrival.batch_tokens)
+        return later_ms + step_ms(rest + arrival.batch_tokens) if rest else later_ms
+
+    def _boundary_ms(self, arrival: Arrival) -> float:
+        """From a moment to the next step's begin, on average: half a decoding step."""
+        return self.profile.decode.step_ms(arrival.num_decoding) / 2
+
+    def _ops(self, arrival: Arrival) -> tuple[AdapterOp, ...]:
+        rank_bytes = max(1, arrival.lora_rank) * arrival.num_layers * self.profile.dtype_bytes
+        return adapter_ops(self.profile.shape, arrival.adapter_bytes // rank_bytes)
+
+    def _beyond_gpu_ms(
+        self, arrival: Arrival, ops: Sequence[AdapterOp], num_tokens: int, gpu_layer_ms: float
+    ) -> float:
+        """What CPU workers take in a layer beyond the GPU, which meanwhile computes the base's part of the
+        op."""
+        cpu_lora, exchange = self.profile.cpu_lora, self.profile.exchange
+        if cpu_lora is None:
+            return 0.0
+        wanted = -(-num_tokens // self.profile.tokens_per_worker)
+        num_workers = max(1, min(arrival.free_workers, wanted))
+        beyond_ms = 0.0
+        for op in ops:
+            rows_bytes = num_tokens * (op.in_width + op.group_out_width) * self.profile.dtype_bytes
+            exchange_ms = exchange.copy_ms(rows_bytes) if exchange else 0.0
+            op_ms = cpu_lora.predict_ms(
+                CpuLoraOp(num_tokens, op.in_width, op.out_widths, arrival.lora_rank, num_workers)
+            )
+            beyond_ms += max(0.0, op_ms + exchange_ms - op.gpu_share * gpu_layer_ms)
+        return beyond_ms

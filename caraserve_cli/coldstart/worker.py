@@ -1,0 +1,188 @@
+"""A CPU worker: sleeps until it is told of a ticket, then computes its share of each op as the rows come.
+
+It never trusts that an op will come, nor that it is in time. Every wait ends when the ticket has failed; what
+a failed ticket leaves undone is skipped. So that a late worker cannot spoil a later step, nobody writes a
+result before all workers have ended what they were given earlier (`WorkerTicket.before`).
+
+Knows no adapters and no devices. Parallel by tokens, one process a core, as in CaraServe.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from caraserve_cli.coldstart.arena_view import ArenaView
+from caraserve_cli.coldstart.cpu_lora import GroupProducts, add_group, choose_compute_dtype, entry_extent
+from caraserve_cli.coldstart.exchange_memory import ExchangeLayout, ExchangeMemory
+from caraserve_cli.coldstart.ticket_memory import TicketMemory, WorkerTicket
+from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup
+
+# To a worker: a ticket lies in this place. From a worker, once: it is ready, and this is its process.
+PLACE_MESSAGE = struct.Struct("i")
+READY_MESSAGE = struct.Struct("i")
+# How long a worker that has ended a ticket looks for the next one before it sleeps. Chosen, not measured.
+_SPIN_FOR_TICKET_NS = 100_000
+# Waiting for rows, it looks without pause for the first microseconds (the gap between two ops of a short
+# prompt on a GPU), then lets others have the core between looks, as on a machine with fewer cores than
+# processes; after longer than most steps take it sleeps. Chosen, not measured.
+_SPIN_NS = 100_000
+_YIELD_NS = 20_000_000
+_SLEEP_S = 50e-6
+_WARM_UP_TOKENS, _WARM_UP_RANK = 16, 8
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What all workers of a pool have in common.
+
+    Attributes:
+        groups: fused groups of a layer, in the order of the tables.
+        layout: of the exchange.
+        arena_bytes: size of the arena.
+        max_ops, max_segments: of the ticket memory.
+    """
+
+    groups: Sequence[FusedGroup]
+    layout: ExchangeLayout
+    arena_bytes: int
+    max_ops: int
+    max_segments: int
+
+
+class SharedMemory:
+    """What workers share, mapped from the fds in the order arena, exchange, tickets, which it owns."""
+
+    def __init__(self, spec: WorkerSpec, fds: Sequence[int]) -> None:
+        arena_fd, exchange_fd, tickets_fd = fds
+        self.arena = ArenaView(arena_fd, spec.arena_bytes, spec.layout.dtype)
+        self.exchange = ExchangeMemory.attach(exchange_fd, spec.layout)
+        self.tickets = TicketMemory(tickets_fd, spec.max_ops, spec.max_segments)
+
+
+def run_worker(spec: WorkerSpec, memory: SharedMemory, index: int, core: int, wakes: socket.socket) -> None:
+    """Be worker `index`, on core `core`, until the other end of `wakes` is closed."""
+    # A core may have been taken from the program since it was chosen; the worker then runs where it can.
+    with suppress(OSError):
+        os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        _warm_up(spec.groups[0], spec.layout.dtype)
+        wakes.send(READY_MESSAGE.pack(os.getpid()))
+        _Worker(spec, memory, index, wakes).serve()
+
+
+class _Worker:
+    def __init__(self, spec: WorkerSpec, memory: SharedMemory, index: int, wakes: socket.socket) -> None:
+        self._groups, self._memory, self._index, self._wakes = spec.groups, memory, index, wakes
+        self._compute_dtype = choose_compute_dtype(spec.layout.dtype)
+        exchange = memory.exchange
+        self._sent, self._done, self._failed = exchange.sent, exchange.done, exchange.failed
+
+    def serve(self) -> None:
+        """Work until the pool closes."""
+        while (message := self._receive()) is not None:
+            (place,) = PLACE_MESSAGE.unpack(message)
+            self._work(self._memory.tickets.read(place))
+
+    def _receive(self) -> bytes | None:
+        """The next message; None when there will be none."""
+        until_ns = time.perf_counter_ns() + _SPIN_FOR_TICKET_NS
+        while time.perf_counter_ns() < until_ns:
+            with suppress(BlockingIOError):
+                return self._wakes.recv(PLACE_MESSAGE.size, socket.MSG_DONTWAIT) or None
+        return self._wakes.recv(PLACE_MESSAGE.size) or None
+
+    def _work(self, ticket: WorkerTicket) -> None:
+        first_number, share = ticket.ticket.first_number, ticket.share(self._index)
+        num_touched = 0
+        for op in range(ticket.ticket.num_ops):
+            # While the rows are on their way views are made, and the weights of later ops touched.
+            steps = self._prepare(ticket, op, share)
+            number = first_number + op
+            num_touched = max(num_touched, op)
+            while (
+                num_touched < ticket.ticket.num_ops
+                and self._sent[0] < number
+                and self._failed[0] < first_number
+            ):
+                self._touch(ticket, num_touched, share)
+                num_touched += 1
+            if not self._wait(partial(self._is_sent, number), first_number):
+                break
+            if op == 0 and not self._wait(partial(self._have_ended, ticket.before), first_number):
+                break
+            for step in steps:
+                step()
+            self._done[self._index] = number
+        # Of a ticket that has failed nothing is added any more, whatever is said to be done.
+        self._done[self._index] = ticket.ticket.last_number
+
+    def _prepare(self, ticket: WorkerTicket, op: int, share: range) -> list[Callable[[], object]]:
+        """What computes the share of one op: products for rows of adapters, zeros for the rows between."""
+        group_index = ticket.ops[op][1]
+        group = self._groups[group_index]
+        x, result = self._memory.exchange.rows(ticket.num_rows, group.in_width, sum(group.out_widths))
+        arena = self._memory.arena.elements
+        steps: list[Callable[[], object]] = []
+        row = share.start
+        for segment, (first_row, num_rows) in enumerate(ticket.segments):
+            first, end = max(first_row, share.start), min(first_row + num_rows, share.stop)
+            if first >= end:
+                continue
+            if row < first:
+                steps.append(result[row:first].zero_)
+            entry = ticket.entries[segment, op]
+            steps.append(
+                GroupProducts(x[first:end], result[first:end], arena, entry, group, self._compute_dtype).run
+            )
+            row = end
+        if row < share.stop:
+            steps.append(result[row : share.stop].zero_)
+        return steps
+
+    def _touch(self, ticket: WorkerTicket, op: int, share: range) -> None:
+        group = self._groups[ticket.ops[op][1]]
+        for segment, (first_row, num_rows) in enumerate(ticket.segments):
+            if first_row < share.stop and share.start < first_row + num_rows:
+                extent = entry_extent(ticket.entries[segment, op].tolist(), group)
+                self._memory.arena.touch(*extent)
+
+    def _is_sent(self, number: int) -> bool:
+        return self._sent[0] >= number
+
+    def _have_ended(self, before: Mapping[int, int]) -> bool:
+        return all(self._done[worker] >= number for worker, number in before.items())
+
+    def _wait(self, is_so: Callable[[], bool], first_number: int) -> bool:
+        """Wait until it is so: True; or until the ticket that begins with this number has failed: False."""
+        failed = self._failed
+        if is_so():
+            return failed[0] < first_number
+        began_ns = time.perf_counter_ns()
+        while failed[0] < first_number:
+            if is_so():
+                return failed[0] < first_number
+            waited_ns = time.perf_counter_ns() - began_ns
+            if waited_ns > _YIELD_NS:
+                time.sleep(_SLEEP_S)
+            elif waited_ns > _SPIN_NS:
+                os.sched_yield()
+        return False
+
+
+def _warm_up(group: FusedGroup, dtype: torch.dtype) -> None:
+    """Have the libraries do what they do at their first product, for a base of this size."""
+    layout = AdapterLayout.build((group,), 1, {(0, module): _WARM_UP_RANK for module in group.modules})
+    arena = torch.zeros(layout.num_elements, dtype=dtype)
+    x = torch.zeros(_WARM_UP_TOKENS, group.in_width, dtype=dtype)
+    out = torch.empty(_WARM_UP_TOKENS, sum(group.out_widths), dtype=dtype)
+    add_group(x, out, arena, layout.table[0, 0], group)

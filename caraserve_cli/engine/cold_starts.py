@@ -1,0 +1,162 @@
+"""Adapters that are on their way: which requests may be computed meanwhile, and how.
+
+The scheduler asks it before it takes a sequence into a step. It knows decisions and who is under way; the
+policy decides, and the runner, behind `AdapterSupply`, knows what has arrived. No tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from caraserve_cli.coldstart.policy import Arrival, ColdStartPolicy, Decision, Stream
+from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
+from caraserve_cli.engine.residency import AdapterResidency
+
+
+class AdapterSupply(Protocol):
+    """Where adapters are, as a runner knows it."""
+
+    def is_ready(self, adapter: str) -> bool:
+        """Whether a load waits for no disk: it is in host memory, or known to be unreadable."""
+        ...
+
+    def has_arrived(self, adapter_slot: int) -> bool:
+        """Whether all that was loaded into a slot is on the device."""
+        ...
+
+    def can_assist(self, adapter: str) -> bool:
+        """Whether CPU workers can compute with this adapter now."""
+        ...
+
+    @property
+    def free_workers(self) -> int: ...
+
+    @property
+    def link_backlog_ms(self) -> float:
+        """How long the copies under way will still take."""
+        ...
+
+
+class InPlace:
+    """The supply of a device that uses adapters where they are: what is asked for is there."""
+
+    free_workers = 0
+    link_backlog_ms = 0.0
+
+    def is_ready(self, adapter: str) -> bool:
+        """See `AdapterSupply`."""
+        return True
+
+    def has_arrived(self, adapter_slot: int) -> bool:
+        """See `AdapterSupply`."""
+        return True
+
+    def can_assist(self, adapter: str) -> bool:
+        """See `AdapterSupply`."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """An adapter whose copying began with a plan made at `since_ms`."""
+
+    adapter_slot: int
+    decision: Decision
+    since_ms: float
+
+
+class ColdStarts:
+    """The cold starts of one replica.
+
+    Args:
+        residency: what has a place on the device; only looked at.
+        num_layers: of the base.
+        clock_ms: milliseconds since the start of the run.
+
+    Attributes:
+        supply: where adapters are.
+        policy: decides how an adapter that has no place there yet comes to it.
+    """
+
+    def __init__(self, residency: AdapterResidency, num_layers: int, clock_ms: Callable[[], float]) -> None:
+        self.supply: AdapterSupply = InPlace()
+        self.policy: ColdStartPolicy = Stream()
+        self._residency, self._num_layers, self._clock_ms = residency, num_layers, clock_ms
+        self._under_way: dict[str, _UnderWay] = {}
+        self._planned_bytes = 0  # of the loads of the plan in the making
+
+    def begin_plan(self) -> None:
+        """Forget what has arrived, or left before it did. What was loaded by the last plan has begun."""
+        self._planned_bytes = 0
+        self._under_way = {
+            adapter: under_way
+            for adapter, under_way in self._under_way.items()
+            if self._residency.is_resident(adapter) and not self.supply.has_arrived(under_way.adapter_slot)
+        }
+
+    def decide(
+        self, sequence: Sequence, info: AdapterInfo, *, batch_tokens: int, num_decoding: int
+    ) -> Decision:
+        """How the adapter of a sequence comes to the device; if it is on its way, as was decided then.
+
+        Args:
+            sequence: it has no adapter slot.
+            info: of its adapter, which is not on the device.
+            batch_tokens: of other sequences in the step that it would join.
+            num_decoding: running sequences that a longer step would delay.
+        """
+        under_way = self._under_way.get(info.name)
+        if under_way is not None:
+            return under_way.decision
+        return self.policy.decide(
+            Arrival(
+                prompt_tokens=len(sequence.token_ids),
+                max_output_tokens=sequence.max_output_tokens,
+                lora_rank=info.lora_rank,
+                # Adapters that are loaded for the same step are copied together, layer by layer.
+                adapter_bytes=self._planned_bytes + info.num_bytes,
+                num_layers=self._num_layers,
+                batch_tokens=batch_tokens,
+                num_decoding=num_decoding,
+                link_backlog_ms=self.supply.link_backlog_ms,
+                free_workers=self.supply.free_workers,
+                can_assist=self.supply.can_assist(info.name),
+            )
+        )
+
+    def is_cold(self, adapter: str) -> bool:
+        """Whether an adapter has no place on the device, or is still on its way there."""
+        return not self._residency.is_resident(adapter) or adapter in self._under_way
+
+    def note_load(self, info: AdapterInfo, adapter_slot: int, decision: Decision) -> None:
+        """The plan in the making loads an adapter."""
+        self._under_way[info.name] = _UnderWay(adapter_slot, decision, self._clock_ms())
+        self._planned_bytes += info.num_bytes
+
+    def note_failed_assist(self, adapter: str) -> None:
+        """What CPU workers were to compute for it came too late: whoever needs it waits for its arrival."""
+        under_way = self._under_way.get(adapter)
+        if under_way is not None:
+            self._under_way[adapter] = replace(under_way, decision=Decision(ColdStart.ON_DEMAND))
+
+    def may_compute(self, sequence: Sequence) -> bool:
+        """Whether the next chunk of a sequence that holds its adapter can be in a step now."""
+        if sequence.is_unchecked:
+            return False
+        adapter = sequence.request.adapter
+        under_way = None if adapter is None else self._under_way.get(adapter)
+        if under_way is None:
+            return True
+        decision = under_way.decision
+        if decision.how is ColdStart.ON_DEMAND or self._clock_ms() < under_way.since_ms + decision.hold_ms:
+            return False
+        # Beside the copies, CPU workers compute prompts only.
+        return not decision.cpu_layers or sequence.num_computed_tokens < sequence.num_prompt_tokens
+
+    def cpu_layers(self, sequence: Sequence) -> int:
+        """The leading layers of a chunk that CPU workers compute."""
+        adapter = sequence.request.adapter
+        under_way = None if adapter is None else self._under_way.get(adapter)
+        return 0 if under_way is None else under_way.decision.cpu_layers

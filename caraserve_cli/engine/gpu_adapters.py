@@ -1,0 +1,91 @@
+"""The adapters of a GPU's runner: host store, device pool, and the ways from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.packed_pool import PackedPool
+from caraserve_cli.adapters.transfer import LayerOrder
+from caraserve_cli.coldstart.assistant import Assistant
+from caraserve_cli.core import AdapterLoad, AdapterMove, ColdStart
+
+# How long a replica that has nothing but adapters to wait for does so before it looks for other work.
+ADAPTER_WAIT_S = 0.001
+
+
+class GpuAdapters:
+    """Implements `depot.AdapterDepot`.
+
+    Args:
+        host_store: where adapters are loaded from, packed.
+        pool: where they are loaded to.
+        assistant: CPU workers that compute with cold ones; None where there are none.
+    """
+
+    def __init__(self, host_store: HostStore, pool: PackedPool, assistant: Assistant | None) -> None:
+        self._host_store, self._pool, self._assistant = host_store, pool, assistant
+
+    def load(self, load: AdapterLoad) -> None:
+        """Bring an adapter into a slot, beneath the next launch, which waits for each layer as it needs it.
+
+        Raises:
+            AdapterError: its files have become unreadable since it was first seen.
+        """
+        weights = self._host_store.acquire(load.adapter)
+        if load.how is ColdStart.CPU_ASSIST and self._assistant is not None:
+            self._assistant.note(load.adapter_slot, weights)
+        is_waited_for = load.how in (ColdStart.ON_DEMAND, ColdStart.ON_DEMAND_BLOCKING)
+        self._pool.load(
+            load.adapter_slot,
+            weights,
+            load.offset_bytes,
+            LayerOrder(load.cpu_layers, in_one_piece=is_waited_for),
+            lambda: self._host_store.release(load.adapter),
+        )
+
+    def evict(self, adapter_slot: int) -> None:
+        """Free a slot of the device pool."""
+        self._pool.evict(adapter_slot)
+
+    def move(self, move: AdapterMove) -> None:
+        """Slide an adapter's extent down."""
+        self._pool.move(move)
+
+    def begin_copies(self) -> None:
+        """See `AdapterDepot`."""
+        self._pool.start_copies()
+        self._pool.transfers.begin()
+
+    def prefetch(self, adapters: Sequence[str]) -> None:
+        """See `AdapterDepot`."""
+        self._host_store.prefetch(adapters)
+
+    def wait(self) -> None:
+        """See `AdapterDepot`."""
+        if self._pool.transfers.are_over:
+            self._host_store.wait_until_ready(ADAPTER_WAIT_S)
+        else:
+            self._pool.transfers.block(ADAPTER_WAIT_S)
+
+    def is_ready(self, adapter: str) -> bool:
+        """See `AdapterSupply`."""
+        return self._host_store.is_ready(adapter)
+
+    def has_arrived(self, adapter_slot: int) -> bool:
+        """See `AdapterSupply`."""
+        return self._pool.has_arrived(adapter_slot)
+
+    def can_assist(self, adapter: str) -> bool:
+        """See `AdapterSupply`."""
+        return self._assistant is not None and self._host_store.is_shared(adapter)
+
+    @property
+    def free_workers(self) -> int:
+        """See `AdapterSupply`."""
+        return 0 if self._assistant is None else self._assistant.num_workers
+
+    @property
+    def link_backlog_ms(self) -> float:
+        """See `AdapterSupply`."""
+        return self._pool.transfers.backlog_ms

@@ -1,0 +1,55 @@
+"""The tokens of a step that a GPU has not finished, on their way to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from caraserve_cli.adapters.transfers import Transfers
+from caraserve_cli.coldstart.assistant import Assistance
+from caraserve_cli.core import ScheduledChunk
+from caraserve_cli.engine.stream_mark import StreamMark
+from caraserve_cli.model.sampler import Sampled
+
+
+class TokensUnderWay:
+    """The `StepResult` of such a step.
+
+    Args:
+        chunks: those that yield a token.
+        tokens: [chunks or more], on the device.
+        transfers: of adapters; what has arrived is let go of when the step has ended.
+        assistance: of CPU workers in this step; None for none.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[ScheduledChunk],
+        tokens: Tensor,
+        transfers: Transfers,
+        assistance: Assistance | None,
+    ) -> None:
+        self._chunks, self._transfers, self._assistance = chunks, transfers, assistance
+        self._tokens = torch.empty(len(chunks), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
+        self._tokens.copy_(tokens[: len(chunks)], non_blocking=True)
+        self._arrived = StreamMark(tokens.device)
+        self._arrived.record()
+
+    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
+        """See `StepResult`."""
+        self._arrived.wait()
+        self._transfers.settle()
+        tokens: list[int] = self._tokens.tolist()
+        return [(chunk, Sampled(token, None)) for chunk, token in zip(self._chunks, tokens, strict=True)]
+
+    @property
+    def adapter_copy_ms(self) -> float:
+        """See `StepResult`."""
+        return self._transfers.take_copied_ms()
+
+    @property
+    def was_assisted_in_time(self) -> bool:
+        """See `StepResult`."""
+        return self._assistance is None or self._assistance.was_in_time

@@ -1,0 +1,171 @@
+"""What a replica needs for cold starts, as its options and this machine have it: CPU workers, a strategy, and
+the way to the device.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from caraserve_cli.adapters.copy_lane import CopyLane, EmulatedLink, open_lane
+from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.packing import fused_groups
+from caraserve_cli.coldstart.assistant import Assistant, LinkWays
+from caraserve_cli.coldstart.break_even import BreakEven
+from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
+from caraserve_cli.coldstart.policy import Auto, ColdStartPolicy, Stream, make_policy
+from caraserve_cli.coldstart.worker_pool import WorkerPool
+from caraserve_cli.core import BaseShape
+from caraserve_cli.errors import OptionError
+from caraserve_cli.fleet.machine import describe_device
+from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.perf.profile_store import ProfileStore, default_folder, machine_id
+
+# Tokens of one step that CPU workers compute at most; the memory shared with them is for so many.
+MAX_ASSISTED_TOKENS = 1024
+# Cores that are left to whoever launches and to whoever reads adapters.
+_OTHER_CORES = 2
+_MOST_WORKERS = 16
+# Tokens from which another worker is worth its start; the paper has 8 to 16, a profile measures it.
+TOKENS_PER_WORKER = 16
+
+
+def check_cold_start(options: ReplicaOptions, device: torch.device) -> None:
+    """Refuse what cannot be honoured.
+
+    Raises:
+        OptionError: an option that does not go with the device, or is out of range.
+    """
+    gbps = options.emulate_link_gbps
+    if gbps is not None and device.type != "cuda":
+        raise OptionError(
+            "--emulate-link-gbps: the base runs on the CPU, to which nothing is copied; leave it out, or use "
+            "--device cuda"
+        )
+    if gbps is not None and not 0 < gbps < float("inf"):
+        raise OptionError(f"--emulate-link-gbps: {gbps} is no speed; give gigabytes a second, such as 3")
+    if options.cold_start == "cached":
+        raise OptionError(
+            "--cold-start: 'cached' has all adapters on the device before the clock starts, which only "
+            "`caraserve bench` does, to compare with; choose another"
+        )
+    if options.cold_start == "cpu-assist" and options.cpu_workers == 0:
+        raise OptionError("--cpu-workers: 'cpu-assist' needs at least one; leave the option out, or raise it")
+    choose_cores(options)
+
+
+def profile_base(base: str) -> str:
+    """What a profile calls a base: a folder by its whole path, wherever it is named from."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def this_machine(device: str) -> str:
+    """What profiles of this machine are stored under, `device` being that of the base in words."""
+    return machine_id(device, os.cpu_count() or 1)
+
+
+def find_break_even(options: ReplicaOptions, dtype: torch.dtype, device: torch.device) -> BreakEven | None:
+    """The model fitted to this machine by `caraserve profile`; None where it was not run, or copies nothing.
+
+    Raises:
+        ProfileError: the stored profile cannot be read.
+    """
+    if device.type != "cuda":
+        return None
+    profile = ProfileStore(default_folder()).load(
+        this_machine(describe_device(device)),
+        profile_base(options.base),
+        str(dtype).removeprefix("torch."),
+    )
+    if profile is None:
+        return None
+    if options.emulate_link_gbps is not None:
+        profile = profile.emulated(options.emulate_link_gbps)
+    return BreakEven(profile, options.prefill_chunk_tokens)
+
+
+def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:
+    """The strategy that `--cold-start` names. Without a profile, `auto` streams: that needs nothing measured.
+
+    Raises:
+        OptionError: there is no such strategy.
+    """
+    if name == Auto.name and break_even is None:
+        return Stream()
+    return make_policy(name, break_even)
+
+
+def wants_workers(options: ReplicaOptions) -> bool:
+    """Whether a replica starts CPU workers: for `auto`, whose model has met no GPU yet, only if asked to."""
+    return options.cold_start == "cpu-assist" or (options.cold_start == "auto" and bool(options.cpu_workers))
+
+
+def start_assistant(
+    options: ReplicaOptions,
+    host_store: HostStore,
+    shape: BaseShape,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Assistant | None:
+    """The CPU workers that the options ask for; None for none."""
+    if not wants_workers(options):
+        return None
+    assert host_store.arena is not None, "workers compute with adapters in the arena"
+    groups = fused_groups(shape)
+    memory = ExchangeMemory.create(
+        min(MAX_ASSISTED_TOKENS, options.max_batch_tokens),
+        max(group.in_width for group in groups),
+        max(sum(group.out_widths) for group in groups),
+        dtype,
+        pinned=device.type == "cuda",
+    )
+    pool = WorkerPool(
+        groups,
+        arena_fd=host_store.arena.fd,
+        arena_bytes=host_store.arena.capacity_bytes,
+        exchange_memory=memory,
+        dtype=dtype,
+        cores=choose_cores(options),
+        tokens_per_worker=TOKENS_PER_WORKER,
+    )
+    return Assistant(memory, pool, device)
+
+
+def choose_cores(options: ReplicaOptions) -> list[int]:
+    """The cores of this process that workers are pinned to, the last ones first.
+
+    Raises:
+        OptionError: there are not so many.
+    """
+    cores = sorted(os.sched_getaffinity(0), reverse=True)
+    if options.cpu_workers is not None and options.cpu_workers > len(cores):
+        raise OptionError(
+            f"--cpu-workers: {options.cpu_workers} are asked for, and there are {len(cores)} cores; use fewer"
+        )
+    default = max(1, min(len(cores) - _OTHER_CORES, _MOST_WORKERS))
+    return cores[: default if options.cpu_workers is None else options.cpu_workers]
+
+
+class DeviceLink:
+    """The way from the host to a replica's device and back: what the machine has, or a slower one.
+
+    Args:
+        device: a GPU, or the CPU in tests of its way.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.lane: CopyLane = open_lane(device)
+
+    def emulate(self, gbps: float | None, assistant: Assistant | None) -> None:
+        """Be a link of `gbps` gigabytes a second each way from now on; None for the machine's own. Nothing
+        must be under way."""
+        self.lane.link = None if gbps is None else EmulatedLink.make(gbps, self._device)
+        if assistant is not None:
+            assistant.link = (
+                None
+                if self.lane.link is None
+                else LinkWays(EmulatedLink.make(self.lane.link.gbps, self._device), self.lane.link)
+            )

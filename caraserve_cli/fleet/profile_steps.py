@@ -1,0 +1,128 @@
+"""How long steps of the base take on this machine, asked of a replica as a run asks it. Fits nothing."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+
+from caraserve_cli.core import Failure, Request, SamplingParams
+from caraserve_cli.errors import InputError
+from caraserve_cli.events import StepRecord
+from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.options import ReplicaOptions
+
+# Tokens of the prefill steps that are measured, as far as the options and the base's context allow.
+PREFILL_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
+# Of each size after one that is not counted; the median counts.
+_PREFILL_STEPS = 7
+_DECODE_STEPS = 24
+_DECODE_PROMPT_TOKENS = 16
+
+
+class _StepLog:
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+
+class StepProfiler:
+    """A replica whose steps are timed.
+
+    Args:
+        surroundings: what the replica is made of.
+        options: of the replica.
+    """
+
+    def __init__(self, surroundings: Surroundings, options: ReplicaOptions) -> None:
+        self._config = surroundings.engine_config
+        self._log = _StepLog()
+        self._replica = LocalReplica(surroundings, options, _now_ms, self._log)
+        self._prompts = _random_prompts(surroundings.base.config.shape.vocab_size)
+        self._num_requests = 0
+
+    def prefill_steps(self) -> dict[int, float]:
+        """Tokens of prompts in a step -> its median milliseconds."""
+        config = self._config
+        measured: dict[int, float] = {}
+        for num_tokens in PREFILL_TOKENS:
+            # A request's chunk and its context bound what one prompt gives a step.
+            longest = min(config.prefill_chunk_tokens, config.max_context_tokens - 1)
+            num_prompts = -(-num_tokens // longest)
+            fits = self._fits(num_prompts, -(-num_tokens // num_prompts) + 1)
+            if num_tokens > config.max_batch_tokens or not fits:
+                break
+            lengths = [num_tokens // num_prompts + (i < num_tokens % num_prompts) for i in range(num_prompts)]
+            steps = [
+                step for _ in range(_PREFILL_STEPS + 1) for step in self._answer(lengths, output_tokens=1)[:1]
+            ]
+            measured[num_tokens] = _median_ms(steps[1:])
+        return measured
+
+    def decode_steps(self) -> dict[int, float]:
+        """Requests that decode in a step -> its median milliseconds."""
+        measured: dict[int, float] = {}
+        prompt_tokens = max(1, min(_DECODE_PROMPT_TOKENS, self._config.max_context_tokens // 2))
+        output_tokens = min(_DECODE_STEPS + 2, self._config.max_context_tokens - prompt_tokens)
+        for batch_size in batch_sizes(self._config.max_running):
+            if not self._fits(batch_size, prompt_tokens + output_tokens):
+                break
+            steps = self._answer([prompt_tokens] * batch_size, output_tokens)
+            full = [
+                step for step in steps if step.num_decode_tokens == batch_size and not step.num_prefill_tokens
+            ]
+            if full:
+                measured[batch_size] = _median_ms(full[1:] or full)
+        return measured
+
+    def _fits(self, num_requests: int, num_tokens: int) -> bool:
+        """Whether so many requests of so many tokens each can run at once."""
+        config = self._config
+        num_blocks = num_requests * -(-num_tokens // config.kv_block_tokens)
+        return num_requests <= config.max_running and num_blocks <= config.num_kv_blocks
+
+    def _answer(self, prompt_lengths: Sequence[int], output_tokens: int) -> list[StepRecord]:
+        """The steps that answer prompts of these lengths, all there from the start.
+
+        Raises:
+            InputError: one of them fails.
+        """
+        self._log.steps.clear()
+        sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
+        requests: list[Request] = []
+        for length in prompt_lengths:
+            self._num_requests += 1
+            prompt = tuple(next(self._prompts) for _ in range(length))
+            name = str(self._num_requests)
+            requests.append(
+                Request(id=name, line=self._num_requests, prompt_token_ids=prompt, sampling=sampling)
+            )
+        self._replica.submit(requests)
+        while self._replica.num_unfinished:
+            for outcome in self._replica.poll():
+                if isinstance(outcome, Failure):
+                    raise InputError(f"the base cannot be measured: {outcome.message}")
+        return list(self._log.steps)
+
+
+def batch_sizes(max_running: int) -> list[int]:
+    """Powers of two below `max_running`, and itself."""
+    return [*(2**power for power in range((max_running - 1).bit_length())), max_running]
+
+
+def _random_prompts(vocab_size: int) -> Iterator[int]:
+    """Token ids without end; no two prompts are equal, so that no prefix cache knows them."""
+    chosen = random.Random(0)
+    while True:
+        yield chosen.randrange(vocab_size)
+
+
+def _median_ms(steps: Sequence[StepRecord]) -> float:
+    return statistics.median(step.end_ms - step.start_ms for step in steps)
+
+
+def _now_ms() -> float:
+    return 1000 * time.perf_counter()

@@ -1,0 +1,87 @@
+"""Measures this machine with one base and fits all models; what `caraserve profile` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import torch
+
+from caraserve_cli.adapters.packing import fused_groups
+from caraserve_cli.errors import ProfileError
+from caraserve_cli.fleet.cold_start import profile_base
+from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.profile_cpu_lora import measure_cpu_lora
+from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
+from caraserve_cli.fleet.profile_steps import StepProfiler
+from caraserve_cli.perf.cpu_lora import CpuLoraModel
+from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.link import LinkModel
+from caraserve_cli.perf.prefill import PrefillModel
+from caraserve_cli.perf.profile import MachineProfile, MeasuredOn
+
+# Told before each part, so that a long measurement is seen to move.
+OnPart = Callable[[str], None]
+
+# Of the adapters for which the tokens a worker takes are chosen.
+_TYPICAL_RANK = 64
+
+
+def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart) -> MachineProfile:
+    """Measure and fit.
+
+    Args:
+        options: the base, and how a run would use it.
+        commit: of the program; None where nothing says it.
+        on_part: is told what is measured next.
+
+    Raises:
+        OptionError: an option cannot be met on this machine.
+        BaseModelError: the base is missing or cannot be honoured.
+        ProfileError: what was measured follows no model.
+    """
+    surroundings = Surroundings.prepare(options)
+    shape, dtype, device = surroundings.base.config.shape, surroundings.dtype, surroundings.device
+    # Before the base is loaded, with the caches and the memory to itself.
+    on_part("LoRA on the CPU")
+    cpu_lora = CpuLoraModel.fit(*measure_cpu_lora(shape, dtype))
+    link = exchange = None
+    if device.type == "cuda":
+        on_part("link")
+        link = _fit_link("link", measure_copies(device))
+        exchange = _fit_link("exchange", measure_exchange(device, shape.hidden_size, dtype))
+    on_part("prefill steps")
+    profiler = StepProfiler(surroundings, options)
+    prefill_ms = profiler.prefill_steps()
+    on_part("decoding steps")
+    decode_ms = profiler.decode_steps()
+    if len(prefill_ms) < 2 or not decode_ms:
+        raise ProfileError(
+            f"base '{options.base}': its context or the KV cache is too small for the steps that "
+            "are measured; give more --kv-memory, or another base"
+        )
+    first = fused_groups(shape)[0]
+    return MachineProfile(
+        measured_on=MeasuredOn(
+            device=surroundings.device_description,
+            num_cores=os.cpu_count() or 1,
+            torch_version=torch.__version__,
+            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            commit=commit,
+        ),
+        base=profile_base(options.base),
+        dtype=str(dtype).removeprefix("torch."),
+        shape=shape,
+        link=link,
+        exchange=exchange,
+        prefill=PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())),
+        decode=DecodeModel.fit(list(decode_ms), list(decode_ms.values())),
+        cpu_lora=cpu_lora,
+        tokens_per_worker=cpu_lora.tokens_per_worker(first.in_width, first.out_widths, _TYPICAL_RANK),
+    )
+
+
+def _fit_link(what: str, measured: Mapping[int, float]) -> LinkModel:
+    return LinkModel.fit(what, list(measured), list(measured.values()))

@@ -1,0 +1,124 @@
+"""Least squares: a line through points, or a sum of terms that none may take away from; and how well it fits.
+
+Knows nothing of what the points are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from caraserve_cli.errors import ProfileError
+
+# A model of time is believed if it explains this share of what was measured (the paper's own fits: 0.96), or
+# if no point is further from it than this share of itself: where values hardly vary, there is little to
+# explain. Chosen, not measured.
+LEAST_R2 = 0.9
+SMALL_RESIDUAL = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """y = alpha · x + beta; `r2` is the share of y's variance that it explains, 1 where y does not vary."""
+
+    alpha: float
+    beta: float
+    r2: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitQuality:
+    """How well a model fits its points.
+
+    Attributes:
+        r2: the share of the values' variance that it explains, 1 where they do not vary.
+        largest_residual: the largest distance of a point, as a share of the point's own value.
+        num_points: how many there were.
+    """
+
+    r2: float
+    largest_residual: float
+    num_points: int
+
+    @staticmethod
+    def of(predicted: Sequence[float], measured: Sequence[float]) -> FitQuality:
+        """How well predictions meet what was measured; all measured values are above 0, and there is one."""
+        mean = sum(measured) / len(measured)
+        left = sum((y - p) ** 2 for y, p in zip(measured, predicted, strict=True))
+        total = sum((y - mean) ** 2 for y in measured)
+        largest = max(abs(y - p) / y for y, p in zip(measured, predicted, strict=True))
+        return FitQuality(1 - left / total if total else 1.0, largest, len(measured))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the model may be used."""
+        return self.r2 >= LEAST_R2 or self.largest_residual <= SMALL_RESIDUAL
+
+    def require(self, what: str) -> None:
+        """Refuse a model that its points do not follow.
+
+        Raises:
+            ProfileError: the fit is not good; the message names `what` was modelled.
+        """
+        if not self.is_good:
+            raise ProfileError(
+                f"{what}: the {self.num_points} measured points follow no model (R² {self.r2:.2f}, at least "
+                f"{LEAST_R2:g} is needed; the worst is {self.largest_residual:.0%} off); stop other work on "
+                "this machine and run `caraserve profile` again"
+            )
+
+
+def fit_line(xs: Sequence[float], ys: Sequence[float]) -> Line:
+    """The line through points of at least two different x.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if len(set(xs)) < 2:
+        raise ValueError(f"a line needs two different x, got {sorted(set(xs))}")
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    sum_xx = sum((x - mean_x) ** 2 for x in xs)
+    sum_xy = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    alpha = sum_xy / sum_xx
+    beta = mean_y - alpha * mean_x
+    left = sum((y - alpha * x - beta) ** 2 for x, y in zip(xs, ys, strict=True))
+    total = sum((y - mean_y) ** 2 for y in ys)
+    return Line(alpha, beta, 1 - left / total if total else 1.0)
+
+
+def fit_costs(rows: Sequence[Sequence[float]], costs: Sequence[float]) -> tuple[float, ...]:
+    """Coefficients, none below 0, of a cost that is a sum of terms: what costs more of something never costs
+    less. The squares are weighted by 1 / cost, as for errors that grow with the square root of what is
+    measured: small costs are not lost beside large ones (a link's latency), nor do they outvote them (its
+        bandwidth).
+
+    Exact: every set of terms is solved for, and the best without a negative coefficient taken.
+
+    Args:
+        rows: the terms of each point; few terms, for their sets are 2 to the power of their number.
+        costs: the cost of each point, above 0.
+
+    Raises:
+        ValueError: there are fewer points than terms, or a cost is not above 0.
+    """
+    if len(rows) < len(rows[0]) or min(costs) <= 0:
+        raise ValueError(f"{len(rows)} points for {len(rows[0])} terms, the least cost {min(costs)}")
+    targets = np.sqrt(np.asarray(costs, dtype=np.float64))
+    weighted = np.asarray(rows, dtype=np.float64) / targets[:, None]
+    # Terms of very different sizes (1 beside bytes) are brought to one, for the solver's sake.
+    scale = np.abs(weighted).max(axis=0)
+    scale[scale == 0] = 1
+    scaled = weighted / scale
+    num_terms = scaled.shape[1]
+    best, least_left = np.zeros(num_terms), float((targets**2).sum())
+    for size in range(1, num_terms + 1):
+        for chosen in combinations(range(num_terms), size):
+            solved = np.linalg.lstsq(scaled[:, chosen], targets, rcond=None)[0]
+            left = float(((scaled[:, chosen] @ solved - targets) ** 2).sum())
+            if (solved >= 0).all() and left < least_left:
+                best, least_left = np.zeros(num_terms), left
+                best[list(chosen)] = solved
+    return tuple(float(each) for each in best / scale)

@@ -1,0 +1,51 @@
+"""How long the LoRA part of a decoding step takes on the GPU, by the ranks in the batch (paper, section 2).
+
+Padded (BGMV, Punica) every adapter costs as much as the one with the largest rank; unpadded (MBGMV, S-LoRA)
+each costs its own. Both are bound by reading the adapters' weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from caraserve_cli.perf.least_squares import FitQuality, fit_costs
+
+
+@dataclass(frozen=True, slots=True)
+class LoraKernelModel:
+    """ms = alpha_ms · |S| · (largest LoRA rank) + beta_ms if `is_padded`, alpha_ms · (sum of LoRA ranks) +
+    beta_ms if not; S are the adapters of the batch."""
+
+    is_padded: bool
+    alpha_ms: float
+    beta_ms: float
+    quality: FitQuality
+
+    @staticmethod
+    def fit(
+        batches: Sequence[Sequence[int]], times_ms: Sequence[float], *, is_padded: bool
+    ) -> LoraKernelModel:
+        """The model through batches of several ranks.
+
+        Args:
+            batches: the LoRA ranks of each batch.
+            times_ms: of each batch's LoRA part in a step, above 0.
+            is_padded: which kernel was measured.
+
+        Raises:
+            ProfileError: the points follow no such line.
+        """
+        rows = [(float(_work(lora_ranks, is_padded)), 1.0) for lora_ranks in batches]
+        alpha_ms, beta_ms = fit_costs(rows, times_ms)
+        quality = FitQuality.of([alpha_ms * work + beta_ms for work, _ in rows], times_ms)
+        quality.require("padded LoRA kernel" if is_padded else "unpadded LoRA kernel")
+        return LoraKernelModel(is_padded, alpha_ms, beta_ms, quality)
+
+    def batch_ms(self, lora_ranks: Sequence[int]) -> float:
+        """Milliseconds that adapters of these ranks add to a decoding step; 0 without adapters."""
+        return self.alpha_ms * _work(lora_ranks, self.is_padded) + self.beta_ms if lora_ranks else 0.0
+
+
+def _work(lora_ranks: Sequence[int], is_padded: bool) -> int:
+    return len(lora_ranks) * max(lora_ranks) if is_padded else sum(lora_ranks)

@@ -1,0 +1,84 @@
+"""Everything measured of one machine with one base: the models, and what they were measured on.
+
+Pure data with predictions; knows neither where it is kept nor how it was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from caraserve_cli.core import BaseShape
+from caraserve_cli.perf.cpu_lora import CpuLoraModel
+from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.link import LinkModel
+from caraserve_cli.perf.lora_kernels import LoraKernelModel
+from caraserve_cli.perf.prefill import PrefillModel
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredOn:
+    """Where and when a profile was measured.
+
+    Attributes:
+        device: in words, as in reports.
+        num_cores: of the host.
+        torch_version: the library's.
+        measured_at: date and time, ISO 8601, UTC.
+        commit: of the program; None where nothing says it.
+        emulated_link_gbps: to which the link was slowed down for an experiment; None for its own bandwidth.
+    """
+
+    device: str
+    num_cores: int
+    torch_version: str
+    measured_at: str
+    commit: str | None
+    emulated_link_gbps: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineProfile:
+    """The models of one machine, base and dtype.
+
+    Attributes:
+        base: as the user named it.
+        dtype: of weights, activations and adapters.
+        shape: of the base.
+        link: pinned host memory to device; None where the base runs on the CPU, and nothing is copied.
+        exchange: rows to CPU workers and results back, by the bytes of both; None like `link`.
+        prefill: steps with prompts.
+        decode: steps without.
+        cpu_lora: ops of CPU workers; None where they were not measured, and no worker then assists.
+        tokens_per_worker: c of ⌈tokens / c⌉ workers.
+        padded_kernel: BGMV; None without a GPU.
+        unpadded_kernel: MBGMV; None without a GPU.
+    """
+
+    measured_on: MeasuredOn
+    base: str
+    dtype: str
+    shape: BaseShape
+    link: LinkModel | None
+    exchange: LinkModel | None
+    prefill: PrefillModel
+    decode: DecodeModel
+    cpu_lora: CpuLoraModel | None
+    tokens_per_worker: int
+    padded_kernel: LoraKernelModel | None = None
+    unpadded_kernel: LoraKernelModel | None = None
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Of one element."""
+        return DTYPE_BYTES[self.dtype]
+
+    def emulated(self, link_gbps: float) -> MachineProfile:
+        """The same machine with its link slowed down to `link_gbps` GB/s, for adapters and rows alike."""
+        return replace(
+            self,
+            measured_on=replace(self.measured_on, emulated_link_gbps=link_gbps),
+            link=self.link and self.link.emulated(link_gbps),
+            exchange=self.exchange and self.exchange.emulated(link_gbps),
+        )

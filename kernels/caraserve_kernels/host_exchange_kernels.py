@@ -1,0 +1,214 @@
+"""The Triton kernels of `host_exchange`: what they do is written there.
+
+Both run few programs, because few multiprocessors saturate PCIe, and other streams keep the device.
+
+Order, in the terms of PTX's memory model. `send_rows`: the barrier and the counter's `acq_rel` at system
+scope put the stores of all programs before the flag, which is stored with `release.sys`. `add_rows`: the
+words are polled with `ld.volatile` (as `relaxed.sys`), a `fence.acq_rel.sys` follows, and the result is read
+with `ld.volatile` too, past what a cache may have kept of an earlier op. (Triton takes `.cv` and drops it.)
+
+Whatever is read from the host or from a timer may differ from one thread to the next. So one warp of each
+program polls; the first program that knows the outcome writes it to a word in device memory, and all threads
+of all programs go by that word.
+"""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# 128 KiB on the way in bfloat16: twice what PCIe 5.0 x16 moves in a microsecond, about the time that a read
+# takes. Chosen, not measured.
+_MAX_PROGRAMS = 16
+_MAX_COLUMNS = 4096
+_NUM_WARPS = 8
+# Outcomes of waiting, as `_poll` writes them; 3 is "failed before", 0 "not known yet".
+_READY = tl.constexpr(1)
+_LATE = tl.constexpr(2)
+
+
+def launch_send_rows(x: Tensor, x_out: Tensor, sent: Tensor, number: int) -> None:
+    """x [T, in_width] on the device, to x_out in pinned memory; then sent[0] = number."""
+    num_rows, width = x.shape
+    columns, grid = _cut(num_rows, width)
+    _send_kernel[grid](
+        *(x, x_out, sent, _device_words(x.device), num_rows, width, x.stride(0), number),
+        columns=columns,
+        num_warps=_NUM_WARPS,
+    )
+
+
+def launch_add_rows(
+    y: Tensor, result: Tensor, done: Tensor, failed: Tensor,
+    number: int, first_number: int, workers: int, late_ms: float,
+) -> None:  # fmt: skip
+    """y [T, out_width] on the device += result, once done[w] >= number for every w of the mask `workers`."""
+    num_rows, width = y.shape
+    columns, grid = _cut(num_rows, width)
+    _add_kernel[grid](
+        *(y, result, done, failed, _device_words(y.device), num_rows, width, y.stride(0)),
+        *(number, first_number, *mask_words(workers), max(1, round(late_ms * 1000))),
+        columns=columns,
+        num_warps=_NUM_WARPS,
+    )
+
+
+def mask_words(workers: int) -> tuple[int, int]:
+    """A mask of 64 bits as two int32, low and high: arguments whose type does not depend on their value."""
+    low, high = workers & 0xFFFFFFFF, workers >> 32
+    return low - (low >> 31 << 32), high - (high >> 31 << 32)
+
+
+def _cut(num_rows: int, width: int) -> tuple[int, tuple[int]]:
+    """The columns of a tile, which lies within a row, and the grid."""
+    columns = min(_MAX_COLUMNS, int(triton.next_power_of_2(width)))
+    return columns, (min(_MAX_PROGRAMS, num_rows * -(-width // columns)),)
+
+
+@cache
+def _device_words(device: torch.device) -> Tensor:
+    """Programs that have sent, an add's outcome, programs that know it: zeros that every launch leaves as
+    zeros, made once, so that no launch has to clear them."""
+    return torch.zeros(3, dtype=torch.int32, device=device)
+
+
+# Compiled for a width, not for a number of rows or an op.
+@triton.jit(do_not_specialize=["num_rows", "number"])
+def _send_kernel(
+    x_ptr, x_out_ptr, sent_ptr, words_ptr, num_rows, width, x_stride, number, columns: tl.constexpr
+):
+    _copy_rows(x_ptr, x_out_ptr, num_rows, width, x_stride, columns)
+    # One thread raises the counter: the barrier puts the stores of the others before it.
+    tl.debug_barrier()
+    if tl.atomic_add(words_ptr, 1, sem="acq_rel", scope="sys") == tl.num_programs(0) - 1:
+        tl.store(words_ptr, 0)
+        _raise_word(sent_ptr, number)
+
+
+@triton.jit
+def _copy_rows(x_ptr, x_out_ptr, num_rows, width, x_stride, columns: tl.constexpr):
+    """Every so-manieth tile of x [rows, width], x_stride apart, to x_out, where rows are side by side."""
+    row_tiles = (width + columns - 1) // columns
+    for tile in range(tl.program_id(0), num_rows * row_tiles, tl.num_programs(0)):
+        row = (tile // row_tiles).to(tl.int64)
+        at = tile % row_tiles * columns + tl.arange(0, columns)
+        inside = at < width
+        tl.store(x_out_ptr + row * width + at, tl.load(x_ptr + row * x_stride + at, inside), inside)
+
+
+@triton.jit(do_not_specialize=["num_rows", "number", "first_number", "low_mask", "high_mask", "late_us"])
+def _add_kernel(
+    y_ptr, result_ptr, done_ptr, failed_ptr, words_ptr, num_rows, width, y_stride,
+    number, first_number, low_mask, high_mask, late_us, columns: tl.constexpr,
+):  # fmt: skip
+    outcome_ptr, knowing_ptr = words_ptr + 1, words_ptr + 2
+    outcome = _poll(done_ptr, failed_ptr, number, first_number, low_mask, high_mask, late_us)
+    # Of the first thread alone, which has polled; what an atomic returns is the same in all threads.
+    tl.atomic_cas(outcome_ptr, 0, outcome, sem="acq_rel")
+    outcome = tl.atomic_add(outcome_ptr, 0, sem="acquire")
+    if tl.atomic_add(knowing_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(outcome_ptr, 0)
+        tl.store(knowing_ptr, 0)
+    if outcome == _READY:
+        _add_result(y_ptr, result_ptr, num_rows, width, y_stride, columns)
+    elif outcome == _LATE:
+        _raise_word(failed_ptr, number)
+
+
+@triton.jit
+def _add_result(y_ptr, result_ptr, num_rows, width, y_stride, columns: tl.constexpr):
+    """Every so-manieth tile of y [rows, width], y_stride apart, += result, where rows are side by side."""
+    row_tiles = (width + columns - 1) // columns
+    for tile in range(tl.program_id(0), num_rows * row_tiles, tl.num_programs(0)):
+        row = (tile // row_tiles).to(tl.int64)
+        at = tile % row_tiles * columns + tl.arange(0, columns)
+        inside = at < width
+        result = tl.load(result_ptr + row * width + at, inside, volatile=True).to(tl.float32)
+        y_ptrs = y_ptr + row * y_stride + at
+        y = tl.load(y_ptrs, inside).to(tl.float32) + result
+        tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def _poll(done_ptr, failed_ptr, number, first_number, low_mask, high_mask, late_us):
+    """Wait: the outcome in the threads of the first warp, 0 in the others.
+
+    Each lane has two workers, so that all words are on the way at once: what takes time is the way to the
+    host and back. Between polls it sleeps, for much less than that.
+    """
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .pred other_warp, wants_low, wants_high, missing, failed, late;
+        .reg .b32 lane, bit, low, high, failed_number;
+        .reg .b64 done, now, deadline;
+        mov.b32 $0, 0;
+        mov.u32 lane, %tid.x;
+        setp.gt.u32 other_warp, lane, 31;
+        @other_warp bra ENDED;
+        mov.b32 bit, 1;
+        shl.b32 bit, bit, lane;
+        and.b32 low, bit, $5;
+        setp.ne.b32 wants_low, low, 0;
+        and.b32 high, bit, $6;
+        setp.ne.b32 wants_high, high, 0;
+        mad.wide.u32 done, lane, 4, $1;
+        mov.u64 deadline, %globaltimer;
+        mad.wide.u32 deadline, $7, 1000, deadline;
+        POLL:
+        mov.b32 low, $3;
+        mov.b32 high, $3;
+        ld.volatile.global.b32 failed_number, [$2];
+        @wants_low ld.volatile.global.b32 low, [done];
+        @wants_high ld.volatile.global.b32 high, [done+128];
+        min.s32 low, low, high;
+        setp.lt.s32 missing, low, $3;
+        setp.ge.s32 failed, failed_number, $4;
+        vote.sync.any.pred missing, missing, 0xffffffff;
+        vote.sync.any.pred failed, failed, 0xffffffff;
+        @failed mov.b32 $0, 3;
+        @failed bra ENDED;
+        @!missing bra READY;
+        mov.u64 now, %globaltimer;
+        setp.ge.u64 late, now, deadline;
+        vote.sync.any.pred late, late, 0xffffffff;
+        @late mov.b32 $0, 2;
+        @late bra ENDED;
+        nanosleep.u32 200;
+        bra POLL;
+        READY:
+        fence.acq_rel.sys;
+        bar.warp.sync 0xffffffff;
+        mov.b32 $0, 1;
+        ENDED:
+        }""",
+        "=&r,l,l,r,r,r,r,r",
+        [done_ptr.to(tl.int64), failed_ptr.to(tl.int64), number, first_number, low_mask, high_mask, late_us],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _raise_word(word_ptr, number):
+    """Store an int32, by one thread, for the host to see after all that this thread has stored or seen."""
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred first;
+        .reg .b32 thread;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 first, thread, 0;
+        @first st.release.sys.global.b32 [$1], $2;
+        mov.b32 $0, 0;
+        }""",
+        "=r,l,r",
+        [word_ptr.to(tl.int64), number],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -1,0 +1,86 @@
+"""A slower link than the machine has: one serial queue for each direction, at a chosen bandwidth.
+
+A *clock* is int64 [1]: the time in nanoseconds until which the emulated link is taken. `pace` takes the link
+for as long as some bytes would need,
+
+    start = max(now, clock);  clock = start + num_bytes / bytes_per_s
+
+and lets the stream (on a CPU: the caller) go on when that time has passed. Who copies calls it once for each
+piece, so that what another stream sends meanwhile takes its turn between two pieces.
+
+The clocks' zeros are %globaltimer's on a device, `time.perf_counter_ns`'s on a CPU, where one process paces.
+It emulates nothing but bandwidth; the true transfer comes on top of it, see `paced_rate`. It takes no part in
+programmatic dependent launch: whoever comes after in the stream waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import globaltimer
+
+# What an int32 of nanoseconds holds; and a mistake in a rate is an error instead of a wait.
+MAX_PIECE_NS = 2**31 - 1
+_cpu_turn = threading.Lock()
+
+
+def pace(clock: Tensor, num_bytes: int, bytes_per_s: float) -> None:
+    """Queue: take the emulated link for one piece, and wait until the piece would be through.
+
+    Args:
+        clock: int64 [1], zero at first, on the device whose stream is to wait.
+        num_bytes: of the piece.
+        bytes_per_s: of the emulated link; see `paced_rate`.
+
+    Raises:
+        ValueError: no clock, negative bytes, a rate not above 0, or a piece of more than two seconds.
+    """
+    if clock.dtype != torch.int64 or clock.shape != (1,):
+        raise ValueError(f"a clock is int64 [1]; got {clock.dtype} {tuple(clock.shape)}")
+    if num_bytes < 0 or not bytes_per_s > 0:
+        raise ValueError(f"cannot move {num_bytes} bytes at {bytes_per_s} bytes/s")
+    piece_ns = round(num_bytes / bytes_per_s * 1e9)
+    if piece_ns > MAX_PIECE_NS:
+        raise ValueError(
+            f"a piece of {num_bytes} bytes takes {piece_ns / 1e9:.1f} s: cut it, or mend the rate"
+        )
+    if clock.is_cuda:
+        _pace_kernel[(1,)](clock, piece_ns, num_warps=1)
+        return
+    free_at = clock.numpy()
+    with _cpu_turn:
+        free_at[0] = end_ns = max(time.perf_counter_ns(), int(free_at[0])) + piece_ns
+    while (left_ns := end_ns - time.perf_counter_ns()) > 0:
+        time.sleep(left_ns / 1e9)
+
+
+def paced_rate(emulated_bytes_per_s: float, link_bytes_per_s: float) -> float:
+    """The rate to give `pace` beside true transfers, so that both together move at the emulated rate.
+
+    1 / emulated = 1 / link + 1 / paced. ValueError if the link is not faster than what it is to emulate.
+    """
+    if not 0 < emulated_bytes_per_s < link_bytes_per_s:
+        raise ValueError(f"a link of {link_bytes_per_s} bytes/s cannot emulate {emulated_bytes_per_s}")
+    return 1 / (1 / emulated_bytes_per_s - 1 / link_bytes_per_s)
+
+
+@triton.jit(do_not_specialize=["piece_ns"])
+def _pace_kernel(clock_ptr, piece_ns):  # type: ignore[no-untyped-def]
+    # Between these two others may add theirs: pieces still follow one another without overlap.
+    tl.atomic_max(clock_ptr, globaltimer())
+    end = tl.atomic_add(clock_ptr, piece_ns.to(tl.int64)) + piece_ns
+    while globaltimer() < end:
+        _sleep()
+
+
+@triton.jit
+def _sleep():  # type: ignore[no-untyped-def]
+    """A fifth of a microsecond: less than the timer of some devices resolves."""
+    tl.inline_asm_elementwise(
+        "nanosleep.u32 200; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )

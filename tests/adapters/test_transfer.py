@@ -1,0 +1,117 @@
+"""Copies by layer, on the CPU, where they are done when they begin; tests/gpu has their order on a GPU."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from caraserve_cli.adapters.copy_lane import EmulatedLink, open_lane
+from caraserve_cli.adapters.transfer import LAYERS_PER_COPY, LayerCopy, LayerOrder, Transfer
+from caraserve_cli.adapters.transfers import Transfers
+
+CPU = torch.device("cpu")
+
+
+@given(num_layers=st.integers(1, 20), first_layer=st.integers(0, 20), in_one_piece=st.booleans())
+def test_every_layer_is_in_one_group(num_layers: int, first_layer: int, in_one_piece: bool) -> None:
+    order = LayerOrder(min(first_layer, num_layers), in_one_piece)
+    groups = order.groups(num_layers)
+    layers = [layer for first, end in groups for layer in range(first, end)]
+    assert sorted(layers) == list(range(num_layers))
+    assert all(first < end for first, end in groups)
+    if in_one_piece:
+        assert len(groups) == 1
+    else:
+        assert layers == [*range(order.first_layer, num_layers), *range(order.first_layer)]
+        assert max(end - first for first, end in groups) <= LAYERS_PER_COPY
+
+
+def test_the_first_layer_is_not_kept_waiting_by_the_next() -> None:
+    assert LayerOrder().groups(9)[0] == (0, 1)
+    assert LayerOrder(first_layer=5).groups(9)[0] == (5, 6)
+
+
+@pytest.mark.parametrize("num_layers", [1, LAYERS_PER_COPY, 2 * LAYERS_PER_COPY + 1])
+@pytest.mark.parametrize("order", [LayerOrder(), LayerOrder(1), LayerOrder(in_one_piece=True)], ids=str)
+def test_everything_is_copied_and_nothing_else(num_layers: int, order: LayerOrder) -> None:
+    starts = [0]
+    for layer in range(num_layers):
+        starts.append(starts[-1] + layer % 3)  # some layers have nothing
+    pool = torch.full((100,), -1.0)
+    sources = [torch.arange(starts[-1]) + 1.0, torch.arange(5) + 100.0]
+    transfers = Transfers(open_lane(CPU), num_layers)
+    transfer = transfers.open(
+        [LayerCopy(pool[10:][: starts[-1]], sources[0], starts), LayerCopy(pool[60:65], sources[1])], order
+    )
+    assert bool((pool == -1).all()), "nothing is copied before it begins"
+    assert not transfer.has_arrived
+    transfer.wait()
+    assert torch.equal(pool[10:][: starts[-1]], sources[0])
+    assert torch.equal(pool[60:65], sources[1])
+    assert int((pool == -1).sum()) == 100 - starts[-1] - 5
+    assert transfer.has_arrived
+    pool.fill_(-1)
+    transfers.begin()
+    transfers.wait()
+    assert bool((pool == -1).all()), "what was copied is not copied again"
+
+
+def make_transfer(order: LayerOrder, num_layers: int = 12) -> tuple[Transfer, Tensor]:
+    """Layer i has the one element i + 1; what no layer can do without is element 0."""
+    pool = torch.zeros(num_layers + 1)
+    copies = [
+        LayerCopy(pool[1:], torch.ones(num_layers), range(num_layers + 1)),
+        LayerCopy(pool[:1], torch.ones(1)),
+    ]
+    return Transfers(open_lane(CPU), num_layers).open(copies, order), pool
+
+
+def test_a_layer_waits_for_itself_and_what_is_copied_before_it() -> None:
+    transfer, pool = make_transfer(LayerOrder(first_layer=3))
+    transfer.wait_for_layer(3)
+    assert bool(pool[0] == 1)
+    assert bool(pool[1 + 3] == 1)
+    assert bool(pool[1 + 0] == 0), "needed last, not begun yet"
+    transfer.wait_for_layer(0)
+    assert bool((pool[[0, 1, *range(4, 13)]] == 1).all())
+
+
+def test_who_used_the_sources_is_told_once_when_all_has_come() -> None:
+    transfers, told = Transfers(open_lane(CPU), 1), []
+    source = torch.ones(3)
+    first = transfers.open([LayerCopy(torch.zeros(3), source)], LayerOrder(), lambda: told.append("first"))
+    transfers.open([LayerCopy(torch.zeros(3), source)], LayerOrder(), lambda: told.append("second"))
+    transfers.settle()
+    assert told == []
+    first.begin()
+    transfers.settle()
+    assert told == ["first"]
+    transfers.begin()
+    transfers.settle()
+    transfers.settle()
+    assert told == ["first", "second"]
+    assert transfers.are_over
+
+
+def test_on_a_slower_link_copies_arrive_one_after_the_other() -> None:
+    """A tenth of a second each; what was copied counts only then."""
+    link = EmulatedLink.make(4e-9 * 1000, CPU)  # 4,000 bytes a second
+    transfers = Transfers(open_lane(CPU, link), 1)
+    started_s = time.perf_counter()
+    first, second = (
+        transfers.open([LayerCopy(torch.zeros(100), torch.ones(100))], LayerOrder()) for _ in range(2)
+    )
+    transfers.begin()
+    assert not first.has_arrived
+    assert transfers.backlog_ms > 0
+    second.wait()
+    assert time.perf_counter() - started_s >= 0.2
+    assert first.has_arrived
+    transfers.settle()
+    assert transfers.take_copied_ms() == pytest.approx(200)
+    assert transfers.take_copied_ms() == 0

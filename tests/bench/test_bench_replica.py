@@ -1,0 +1,66 @@
+"""A replica of a benchmark: what is on its device, and when requests reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from caraserve_cli.bench.bench_replica import BenchReplica
+from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters
+from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
+from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.fleet.options import ReplicaOptions
+from tests.cli.command import SAMPLE
+
+ADAPTERS = tuple(SyntheticAdapter(2, ("q_proj",), copy) for copy in range(3))
+NAMES = tuple(adapter.name for adapter in ADAPTERS)
+
+
+@pytest.fixture(scope="module")
+def replica() -> BenchReplica:
+    options = ReplicaOptions(
+        base=str(SAMPLE / "base"), weights="random", device="cpu", dtype="float32", kv_memory="4MB"
+    )
+    surroundings = Surroundings.prepare(options, SyntheticAdapters(ADAPTERS, packed=False).source)
+    return BenchReplica(surroundings, options, NAMES)
+
+
+def requests(*arrivals_ms: float) -> list[Request]:
+    return [
+        Request(
+            id=str(index),
+            line=index + 1,
+            prompt_token_ids=(index + 1, 2, 3),
+            adapter=name,
+            sampling=SamplingParams(max_tokens=3, ignore_eos=True),
+            arrival_ms=arrival_ms,
+        )
+        for index, (name, arrival_ms) in enumerate(zip(NAMES, arrivals_ms, strict=True))
+    ]
+
+
+def completed(outcomes: Sequence[object]) -> list[Completion]:
+    found = [each for each in outcomes if isinstance(each, Completion)]
+    assert len(found) == len(outcomes)
+    return sorted(found, key=lambda each: each.request.id)
+
+
+def test_no_request_is_submitted_before_it_arrives(replica: BenchReplica) -> None:
+    """Given in any order; the last two so late that the replica has nothing to do meanwhile."""
+    replica.set_out("stream", NAMES, None)
+    served = replica.answer_in_time(requests(60.0, 0.0, 120.0))
+    answers = completed(served.outcomes)
+    assert [each.timings.arrival_ms - served.started_ms for each in answers] == pytest.approx([60, 0, 120])
+    for each in answers:
+        assert each.timings.first_scheduled_ms is not None
+        assert each.timings.first_scheduled_ms >= each.timings.arrival_ms
+    assert served.steps[0].start_ms >= served.started_ms
+    assert replica.num_unfinished == 0
+
+
+def test_adapters_are_cold_but_for_cached_ones(replica: BenchReplica) -> None:
+    for strategy, is_resident in (("cached", True), ("stream", False), ("cached", True)):
+        replica.set_out(strategy, NAMES, None)
+        answers = completed(replica.answer_in_time(requests(0.0, 0.0, 0.0)).outcomes)
+        assert [each.cold_start is ColdStart.RESIDENT for each in answers] == [is_resident] * 3

@@ -1,0 +1,59 @@
+"""`caraserve profile` as a user meets it, on the CPU with the embedded base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caraserve_cli.fleet.cold_start import profile_base, this_machine
+from caraserve_cli.job.sample import find_sample
+from caraserve_cli.perf import least_squares
+from caraserve_cli.perf.profile_json import from_json
+from caraserve_cli.perf.profile_store import ProfileStore, default_folder
+from tests.cli.command import assert_refused
+from tests.cli.conftest import Caraserve
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # Steps of a millisecond on a machine that tests share follow no model reliably; the plumbing is tested.
+    monkeypatch.setattr(least_squares, "LEAST_R2", -1000.0)
+
+
+def test_a_profile_is_measured_printed_and_stored(caraserve: Caraserve, tmp_path: Path) -> None:
+    base, written = find_sample().base, tmp_path / "profile.json"
+    ended = caraserve(
+        "profile", "--base", base, "--device", "cpu", "--dtype", "float32", "--max-running", "4",
+        "--kv-memory", "64MiB", "--json", written,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "prefill step" in ended.stdout
+    assert "LoRA on the CPU" in ended.stdout
+    assert "No link" in ended.stdout
+    told = ["measuring: LoRA on the CPU", "measuring: prefill steps", "measuring: decoding steps"]
+    assert ended.stderr.splitlines() == told
+
+    profile = from_json(written.read_bytes(), "written")
+    machine = this_machine(profile.measured_on.device)
+    stored = ProfileStore(default_folder()).load(machine, profile_base(str(base)), "float32")
+    assert stored == profile
+    assert str(tmp_path / "cache") in ended.stdout.splitlines()[-1]
+    assert profile.link is None
+    assert profile.decode.batch_sizes == (1, 2, 4)
+    assert profile.cpu_lora is not None
+    assert profile.prefill.step_ms(64) > 0
+
+
+def test_a_base_must_be_named(caraserve: Caraserve) -> None:
+    assert_refused(caraserve("profile"), 2, "--base")
+
+
+def test_a_base_that_is_not_there(caraserve: Caraserve) -> None:
+    assert_refused(caraserve("profile", "--base", "./no-such-base"), 1, "./no-such-base", "does not exist")
+
+
+def test_json_is_refused_before_anything_is_measured(caraserve: Caraserve, tmp_path: Path) -> None:
+    ended = caraserve("profile", "--base", find_sample().base, "--json", tmp_path)
+    assert_refused(ended, 1, "--json", "it is a folder")

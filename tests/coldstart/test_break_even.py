@@ -1,0 +1,181 @@
+"""The break-even model with the figures of hardware.md: who wins where, and what may never be."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caraserve_cli.coldstart.arrival import Arrival, Decision
+from caraserve_cli.coldstart.break_even import BreakEven, Prediction
+from caraserve_cli.core import ColdStart
+from caraserve_cli.perf.profile import MachineProfile
+from tests.coldstart.arrivals import alone, arrival
+from tests.perf.h200 import h200_profile
+
+GBPS = (3.0, 6.0, 12.0, 25.0, None)
+PROMPTS = (16, 128, 512)
+RANKS = (8, 64, 128)
+
+
+@cache
+def machine(gbps: float | None = None) -> MachineProfile:
+    profile = h200_profile()
+    return profile if gbps is None else profile.emulated(gbps)
+
+
+def model(gbps: float | None = None) -> BreakEven:
+    return BreakEven(machine(gbps))
+
+
+def way(break_even: BreakEven, of: Arrival, how: ColdStart, *, held: bool = False) -> Prediction:
+    return next(
+        each
+        for each in break_even.ways(of)
+        if each.decision.how is how and (each.decision.hold_ms > 0) == held
+    )
+
+
+arrivals = st.builds(
+    arrival,
+    prompt_tokens=st.integers(1, 2000),
+    lora_rank=st.integers(1, 256),
+    max_output_tokens=st.integers(1, 500),
+    num_decoding=st.integers(0, 64),
+    link_backlog_ms=st.floats(0, 200),
+    free_workers=st.integers(0, 15),
+    can_assist=st.booleans(),
+)
+
+
+def test_a_fast_link_streams() -> None:
+    """128 tokens, rank 64 over 55 GB/s: an adapter hides beneath its own prefill."""
+    best = model().best(arrival())
+    assert best.decision == Decision(ColdStart.STREAM)
+    assert best.stall_ms < 0.2
+
+
+def test_a_slow_link_and_a_short_prompt_are_assisted() -> None:
+    best = model(3).best(arrival(prompt_tokens=16))
+    assert best.decision.how is ColdStart.CPU_ASSIST
+    assert 8 <= best.decision.cpu_layers < 32
+    assert best.ttft_ms < 0.6 * way(model(3), arrival(prompt_tokens=16), ColdStart.STREAM).ttft_ms
+
+
+def test_a_slow_link_and_a_long_prompt_are_not() -> None:
+    """512 tokens' results would take the link longer than the adapter does."""
+    assert model(3).best(arrival(prompt_tokens=512, lora_rank=8)).decision.how is not ColdStart.CPU_ASSIST
+
+
+@pytest.mark.parametrize(("prompt_tokens", "lora_rank"), itertools.product(PROMPTS, RANKS))
+@pytest.mark.parametrize("gbps", GBPS)
+def test_within_5_percent_in_both_wherever_a_way_is(
+    gbps: float | None, prompt_tokens: int, lora_rank: int
+) -> None:
+    """The issue's grid: the best TTFT and the best TPOT of the others, as far as one way has both."""
+    break_even, cold = model(gbps), arrival(prompt_tokens=prompt_tokens, lora_rank=lora_rank)
+    ways = break_even.ways(cold)
+    least_ttft_ms = min(each.ttft_ms for each in ways)
+    least_tpot_ms = min(break_even.others_tpot_ms(cold, each) for each in ways)
+
+    def loss(each: Prediction) -> float:
+        tpot_ms = break_even.others_tpot_ms(cold, each)
+        return max(each.ttft_ms / least_ttft_ms, tpot_ms / least_tpot_ms)
+
+    assert loss(break_even.best(cold)) <= max(1.05, min(map(loss, ways)) + 0.001)
+
+
+def test_nobody_waits_where_holding_helps() -> None:
+    """Long prompts over a slow link: the arrival's TTFT is the link's in any case, and the others go on."""
+    cold = arrival(prompt_tokens=128, lora_rank=128)
+    held = way(model(3), cold, ColdStart.STREAM, held=True)
+    stream = way(model(3), cold, ColdStart.STREAM)
+    assert held.stall_ms < 0.02 * stream.stall_ms
+    assert held.ttft_ms < 1.03 * stream.ttft_ms
+    assert held.ttft_ms < way(model(3), cold, ColdStart.ON_DEMAND).ttft_ms
+
+
+def test_alone_on_a_machine_nothing_is_held() -> None:
+    """There is nobody to hold it for."""
+    assert all(not each.decision.hold_ms for each in model(3).ways(alone()))
+    assert model(25).best(alone(can_assist=False)).decision == Decision(ColdStart.STREAM)
+
+
+def test_equal_ways_have_an_order() -> None:
+    """Where nothing is copied all ways are equal; CPU workers are left alone and nobody waits."""
+    no_link = BreakEven(replace(machine(), link=None, exchange=None))
+    assert no_link.best(alone()).decision == Decision(ColdStart.STREAM)
+    assert no_link.best(arrival()).decision == Decision(ColdStart.STREAM)
+
+
+def test_one_token_needs_no_adapter_on_the_device() -> None:
+    first, more = arrival(prompt_tokens=16, max_output_tokens=1), arrival(prompt_tokens=16)
+    ends = way(model(3), first, ColdStart.CPU_ASSIST)
+    goes_on = way(model(3), more, ColdStart.CPU_ASSIST)
+    assert ends.ttft_ms == goes_on.ttft_ms == ends.complete_ms
+    assert goes_on.complete_ms > 2 * goes_on.ttft_ms
+
+
+def test_a_long_prompt_pays_for_all_its_chunks() -> None:
+    """Copies hide under the first chunk; the later ones are the same whatever the way."""
+    break_even, tokens = model(), 512 + 512 + 100
+    step_ms = machine().prefill.step_ms
+    later_ms = step_ms(520) + step_ms(108)
+    stream = way(break_even, arrival(prompt_tokens=tokens), ColdStart.STREAM)
+    first = way(break_even, arrival(prompt_tokens=512), ColdStart.STREAM)
+    assert stream.ttft_ms == pytest.approx(first.ttft_ms + later_ms)
+
+
+@given(arrivals)
+def test_never_assisted_where_it_cannot_be(cold: Arrival) -> None:
+    for gbps in (3, None):
+        for impossible in (replace(cold, can_assist=False), replace(cold, free_workers=0)):
+            ways = model(gbps).ways(impossible)
+            assert all(each.decision.how is not ColdStart.CPU_ASSIST for each in ways)
+    without = BreakEven(replace(machine(3), cpu_lora=None))
+    assert without.best(cold).decision.how is not ColdStart.CPU_ASSIST
+
+
+@given(arrivals, st.floats(1, 40), st.floats(1, 40))
+def test_a_slower_link_never_makes_a_way_better(cold: Arrival, a_gbps: float, b_gbps: float) -> None:
+    slow, fast = (BreakEven(machine().emulated(gbps)) for gbps in sorted((a_gbps, b_gbps)))
+    for how in (ColdStart.STREAM, ColdStart.ON_DEMAND):
+        assert way(slow, cold, how).ttft_ms >= way(fast, cold, how).ttft_ms - 1e-9
+    stalls = [way(each, cold, ColdStart.STREAM).stall_ms for each in (slow, fast)]
+    assert stalls[0] >= stalls[1] - 1e-9
+
+
+@given(arrivals, st.floats(0, 100))
+def test_a_longer_backlog_never_makes_a_way_better(cold: Arrival, more_ms: float) -> None:
+    later = replace(cold, link_backlog_ms=cold.link_backlog_ms + more_ms)
+    for how in (ColdStart.STREAM, ColdStart.ON_DEMAND):
+        assert way(model(), later, how).ttft_ms >= way(model(), cold, how).ttft_ms
+    assert model().fewest_cpu_layers(later) >= model().fewest_cpu_layers(cold)
+
+
+@given(arrivals, st.sampled_from(GBPS))
+def test_predictions_make_sense(cold: Arrival, gbps: float | None) -> None:
+    for each in model(gbps).ways(cold):
+        assert each.ttft_ms > 0
+        assert each.stall_ms >= -1e-9
+        assert each.complete_ms >= each.ttft_ms
+        assert 0 <= each.decision.cpu_layers <= cold.num_layers
+    assert model(gbps).best(cold) == model(gbps).best(cold)
+
+
+@given(arrivals, st.sampled_from(GBPS))
+def test_cpu_workers_compute_the_fewest_layers(cold: Arrival, gbps: float | None) -> None:
+    race = model(gbps).race(cold)
+    cpu_layers = model(gbps).fewest_cpu_layers(cold)
+    assert race.never_waits(cpu_layers)
+    assert not cpu_layers or not race.never_waits(cpu_layers - 1)
+
+
+@pytest.mark.parametrize("changes", [{"lora_rank": 0}, {"adapter_bytes": 1}, {"prompt_tokens": 1}])
+def test_odd_arrivals_are_predicted_too(changes: dict[str, Any]) -> None:
+    assert model(3).best(replace(arrival(), **changes)).ttft_ms > 0

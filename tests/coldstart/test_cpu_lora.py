@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caraserve_cli.coldstart.cpu_lora import add_group, choose_compute_dtype, entry_extent
+from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModuleKey
+from tests.coldstart.worker_pools import reference
+
+_WIDTHS = st.sampled_from((8, 24, 64, 200))
+
+
+@st.composite
+def _ops(draw: st.DrawFn) -> tuple[FusedGroup, dict[ModuleKey, int], list[ModuleKey]]:
+    """A group, the ranks of the modules that the adapter changes, and which of them have a bias."""
+    num_modules = draw(st.integers(1, 3))
+    out_widths = tuple(draw(_WIDTHS) for _ in range(num_modules))
+    group = FusedGroup(("q_proj", "k_proj", "v_proj")[:num_modules], draw(_WIDTHS), out_widths)
+    ranks = {(0, module): draw(st.sampled_from((0, 1, 3, 8, 33))) for module in group.modules}
+    present = {key: lora_rank for key, lora_rank in ranks.items() if lora_rank}
+    return group, present, [key for key in present if draw(st.booleans())]
+
+
+def _relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((out.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    op=_ops(),
+    num_rows=st.integers(1, 20),
+    padded_rank=st.sampled_from((None, 40)),
+    dtypes=st.sampled_from(
+        (
+            (torch.float32, torch.float32, 1e-5),
+            (torch.bfloat16, torch.bfloat16, 2e-2),
+            (torch.bfloat16, torch.float32, 8e-3),
+            (torch.float16, torch.float32, 1e-3),
+        )
+    ),
+)
+def test_equals_the_products_module_by_module(op, num_rows, padded_rank, dtypes):
+    group, ranks, biased = op
+    dtype, compute_dtype, tolerance = dtypes
+    layout = AdapterLayout.build((group,), 1, ranks, biased, padded_rank)
+    before = 128
+    torch.manual_seed(num_rows)
+    arena = torch.full((before + layout.num_elements + 64,), torch.nan, dtype=dtype)
+    weights = torch.randn(layout.num_elements)
+    if padded_rank is not None:
+        # The rows past a module's own rank are stored, and are zero.
+        weights = torch.zeros(layout.num_elements)
+        for piece in layout.pieces.values():
+            for first, size in (
+                (piece.a_offset, piece.lora_rank * piece.in_width),
+                (piece.b_offset, piece.lora_rank * piece.out_width),
+            ):
+                weights[first : first + size] = torch.randn(size)
+    arena[before:-64] = weights.to(dtype)
+    entry = layout.placed(before)[0, 0]
+    x = torch.randn(num_rows, group.in_width).to(dtype)
+    wide = torch.full((num_rows, sum(group.out_widths) + 8), torch.nan, dtype=dtype)
+    add_group(x, wide[:, :-8], arena, entry, group, compute_dtype)
+    expected = reference(x, arena, entry.tolist(), group)
+    assert _relative_error(wide[:, :-8], expected) <= tolerance
+    assert wide[:, -8:].isnan().all(), "written past the row's end"
+
+
+def test_the_entry_counts_from_the_arenas_first_element_where_the_arena_is_a_view():
+    group = FusedGroup(("o_proj",), 16, (16,))
+    layout = AdapterLayout.build((group,), 1, {(0, "o_proj"): 4}, {(0, "o_proj")})
+    arena = torch.randn(64 + layout.num_elements)[64:]
+    x, out = torch.randn(3, 16), torch.empty(3, 16)
+    add_group(x, out, arena, layout.table[0, 0], group)
+    assert torch.allclose(out.double(), reference(x, arena, layout.table[0, 0].tolist(), group), atol=1e-5)
+
+
+@given(op=_ops(), first_element=st.sampled_from((0, 640)))
+def test_the_extent_of_an_entry_is_all_that_is_read_and_no_more(op, first_element):
+    group, ranks, biased = op
+    layout = AdapterLayout.build((group,), 1, ranks, biased)
+    pieces = layout.pieces.values()
+    firsts = [piece.a_offset for piece in pieces]
+    ends = [piece.b_offset + piece.lora_rank * piece.out_width for piece in pieces]
+    ends += [layout.pieces[key].bias_offset + layout.pieces[key].out_width for key in biased]
+    expected = (min(firsts) + first_element, max(ends) + first_element) if ranks else (0, 0)
+    entry = layout.placed(first_element)[0, 0].tolist()
+    first, end = entry_extent(entry, group)
+    assert (first, end) == expected if ranks else first == end
+
+
+def test_an_adapter_that_changes_nothing_of_the_group_gives_zeros():
+    group = FusedGroup(("gate_proj", "up_proj"), 16, (8, 8))
+    layout = AdapterLayout.build((group,), 1, {})
+    out = torch.full((3, 16), torch.nan)
+    add_group(torch.randn(3, 16), out, torch.empty(0), layout.table[0, 0], group)
+    assert torch.equal(out, torch.zeros(3, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_dtypes_than_bfloat16_are_multiplied_in_float32(dtype):
+    assert choose_compute_dtype(dtype) is torch.float32
+
+
+def test_bfloat16_is_multiplied_as_such_only_where_the_cpu_says_so():
+    with open("/proc/cpuinfo") as cpuinfo:
+        flags = set(next(line for line in cpuinfo if line.startswith("flags")).split())
+    is_fast = bool(flags & {"avx512_bf16", "amx_bf16"})
+    assert (choose_compute_dtype(torch.bfloat16) is torch.bfloat16) is is_fast

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
+from caraserve_cli.coldstart.worker_pool import AssistRows, WorkerPool
+from caraserve_cli.errors import InputError
+from caraserve_kernels.lora_layout import FusedGroup
+from tests.coldstart.worker_pools import (
+    GROUPS,
+    MAX_ROWS,
+    OPS,
+    Bench,
+    nurseries_of,
+    open_bench,
+    parent,
+    titled,
+    workers_of,
+)
+
+_ROOT = Path(__file__).parents[2]
+# A machine that swaps may need long; what does not hang needs less.
+_PATIENCE_S = 30
+
+
+def _until(is_so, what: str) -> None:
+    until_s = time.monotonic() + _PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < until_s, what
+        time.sleep(0.001)
+
+
+def _poll_until_usable(bench: Bench, num_workers: int) -> int:
+    """How many have died."""
+    num_dead = 0
+
+    def all_there() -> bool:
+        nonlocal num_dead
+        num_dead += bench.pool.poll()
+        return bench.pool.num_workers == num_workers
+
+    _until(all_there, "the workers are not replaced")
+    return num_dead
+
+
+def test_fifty_workers_killed_at_any_moment_spoil_no_result_and_no_later_ticket():
+    chance = random.Random(3)
+    num_dead = num_failed = 0
+    with open_bench(3) as bench:
+        rows = [AssistRows(1, 9, bench.tables[0]), AssistRows(10, 10, bench.tables[2])]
+        for _ in range(50):
+            victim = chance.choice(sorted(workers_of(os.getpid())))
+            killer = threading.Timer(chance.uniform(0, 0.006), os.kill, (victim, signal.SIGKILL))
+            ticket = bench.pool.submit(rows, OPS, 22)
+            killer.start()
+            # `compute` asserts that what comes in time is right.
+            num_failed += not bench.compute(ticket, rows, 22, late_ms=100)
+            killer.join()
+            _until(lambda victim=victim: parent(victim) == 0, "the dead worker is still there")
+            num_dead += _poll_until_usable(bench, 3)
+            ticket = bench.pool.submit(rows, OPS, 22)
+            assert bench.compute(ticket, rows, 22)
+            num_dead += _poll_until_usable(bench, 3)
+    # On a busy machine one that is only slow may be replaced too.
+    assert num_dead >= 50
+    assert num_failed > 0, "no worker was killed in the middle of a ticket"
+
+
+def test_a_new_worker_leaves_tickets_older_than_itself_alone():
+    with open_bench(2) as bench:
+        rows = [AssistRows(0, 20, bench.tables[0])]
+        tickets = [bench.pool.submit(rows, OPS, 20) for _ in range(2)]
+        workers = workers_of(os.getpid())
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        _until(lambda: not any(map(parent, workers)), "the dead workers are still there")
+        assert _poll_until_usable(bench, 2) == 2
+        for ticket in tickets:
+            assert not bench.compute(ticket, rows, 20, late_ms=50)
+        assert list(bench.memory.done[:2]) == [0, 0]
+        assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
+
+
+def test_a_worker_that_does_not_end_what_has_failed_is_replaced():
+    with open_bench(2) as bench:
+        rows = [AssistRows(0, 20, bench.tables[0])]
+        ticket = bench.pool.submit(rows, OPS, 20)
+        stopped = min(workers_of(os.getpid()))
+        os.kill(stopped, signal.SIGSTOP)
+        assert not bench.compute(ticket, rows, 20, late_ms=50)
+        assert _poll_until_usable(bench, 2) == 1
+        assert stopped not in workers_of(os.getpid())
+        assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
+
+
+def test_without_the_nursery_there_are_no_workers_and_no_errors():
+    with open_bench(2) as bench:
+        rows = [AssistRows(0, 20, bench.tables[0])]
+        ticket = bench.pool.submit(rows, OPS, 20)
+        workers, (nursery,) = workers_of(os.getpid()), nurseries_of(os.getpid())
+        os.kill(nursery, signal.SIGKILL)
+        _until(lambda: not workers & titled("caraserve-worker"), "workers outlive the nursery")
+        assert not bench.compute(ticket, rows, 20, late_ms=50)
+        num_dead = 0
+
+        def none_left() -> bool:
+            nonlocal num_dead
+            num_dead += bench.pool.poll()
+            return num_dead == 2
+
+        _until(none_left, "the deaths are not reported")
+        assert bench.pool.num_workers == 0
+        assert bench.pool.poll() == 0
+        # It was waited for: it is no zombie.
+        assert parent(nursery) == 0
+
+
+@pytest.mark.parametrize("what", ["the nursery", "every worker"])
+def test_where_no_worker_starts_the_user_is_told_what_to_do(what):
+    # The nursery cannot map more than there is, a worker cannot compute with a width below 0.
+    arena_bytes, groups = (
+        (1 << 40, GROUPS) if what == "the nursery" else (4096, (FusedGroup(("o_proj",), -1, (8,)),))
+    )
+    memory = ExchangeMemory.create(MAX_ROWS, 48, 96, torch.float32, pinned=False)
+    arena_fd = os.memfd_create("arena")
+    os.ftruncate(arena_fd, 4096)
+    try:
+        with pytest.raises(InputError, match="--cpu-workers"):
+            WorkerPool(
+                groups,
+                arena_fd=arena_fd,
+                arena_bytes=arena_bytes,
+                exchange_memory=memory,
+                dtype=torch.float32,
+                cores=[min(os.sched_getaffinity(0))],
+                tokens_per_worker=4,
+            )
+    finally:
+        os.close(arena_fd)
+        memory.close()
+    assert not nurseries_of(os.getpid())
+
+
+def _leave(how: str) -> tuple[int, set[int]]:
+    """Run a main process that ends in this way: its exit status, and the processes that it had started."""
+    memory_files = set(os.listdir("/dev/shm"))
+    main = subprocess.Popen(
+        [sys.executable, "-m", "tests.coldstart.abandoning_main", how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=_ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    )
+    with main:
+        assert main.stdin is not None
+        assert main.stdout is not None
+        assert main.stdout.readline() == b"ready\n"
+        started = nurseries_of(main.pid) | workers_of(main.pid)
+        main.stdin.write(b"\n")
+        main.stdin.flush()
+        if how.startswith("kill"):
+            main.kill()
+        elif how == "interrupt":
+            # As the terminal does: the whole process group.
+            os.killpg(main.pid, signal.SIGINT)
+    assert set(os.listdir("/dev/shm")) == memory_files
+    return main.returncode, started
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("kill", -signal.SIGKILL),
+        ("kill-forked", -signal.SIGKILL),
+        ("exit", 0),
+        ("exception", 1),
+        ("interrupt", -signal.SIGINT),
+    ],
+)
+def test_no_process_is_left_however_the_main_one_ends(how, status):
+    try:
+        returncode, started = _leave(how)
+        assert returncode == status
+        assert len(started) == 3
+        # Neither alive nor zombies.
+        _until(lambda: not any(map(parent, started)), "processes are left")
+    finally:
+        for child in titled("forked-child-of-abandoning-main"):
+            os.kill(child, signal.SIGKILL)

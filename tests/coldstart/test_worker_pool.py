@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from caraserve_cli.coldstart.worker_pool import AssistRows, Ticket
+from tests.coldstart.worker_pools import MAX_ROWS, OPS, Bench, open_bench, titled, workers_of
+
+
+@pytest.fixture(scope="module")
+def bench():
+    with open_bench(3) as made:
+        yield made
+
+
+def _until_usable(bench: Bench, num_workers: int = 3) -> None:
+    until_s = time.monotonic() + 30
+    while bench.pool.num_workers < num_workers:
+        assert bench.pool.poll() == 0, "one had to be replaced"
+        assert time.monotonic() < until_s, "the workers do not come back"
+        time.sleep(0.001)
+
+
+def _random_rows(bench: Bench, chance: random.Random, num_rows: int) -> list[AssistRows]:
+    """Rows of several adapters, gaps between them."""
+    cuts = sorted(chance.sample(range(num_rows + 1), min(num_rows + 1, 2 * chance.randint(1, 3))))
+    rows = [
+        AssistRows(first, end - first, chance.choice(bench.tables))
+        for first, end in zip(cuts[::2], cuts[1::2], strict=False)
+    ]
+    chance.shuffle(rows)
+    return rows
+
+
+def test_many_tickets_of_several_adapters_are_right(bench):
+    chance = random.Random(1)
+    masks = set()
+    for _ in range(40):
+        num_rows = chance.randint(1, MAX_ROWS)
+        rows = _random_rows(bench, chance, num_rows)
+        ticket = bench.pool.submit(rows, OPS, num_rows)
+        masks.add(ticket.workers)
+        assert bench.compute(ticket, rows, num_rows)
+        _until_usable(bench)
+    # One worker for every four tokens that are begun.
+    assert masks == {0b1, 0b11, 0b111}
+
+
+def test_bfloat16_is_right():
+    with open_bench(2, torch.bfloat16) as bench:
+        chance = random.Random(2)
+        for _ in range(5):
+            rows = _random_rows(bench, chance, 30)
+            assert bench.compute(bench.pool.submit(rows, OPS, 30), rows, 30)
+
+
+def test_numbers_go_on_from_ticket_to_ticket(bench):
+    first = bench.pool.submit([], OPS, 4)
+    assert bench.compute(first, [], 4)
+    second = bench.pool.submit([], OPS[:2], 4)
+    assert second.first_number == first.first_number + len(OPS)
+    assert bench.compute(second, [], 4, ops=OPS[:2])
+    _until_usable(bench)
+
+
+def test_a_ticket_without_ops_is_for_nobody(bench):
+    ticket = bench.pool.submit([AssistRows(0, 4, bench.tables[0])], [], 4)
+    assert (ticket.num_ops, ticket.workers) == (0, 0)
+    assert bench.pool.submit([], [], 4).first_number == ticket.first_number
+
+
+def test_tickets_that_wait_behind_each_other_are_all_computed(bench):
+    # A worker outside the first ticket's mask is given the second one alone.
+    rows = [AssistRows(1, 3, bench.tables[1])]
+    many = [AssistRows(0, 20, bench.tables[0])]
+    tickets = [(bench.pool.submit(rows, OPS, 4), rows, 4), (bench.pool.submit(many, OPS, 20), many, 20)]
+    tickets.append((bench.pool.submit(rows, OPS, 4), rows, 4))
+    assert [ticket.workers for ticket, _, _ in tickets] == [0b1, 0b111, 0b1]
+    assert all(bench.compute(*ticket) for ticket in tickets)
+    _until_usable(bench)
+
+
+def test_of_a_failed_ticket_the_rest_is_skipped_and_the_next_one_is_right(bench):
+    rows = [AssistRows(0, 20, bench.tables[0])]
+    failed = bench.pool.submit(rows, OPS, 20)
+    following = bench.pool.submit(rows, OPS, 20)
+    # As the device does it when a result is too late, here before any op was sent.
+    bench.memory.failed[0] = failed.first_number
+    assert not bench.compute(failed, rows, 20)
+    assert bench.compute(following, rows, 20)
+    _until_usable(bench)
+
+
+def test_an_abandoned_ticket_does_not_keep_workers(bench):
+    rows = [AssistRows(0, 20, bench.tables[0])]
+    ticket = bench.pool.submit(rows, OPS, 20)
+    bench.memory.failed[0] = ticket.last_number
+    _until_usable(bench)
+    assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
+    assert bench.pool.poll() == 0
+
+
+def test_no_more_tickets_are_taken_than_there_are_places_for(bench):
+    rows = [AssistRows(0, 20, bench.tables[0])]
+    tickets: list[Ticket] = []
+    while bench.pool.num_workers:
+        tickets.append(bench.pool.submit(rows, OPS[:1], 20))
+    with pytest.raises(ValueError, match="no worker can be given work"):
+        bench.pool.submit(rows, OPS[:1], 20)
+    assert len(tickets) >= 2
+    assert all(bench.compute(ticket, rows, 20, ops=OPS[:1]) for ticket in tickets)
+    _until_usable(bench)
+
+
+def test_nobody_writes_a_result_while_another_may_still_write_an_earlier_one(bench):
+    rows = [AssistRows(0, 20, bench.tables[0])]
+    late, following = (bench.pool.submit(rows, OPS, 20) for _ in range(2))
+    stopped = min(workers_of(os.getpid()))
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert not bench.compute(late, rows, 20, late_ms=50)
+        with ThreadPoolExecutor() as device:
+            computed = device.submit(bench.compute, following, rows, 20)
+            time.sleep(0.2)
+            assert bench.memory.sent[0] == following.first_number
+            assert max(bench.memory.done) < following.first_number
+            assert bench.pool.num_workers == 0
+            os.kill(stopped, signal.SIGCONT)
+        assert computed.result()
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    _until_usable(bench)
+
+
+def test_rows_that_the_exchange_has_no_room_for_are_refused(bench):
+    with pytest.raises(ValueError, match="room for"):
+        bench.pool.submit([], OPS, MAX_ROWS + 1)
+
+
+def test_workers_do_not_end_at_ctrl_c(bench):
+    workers = workers_of(os.getpid())
+    for worker in workers:
+        os.kill(worker, signal.SIGINT)
+    rows = [AssistRows(0, 20, bench.tables[0])]
+    assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
+    assert bench.pool.poll() == 0
+    assert workers_of(os.getpid()) == workers
+
+
+def test_each_worker_is_on_its_core_with_one_thread(bench):
+    cores = sorted(os.sched_getaffinity(0))
+    workers = sorted(workers_of(os.getpid()))
+    assert len(workers) == 3
+    assert {min(os.sched_getaffinity(worker)) for worker in workers} == set(cores[:3])
+    for worker in workers:
+        assert len(os.sched_getaffinity(worker)) == 1
+        assert psutil.Process(worker).num_threads() == 1
+
+
+def test_workers_cannot_write_to_the_arena(bench):
+    for worker in workers_of(os.getpid()):
+        lines = Path(f"/proc/{worker}/maps").read_text().splitlines()
+        modes = [line.split()[1] for line in lines if "memfd:arena" in line]
+        assert modes == ["r--s"]
+
+
+def test_close_leaves_no_process_and_no_fd_and_may_come_twice():
+    fds, children = set(os.listdir("/proc/self/fd")), set(psutil.Process().children(recursive=True))
+    others = workers_of(os.getpid())
+    with open_bench(2) as bench:
+        workers = workers_of(os.getpid()) - others
+        assert len(workers) == 2
+        rows = [AssistRows(0, 20, bench.tables[0])]
+        # In the middle of a ticket.
+        bench.pool.submit(rows, OPS, 20)
+        bench.pool.close()
+        bench.pool.close()
+        assert bench.pool.num_workers == 0
+        assert bench.pool.poll() == 0
+        assert not workers & titled("caraserve-worker")
+    # What is mapped goes with those who can still read it.
+    del bench
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == fds
+    assert set(psutil.Process().children(recursive=True)) == children

@@ -1,0 +1,53 @@
+"""Depots for runners that make tokens up: where adapters are is written down, nothing is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from caraserve_cli.core import AdapterLoad, AdapterMove
+from caraserve_cli.engine.cold_starts import InPlace
+
+
+class StillDepot(InPlace):
+    """Everything that is loaded is there."""
+
+    def load(self, load: AdapterLoad) -> None: ...
+
+    def evict(self, adapter_slot: int) -> None: ...
+
+    def move(self, move: AdapterMove) -> None: ...
+
+    def begin_copies(self) -> None: ...
+
+    def prefetch(self, adapters: Sequence[str]) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+class HandDepot(StillDepot):
+    """A depot whose adapters arrive when the test says so.
+
+    Attributes:
+        ready: adapters that are in host memory; None for all.
+        arrived: slots whose copies have come; those of other slots are under way.
+        prefetched: what was asked for last.
+    """
+
+    def __init__(self) -> None:
+        self.ready: set[str] | None = None
+        self.arrived: set[int] = set()
+        self.free_workers = 4
+        self.link_backlog_ms = 0.0
+        self.prefetched: list[str] = []
+
+    def is_ready(self, adapter: str) -> bool:
+        return self.ready is None or adapter in self.ready
+
+    def has_arrived(self, adapter_slot: int) -> bool:
+        return adapter_slot in self.arrived
+
+    def can_assist(self, adapter: str) -> bool:
+        return True
+
+    def prefetch(self, adapters: Sequence[str]) -> None:
+        self.prefetched = list(adapters)

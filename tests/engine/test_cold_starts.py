@@ -1,0 +1,117 @@
+"""Which sequences a plan takes while adapters are read, copied, or computed by CPU workers."""
+
+from __future__ import annotations
+
+from caraserve_cli.coldstart.arrival import Arrival, Decision
+from caraserve_cli.core import ColdStart, SequenceStatus
+from caraserve_cli.engine.scheduler import Scheduler
+from tests.engine.depots import HandDepot
+from tests.engine.planning import add, chunks_of, make_adapter, make_scheduler, run_step
+
+
+class Always:
+    """A policy of one decision."""
+
+    name = "always"
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        self.arrivals: list[Arrival] = []
+
+    def decide(self, arrival: Arrival) -> Decision:
+        self.arrivals.append(arrival)
+        return self.decision
+
+
+def make(decision: Decision) -> tuple[Scheduler, HandDepot]:
+    scheduler, depot = make_scheduler(), HandDepot()
+    scheduler.cold_starts.supply, scheduler.cold_starts.policy = depot, Always(decision)
+    return scheduler, depot
+
+
+def test_who_waits_for_a_disk_is_passed_and_others_go_on() -> None:
+    scheduler, depot = make(Decision(ColdStart.STREAM))
+    depot.ready = set()
+    add(scheduler, "cold", 3, adapter=make_adapter("a"))
+    add(scheduler, "base", 3)
+    assert scheduler.wanted_adapters() == ["a"]
+    assert set(chunks_of(run_step(scheduler))) == {"base"}
+    depot.ready = {"a"}
+    assert set(chunks_of(run_step(scheduler))) == {"base", "cold"}
+    assert scheduler.wanted_adapters() == []
+
+
+def test_on_demand_begins_to_copy_at_once_and_computes_when_all_has_arrived() -> None:
+    scheduler, depot = make(Decision(ColdStart.ON_DEMAND))
+    cold = add(scheduler, "cold", 3, adapter=make_adapter("a"))
+    again = add(scheduler, "again", 3, adapter=make_adapter("a"))
+    add(scheduler, "base", 3)
+    plan = run_step(scheduler)
+    assert set(chunks_of(plan)) == {"base"}
+    assert plan.num_adapter_loads == 1
+    assert cold.status is SequenceStatus.WAITING
+    assert set(chunks_of(run_step(scheduler))) == {"base"}
+    depot.arrived = {0}
+    assert set(chunks_of(run_step(scheduler))) == {"base", "cold", "again"}
+    assert cold.cold_start is again.cold_start is ColdStart.ON_DEMAND
+
+
+def test_a_held_stream_joins_when_its_time_has_come() -> None:
+    scheduler, _ = make(Decision(ColdStart.STREAM, hold_ms=5.0))
+    now_ms = 0.0
+    scheduler.cold_starts._clock_ms = lambda: now_ms
+    add(scheduler, "cold", 3, adapter=make_adapter("a"))
+    plan = run_step(scheduler)
+    assert plan.num_adapter_loads == 1
+    assert not plan.chunks
+    now_ms = 4.9
+    assert not run_step(scheduler).chunks
+    now_ms = 5.0
+    assert set(chunks_of(run_step(scheduler))) == {"cold"}
+
+
+def test_an_assisted_prompt_decodes_only_when_it_was_in_time_and_all_has_arrived() -> None:
+    scheduler, depot = make(Decision(ColdStart.CPU_ASSIST, cpu_layers=2))
+    cold = add(scheduler, "cold", 3, adapter=make_adapter("a"))
+    plan = run_step(scheduler)
+    (chunk,) = plan.chunks
+    assert chunk.cpu_layers == 2
+    assert not run_step(scheduler).chunks, "not known to be in time"
+    scheduler.check(chunk, in_time=True)
+    assert not run_step(scheduler).chunks, "CPU workers compute prompts only"
+    depot.arrived = {0}
+    plan = run_step(scheduler)
+    assert chunks_of(plan) == {"cold": (3, 1)}
+    assert plan.chunks[0].cpu_layers == 0
+    assert cold.cold_start is ColdStart.CPU_ASSIST
+
+
+def test_what_came_too_late_is_computed_again_when_the_adapter_is_there() -> None:
+    scheduler, depot = make(Decision(ColdStart.CPU_ASSIST, cpu_layers=2))
+    adapter = make_adapter("a")
+    cold = add(scheduler, "cold", 8, adapter=adapter)
+    plan = scheduler.plan()
+    scheduler.commit(plan)
+    assert cold.num_findable_blocks == 0, "nobody may build on it yet"
+    scheduler.check(plan.chunks[0], in_time=False)
+    scheduler.check_integrity()
+    assert (cold.num_computed_tokens, cold.num_pending_tokens, cold.num_failed_assists) == (0, 0, 1)
+    assert not run_step(scheduler).chunks
+    depot.arrived = {0}
+    plan = run_step(scheduler)
+    assert chunks_of(plan) == {"cold": (0, 8)}
+    assert plan.chunks[0].cpu_layers == 0
+    assert cold.num_findable_blocks == 2
+
+
+def test_adapters_of_one_step_are_copied_together() -> None:
+    """What is decided for the second counts the first one's bytes."""
+    scheduler, _ = make(Decision(ColdStart.STREAM))
+    first, second = make_adapter("a", 10), make_adapter("b", 20)
+    add(scheduler, "1", 3, adapter=first)
+    add(scheduler, "2", 3, adapter=second)
+    run_step(scheduler)
+    policy = scheduler.cold_starts.policy
+    assert isinstance(policy, Always)
+    asked = [arrival.adapter_bytes for arrival in policy.arrivals]
+    assert asked == [first.num_bytes, first.num_bytes + second.num_bytes]

@@ -1,0 +1,219 @@
+"""The exchange: real processes on the CPU, kernels in Triton's interpreter, compiled for Hopper."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from caraserve_kernels import host_exchange_kernels as module
+from caraserve_kernels.host_exchange import MAX_OP_NUMBER, MAX_WORKERS, HostExchange, add_rows, send_rows
+from tests.kernels.exchange_workers import Op, SharedRows, expected_sum
+
+CASES = Path(__file__).with_name("cases_host_exchange.py")
+# No answer takes so long, on whatever machine; a test that waits for it has failed.
+NEVER_LATE_MS = 60_000.0
+ROWS = {"x_ptr", "x_out_ptr", "y_ptr", "result_ptr"}
+
+
+def test_kernels_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES)]
+    ended = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def random_rows(number: int, num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows of a wider tensor, as those of a part of a batch can be."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(num_rows, width + 3, generator=generator).to(dtype)[:, 3:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rows_go_to_the_workers_and_come_back(dtype: torch.dtype) -> None:
+    ops = [Op(number, 1 + number % 13, 24, 40 if number % 2 else 17) for number in range(1, 101)]
+    shared = SharedRows(13 * 40, dtype)
+    with shared.workers([0, 5, MAX_WORKERS - 1], ops) as workers:
+        for op in ops:
+            x = random_rows(op.number, op.num_rows, op.in_width, dtype)
+            y = random_rows(-op.number, op.num_rows, op.out_width, dtype)
+            expected = expected_sum(x, y)
+            send_rows(x, shared.exchange, op.number)
+            add_rows(y, shared.exchange, op.number, 1, workers, NEVER_LATE_MS)
+            assert torch.equal(y, expected), op
+    assert shared.exchange.failed.tolist() == [0]
+
+
+def test_a_late_worker_fails_its_step_and_no_other() -> None:
+    silent = frozenset({1})
+    # Steps of two ops; in the first the second worker does not answer.
+    ops = [Op(1, 4, 8, 8, silent), Op(2, 4, 8, 8, silent), Op(3, 4, 8, 8), Op(4, 4, 8, 8)]
+    shared = SharedRows(32, torch.float32)
+    sums = []
+    with shared.workers([0, 1], ops) as workers:
+        for op in ops:
+            first_number = 1 if op.number <= 2 else 3
+            y = torch.zeros(4, 8)
+            send_rows(torch.full((4, 8), float(op.number)), shared.exchange, op.number)
+            late_ms = 20.0 if op.number == 1 else NEVER_LATE_MS
+            add_rows(y, shared.exchange, op.number, first_number, workers, late_ms)
+            sums.append(sorted(set(y.flatten().tolist())))
+    assert sums == [[0.0], [0.0], [3.0], [4.0]]
+    assert shared.exchange.failed.tolist() == [1], "an op of a failed step is not waited for"
+
+
+def test_only_the_workers_of_the_op_are_waited_for() -> None:
+    shared = SharedRows(32, torch.float32)
+    shared.exchange.result.fill_(1)
+    shared.exchange.done[7], shared.exchange.done[9] = 5, 6
+    y = torch.zeros(4, 8)
+    add_rows(y, shared.exchange, 5, 5, 1 << 7 | 1 << 9, NEVER_LATE_MS)
+    assert (y == 1).all()
+    add_rows(y, shared.exchange, 5, 5, 1 << 7 | 1 << 8, 1.0)
+    assert (y == 1).all()
+    assert shared.exchange.failed.tolist() == [5]
+
+
+def test_nothing_is_added_before_the_worker_has_answered() -> None:
+    shared = SharedRows(32, torch.float32)
+    shared.exchange.result.fill_(1)
+    y, began = torch.zeros(4, 8), time.perf_counter()
+    with shared.workers([0], [Op(1, 4, 8, 8)]) as workers:
+        # Nothing was sent: the worker waits too.
+        add_rows(y, shared.exchange, 1, 1, workers, 30.0)
+    assert (time.perf_counter() - began) * 1000 >= 30
+    assert (y == 0).all()
+
+
+def test_the_sum_is_rounded_once() -> None:
+    shared = SharedRows(16, torch.float32)
+    shared.exchange.result.fill_(2**-8 + 2**-18)
+    shared.exchange.done[0] = 1
+    y = torch.ones(2, 8, dtype=torch.bfloat16)
+    add_rows(y, shared.exchange, 1, 1, 1, NEVER_LATE_MS)
+    assert (y == 1 + 2**-7).all()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    exchange = SharedRows(32, torch.float32).exchange
+    with pytest.raises(ValueError, match="room for 32 elements"):
+        send_rows(torch.zeros(5, 8), exchange, 1)
+    with pytest.raises(ValueError, match="room for 32 elements"):
+        add_rows(torch.zeros(5, 8), exchange, 1, 1, 1, 20.0)
+    with pytest.raises(ValueError, match="side by side"):
+        send_rows(torch.zeros(8, 4).T, exchange, 1)
+    with pytest.raises(ValueError, match=r"float16.*float32"):
+        send_rows(torch.zeros(4, 8, dtype=torch.float16), exchange, 1)
+    assert exchange.sent.tolist() == [0]
+
+
+@pytest.mark.parametrize("number", [0, -1, MAX_OP_NUMBER + 1])
+def test_numbers_outside_int32_are_refused(number: int) -> None:
+    exchange = SharedRows(32, torch.float32).exchange
+    with pytest.raises(ValueError, match="op number"):
+        send_rows(torch.zeros(4, 8), exchange, number)
+    with pytest.raises(ValueError, match="op number"):
+        add_rows(torch.zeros(4, 8), exchange, number, 1, 1, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("first_number", "workers", "late_ms", "message"),
+    [
+        (6, 1, 20.0, "first op is 6, this one 5"),
+        (0, 1, 20.0, "first op is 0"),
+        (5, 0, 20.0, "mask"),
+        (5, 1 << MAX_WORKERS, 20.0, "mask"),
+        (5, 1, 0.0, "late_ms"),
+        (5, 1, float("inf"), "late_ms"),
+        (5, 1, float("nan"), "late_ms"),
+    ],
+)
+def test_what_would_never_end_is_refused(
+    first_number: int, workers: int, late_ms: float, message: str
+) -> None:
+    exchange = SharedRows(32, torch.float32).exchange
+    with pytest.raises(ValueError, match=message):
+        add_rows(torch.zeros(4, 8), exchange, 5, first_number, workers, late_ms)
+
+
+def test_an_exchange_of_other_words_is_refused() -> None:
+    flat, word = torch.zeros(8), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="done must be int32"):
+        HostExchange(flat, flat, word, word, word)
+    with pytest.raises(ValueError, match="x must be flat"):
+        HostExchange(flat.view(2, 4), flat, word, torch.zeros(MAX_WORKERS, dtype=torch.int32), word)
+
+
+@given(workers=st.integers(1, (1 << MAX_WORKERS) - 1))
+def test_a_mask_is_two_int32(workers: int) -> None:
+    low, high = module.mask_words(workers)
+    assert all(-(2**31) <= word < 2**31 for word in (low, high))
+    assert (high & 0xFFFFFFFF) << 32 | (low & 0xFFFFFFFF) == workers
+
+
+def test_no_op_is_compiled_for() -> None:
+    """Numbers, rows, masks and times change all the time; widths and strides do not."""
+    changing = {"num_rows", "number", "first_number", "low_mask", "high_mask", "late_us"}
+    for kernel in (module._send_kernel, module._add_kernel):
+        free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+        assert free == changing & set(kernel.arg_names)
+
+
+def compile_for_hopper(kernel: Any, dtype: str, aligned_width: bool = True) -> str:
+    """The PTX of a kernel for rows of `dtype`, at real sizes: multiples of 16 where the launcher looks."""
+    types = dict.fromkeys(kernel.arg_names, "i32") | {"columns": "constexpr"}
+    types |= {name: dtype if name in ROWS else "*i32" for name in types if name.endswith("_ptr")}
+    free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    if not aligned_width:
+        free |= {"width", "x_stride", "y_stride"}
+    aligned = [index for index, name in enumerate(types) if name not in free and types[name] != "constexpr"]
+    attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
+    source = triton.compiler.ASTSource(kernel, types, {"columns": module._MAX_COLUMNS}, attributes)
+    options = {"num_warps": module._NUM_WARPS}
+    return str(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+
+
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
+def test_send_compiled_for_hopper_raises_the_flag_after_all_stores(dtype: str) -> None:
+    ptx = compile_for_hopper(module._send_kernel, dtype)
+    counted = re.search(r"atom\.global\.(sys\.acq_rel|acq_rel\.sys)\.add", ptx)
+    assert counted is not None
+    last_store = ptx.rindex("st.global.v4", 0, counted.start())
+    assert last_store < ptx.index("bar.sync", last_store) < counted.start()
+    assert counted.start() < ptx.index("st.release.sys.global")
+    assert "griddepcontrol" not in ptx
+
+
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp16", "*fp32"])
+def test_add_compiled_for_hopper_reads_after_it_has_polled(dtype: str) -> None:
+    ptx = compile_for_hopper(module._add_kernel, dtype)
+    loop = ptx[ptx.index("POLL:") : ptx.index("bra POLL")]
+    assert loop.count("ld.volatile.global.b32") == 3
+    assert "%globaltimer" in loop
+    assert "nanosleep" in loop
+    # Then the fence, then what all threads go by, then the rows: 16 bytes at a time, past the caches.
+    fence = ptx.index("fence.acq_rel.sys", ptx.index("bra POLL"))
+    outcome = re.search(r"atom\.global\.(gpu\.acq_rel|acq_rel\.gpu)\.cas", ptx)
+    assert outcome is not None
+    result = ptx.index("ld.volatile.global.v4")
+    assert fence < outcome.start() < ptx.index("bar.sync", outcome.start()) < result
+    assert result < ptx.index("st.global.v4")
+    assert "griddepcontrol" not in ptx
+
+
+def test_widths_that_no_vector_divides_compile_too() -> None:
+    assert "ld.volatile.global.b16" in compile_for_hopper(module._add_kernel, "*bf16", aligned_width=False)
+    assert "st.global.b16" in compile_for_hopper(module._send_kernel, "*bf16", aligned_width=False)
