@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +89,11 @@ def test_only_the_workers_of_the_op_are_waited_for() -> None:
 def test_nothing_is_added_before_the_worker_has_answered() -> None:
     shared = SharedRows(32, torch.float32)
     shared.exchange.result.fill_(1)
-    y, began = torch.zeros(4, 8), time.perf_counter()
+    y = torch.zeros(4, 8)
     with shared.workers([0], [Op(1, 4, 8, 8)]) as workers:
         # Nothing was sent: the worker waits too.
         add_rows(y, shared.exchange, 1, 1, workers, 30.0)
-    assert (time.perf_counter() - began) * 1000 >= 30
+    assert shared.exchange.failed.tolist() == [1], "it was waited for until it was late"
     assert (y == 0).all()
 
 
