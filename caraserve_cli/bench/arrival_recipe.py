@@ -28,7 +28,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from caraserve_cli.bench.cold_starts import AUTO, CACHED, parse_strategies
+from caraserve_cli.bench.cold_starts import AUTO, CACHED, parse_strategies, start_with
 from caraserve_cli.bench.engine_case import (
     EngineCase,
     EngineRecipe,
@@ -116,6 +116,7 @@ def parse_arrivals(table: RecipeTable, path: Path) -> ArrivalRecipe:
     # All strategies get the same prompts, and none may find what another has left of them.
     options = dataclasses.replace(parse_options(table, path), prefix_caching=False)
     strategies = parse_strategies(table)
+    options = dataclasses.replace(options, cold_start=start_with(strategies))
     modules = table.lora_modules("modules")
     grid = GridKeys(
         num_decoding=table.count("decoding", 8),

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.errors import OptionError
+from caraserve_cli.fleet.options import ColdStartName
 
 CACHED = "cached"
-AUTO = "auto"
+AUTO: Final = "auto"
 STREAM = "stream"
-STRATEGIES = (CACHED, AUTO, STREAM, "cpu-assist", "on-demand", "on-demand-blocking")
+CPU_ASSIST: Final = "cpu-assist"
+STRATEGIES = (CACHED, AUTO, STREAM, CPU_ASSIST, "on-demand", "on-demand-blocking")
 
 # What a replica does that cannot be told: it streams, and adapters that are there stay there.
 _UNTOLD = (CACHED, STREAM)
@@ -68,6 +70,11 @@ def parse_strategies(table: RecipeTable) -> tuple[str, ...]:
         must_be = f"a list of strategies without repetition, from {', '.join(STRATEGIES)}"
         raise table.wrong("strategies", must_be, list(strategies))
     return strategies
+
+
+def start_with(strategies: Sequence[str]) -> ColdStartName:
+    """What a replica that is told these strategies is started with, so that it has what they need."""
+    return CPU_ASSIST if CPU_ASSIST in strategies else AUTO
 
 
 def link_words(link_gbps: float | None) -> str:

@@ -153,6 +153,7 @@ def parse_engine(table: RecipeTable, options: ReplicaOptions) -> ReplicaOptions:
         adapter_memory=table.size("adapter_memory", options.adapter_memory),
         max_running=table.count("max_running", options.max_running),
         max_batch_tokens=table.count("max_batch_tokens", options.max_batch_tokens),
+        cpu_workers=table.optional_count("cpu_workers") or options.cpu_workers,
         prefill_chunk_tokens=table.count("prefill_chunk_tokens", options.prefill_chunk_tokens),
         lora_kernel=cast(
             "LoraKernel", table.choice("lora_kernel", get_args(LoraKernel), options.lora_kernel)

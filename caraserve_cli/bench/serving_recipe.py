@@ -36,7 +36,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caraserve_cli.bench.cold_starts import CACHED, parse_strategies
+from caraserve_cli.bench.cold_starts import CACHED, parse_strategies, start_with
 from caraserve_cli.bench.engine_case import (
     EngineCase,
     EngineRecipe,
@@ -137,6 +137,7 @@ def _parse_case(table: RecipeTable, options: ReplicaOptions) -> ServingCase:
         raise table.wrong("rate_per_s", "given or 'load' given, one of the two", rate_per_s)
     if load is not None and CACHED not in strategies:
         raise table.wrong("load", f"left out, or 'strategies' have '{CACHED}', which saturates", load)
+    common["options"] = dataclasses.replace(common["options"], cold_start=start_with(strategies))
     case = ServingCase(
         **common,
         prompt_tokens=table.count("prompt_tokens", None),

@@ -66,6 +66,10 @@ class BreakEven:
         self.profile = profile
         self._chunk_tokens = prefill_chunk_tokens
 
+    def emulated(self, link_gbps: float) -> BreakEven:
+        """Of the same machine with its link slowed down to `link_gbps` GB/s."""
+        return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens)
+
     def race(self, arrival: Arrival) -> LayerRace:
         """The times of an arrival's first step and of its copies."""
         profile, link = self.profile, self.profile.link

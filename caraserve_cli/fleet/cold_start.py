@@ -5,6 +5,7 @@ the way to the device.
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,7 +22,10 @@ from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.machine import describe_device
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.profile_link import measure_copies
+from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.profile_store import ProfileStore, default_folder, machine_id
+from caraserve_kernels.link_clock import paced_rate
 
 # Tokens of one step that CPU workers compute at most; the memory shared with them is for so many.
 MAX_ASSISTED_TOKENS = 1024
@@ -67,7 +71,8 @@ def this_machine(device: str) -> str:
 
 
 def find_break_even(options: ReplicaOptions, dtype: torch.dtype, device: torch.device) -> BreakEven | None:
-    """The model fitted to this machine by `caraserve profile`; None where it was not run, or copies nothing.
+    """The model fitted to this machine and its own link by `caraserve profile`; None where that was not run,
+    or nothing is copied.
 
     Raises:
         ProfileError: the stored profile cannot be read.
@@ -79,11 +84,7 @@ def find_break_even(options: ReplicaOptions, dtype: torch.dtype, device: torch.d
         profile_base(options.base),
         str(dtype).removeprefix("torch."),
     )
-    if profile is None:
-        return None
-    if options.emulate_link_gbps is not None:
-        profile = profile.emulated(options.emulate_link_gbps)
-    return BreakEven(profile, options.prefill_chunk_tokens)
+    return None if profile is None else BreakEven(profile, options.prefill_chunk_tokens)
 
 
 def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:
@@ -97,9 +98,12 @@ def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:
     return make_policy(name, break_even)
 
 
-def wants_workers(options: ReplicaOptions) -> bool:
-    """Whether a replica starts CPU workers: for `auto`, whose model has met no GPU yet, only if asked to."""
-    return options.cold_start == "cpu-assist" or (options.cold_start == "auto" and bool(options.cpu_workers))
+def wants_workers(options: ReplicaOptions, break_even: BreakEven | None) -> bool:
+    """Whether a replica starts CPU workers: for `auto`, if there is a model that says when they pay, or if
+    they are asked for."""
+    if options.cold_start == "auto":
+        return options.cpu_workers != 0 and (break_even is not None or options.cpu_workers is not None)
+    return options.cold_start == "cpu-assist"
 
 
 def start_assistant(
@@ -108,10 +112,8 @@ def start_assistant(
     shape: BaseShape,
     dtype: torch.dtype,
     device: torch.device,
-) -> Assistant | None:
-    """The CPU workers that the options ask for; None for none."""
-    if not wants_workers(options):
-        return None
+) -> Assistant:
+    """CPU workers as the options have them."""
     assert host_store.arena is not None, "workers compute with adapters in the arena"
     groups = fused_groups(shape)
     memory = ExchangeMemory.create(
@@ -161,11 +163,28 @@ class DeviceLink:
 
     def emulate(self, gbps: float | None, assistant: Assistant | None) -> None:
         """Be a link of `gbps` gigabytes a second each way from now on; None for the machine's own. Nothing
-        must be under way."""
-        self.lane.link = None if gbps is None else EmulatedLink.make(gbps, self._device)
+        must be under way.
+
+        Raises:
+            OptionError: the machine's own link is not faster.
+        """
+        to_device = None if gbps is None else self._make(gbps)
+        self.lane.link = to_device
         if assistant is not None:
-            assistant.link = (
-                None
-                if self.lane.link is None
-                else LinkWays(EmulatedLink.make(self.lane.link.gbps, self._device), self.lane.link)
+            assistant.link = None if to_device is None else LinkWays(to_device.beside(), to_device)
+
+    def _make(self, gbps: float) -> EmulatedLink:
+        if self._device.type != "cuda":
+            return EmulatedLink.make(gbps, self._device)
+        if gbps >= self._native_gbps:
+            raise OptionError(
+                f"--emulate-link-gbps: the link of this machine carries {self._native_gbps:.3g} GB/s; give less"
             )
+        # What is emulated comes on top of the true transfers.
+        return EmulatedLink.make(paced_rate(gbps, self._native_gbps), self._device)
+
+    @cached_property
+    def _native_gbps(self) -> float:
+        """Measured when it is first asked for."""
+        measured = measure_copies(self._device)
+        return LinkModel.fit("link", list(measured), list(measured.values())).gbps

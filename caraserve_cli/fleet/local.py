@@ -15,6 +15,7 @@ from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter, outline_adapter
 from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm, Packer, PaddedForm, UnpaddedForm
 from caraserve_cli.adapters.used_groups import find_used_groups
+from caraserve_cli.coldstart.break_even import BreakEven
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, BaseShape, Failure, Request
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
@@ -81,6 +82,7 @@ class Surroundings:
     adapters: AdapterSource
     host_store: HostStore
     memory: MemoryPlan
+    break_even: BreakEven | None
     device: torch.device
     dtype: torch.dtype
 
@@ -100,15 +102,16 @@ class Surroundings:
         source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
+        break_even = find_break_even(options, dtype, device)
         packer = None
-        if copies_adapters(device) or wants_workers(options):
+        if copies_adapters(device) or wants_workers(options, break_even):
             form = source.choose_form(options.lora_kernel, shape)
             packer = Packer(shape, form, pinned=device.type == "cuda")
         host_store = HostStore(
             source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load, source.outline
         )
         tokenizer = None if base.folder is None else load_tokenizer(base.folder)
-        return cls(base, tokenizer, source, host_store, memory, device, dtype)
+        return cls(base, tokenizer, source, host_store, memory, break_even, device, dtype)
 
     @property
     def library(self) -> AdapterLibrary:
@@ -180,13 +183,15 @@ class LocalReplica:
             raise ValueError(f"the host store packs for {packer.form.kernel}, not for {options.lora_kernel}")
         self._surroundings = surroundings
         self._link = DeviceLink(surroundings.device)
-        self._assistant = start_assistant(
-            options,
-            surroundings.host_store,
-            surroundings.base.config.shape,
-            surroundings.dtype,
-            surroundings.device,
-        )
+        self._assistant = None
+        if wants_workers(options, surroundings.break_even):
+            self._assistant = start_assistant(
+                options,
+                surroundings.host_store,
+                surroundings.base.config.shape,
+                surroundings.dtype,
+                surroundings.device,
+            )
         base, dtype, device = surroundings.base, surroundings.dtype, surroundings.device
         if base.folder is None or options.weights == "random":
             decoder = random_decoder(base.config, dtype, device, options.seed)
@@ -205,9 +210,8 @@ class LocalReplica:
             events,
             base.config.shape.num_layers,
         )
-        self._break_even = find_break_even(options, surroundings.dtype, surroundings.device)
+        self._cold_start: str = options.cold_start
         self.emulate_link(options.emulate_link_gbps)
-        self.use_cold_start(options.cold_start)
         self._refused: list[Outcome] = []
 
     @property
@@ -253,12 +257,19 @@ class LocalReplica:
         Raises:
             OptionError: there is no such strategy.
         """
-        self._engine.scheduler.cold_starts.policy = choose_policy(name, self._break_even)
+        self._cold_start = name
+        self._choose_policy()
 
     def emulate_link(self, gbps: float | None) -> None:
         """Be at the end of a link of `gbps` gigabytes a second each way from now on; None for the machine's
-        own. Nothing must be on its way."""
+        own. Nothing must be on its way.
+
+        Raises:
+            OptionError: the machine's own link is not faster.
+        """
         self._link.emulate(gbps, self._assistant)
+        self._link_gbps = gbps
+        self._choose_policy()
 
     def close(self) -> None:
         """End its CPU workers; it answers nothing any more."""
@@ -273,6 +284,12 @@ class LocalReplica:
         """
         self._engine.scheduler.check_integrity()
         self._surroundings.host_store.check_integrity()
+
+    def _choose_policy(self) -> None:
+        break_even = self._surroundings.break_even
+        if break_even is not None and self._link_gbps is not None:
+            break_even = break_even.emulated(self._link_gbps)
+        self._engine.scheduler.cold_starts.policy = choose_policy(self._cold_start, break_even)
 
     def _make_runner(self, decoder: Decoder, config: EngineConfig) -> Runner:
         host_store = self._surroundings.host_store
