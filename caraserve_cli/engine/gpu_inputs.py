@@ -108,7 +108,8 @@ class GpuInputs:
 
         Args:
             batch: the step.
-            num_padded: sequences of one token that fill the batch up; they see nothing and write nothing.
+            num_padded: tokens that fill the batch up; they see nothing and write nothing. In a step that only
+                decodes each is a sequence, in any other they are of none.
             tiles: of paged prefill, None for a step that only decodes.
             num_work: elements of the work list in use.
         """
@@ -116,8 +117,9 @@ class GpuInputs:
         fields = BatchFields.views(pinned.flat, self._max_tokens, self._max_sequences)
         for name, padding in (("token_ids", 0), ("feed_rows", -1), ("positions", 0), ("slot_mapping", -1)):
             _fill(getattr(fields, name), getattr(batch, name), num_padded, padding)
-        _fill(fields.context_lens, batch.context_lens, num_padded, 0)
-        _fill(fields.first_tokens, batch.first_tokens, 0, 0)
+        num_missing = self._max_sequences - len(batch.chunks)
+        _fill(fields.context_lens, batch.context_lens, num_missing, 0)
+        _fill(fields.first_tokens, batch.first_tokens, num_missing, batch.num_tokens)
         _fill(fields.last_tokens, batch.last_tokens, 0, 0)
         if tiles is not None:
             _fill(fields.tiles, tiles, 0, 0)

@@ -178,7 +178,7 @@ class DeviceLink:
             return EmulatedLink.make(gbps, self._device)
         if gbps >= self._native_gbps:
             raise OptionError(
-                f"--emulate-link-gbps: the link of this machine carries {self._native_gbps:.3g} GB/s; give less"
+                f"--emulate-link-gbps: this machine's link carries {self._native_gbps:.3g} GB/s; give less"
             )
         # What is emulated comes on top of the true transfers.
         return EmulatedLink.make(paced_rate(gbps, self._native_gbps), self._device)

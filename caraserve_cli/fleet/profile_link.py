@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from caraserve_kernels.host_exchange import MAX_OP_NUMBER, MAX_WORKERS, HostExchange, add_rows, send_rows
+from caraserve_kernels.link_clock import pace
 
 # From a layer of a small adapter to several layers of a large one.
 COPY_BYTES = tuple(2**power for power in range(16, 27, 2))
@@ -15,6 +16,8 @@ COPY_BYTES = tuple(2**power for power in range(16, 27, 2))
 EXCHANGE_TOKENS = (1, 16, 64, 128, 256)
 # Of each size after as many that are not counted; the median counts.
 _REPEATS = 9
+# For which the device is held before what is timed, so that the host has queued all of it by then.
+_HOLD_US = 500
 # Nobody answers here: the results are there before they are asked for.
 _LATE_MS = 1.0
 
@@ -60,13 +63,15 @@ def _round_trip(rows: torch.Tensor, exchange: HostExchange, numbers: Iterator[in
 
 
 def _median_ms(device: torch.device, queue: Callable[[], object]) -> float:
-    """Median of a GPU's time for what a call queues."""
+    """Median of a GPU's time for what a call queues, without the host's."""
     times_ms: list[float] = []
+    clock = torch.zeros(1, dtype=torch.int64, device=device)
     torch.cuda.synchronize(device)
     with torch.cuda.device(device):
         for _ in range(2 * _REPEATS):
             before = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             after = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            pace(clock, _HOLD_US, 1e6)
             before.record()
             queue()
             after.record()

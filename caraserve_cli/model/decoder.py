@@ -7,6 +7,9 @@ an operator is computed on a device is that of `caraserve_kernels`. The caller h
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,15 +60,34 @@ class Decoder:
         Returns:
             Hidden states after the last norm, [T, hidden_size].
         """
+        *_, hidden = self.pieces(token_ids, attention, lora, (len(self.weights.layers),))
+        return hidden
+
+    def pieces(
+        self, token_ids: Tensor, attention: AttentionContext, lora: LoraContext, layer_ends: Sequence[int]
+    ) -> Iterator[Tensor]:
+        """`forward` cut into pieces, one computed for each item that is taken.
+
+        Args:
+            token_ids, attention, lora: those of `forward`.
+            layer_ends: the layer after the last one of each piece, ascending, at last the number of layers.
+
+        Yields:
+            Hidden states [T, hidden_size]: those of the last piece are what `forward` returns.
+        """
         eps = self.config.rms_norm_eps
         hidden = F.embedding(token_ids, self.weights.embedding)
         delta = None  # what the next norm adds to the residual stream first
-        for index, layer in enumerate(self.weights.layers):
-            x = add_rms_norm(hidden, delta, layer.input_norm, eps)
-            delta = self._attention(index, layer, x, attention, lora)
-            x = add_rms_norm(hidden, delta, layer.post_attention_norm, eps)
-            delta = self._mlp(index, layer, x, lora)
-        return add_rms_norm(hidden, delta, self.weights.norm, eps)
+        layers = iter(enumerate(self.weights.layers))
+        for first, end in pairwise((0, *layer_ends)):
+            for index, layer in islice(layers, end - first):
+                x = add_rms_norm(hidden, delta, layer.input_norm, eps)
+                delta = self._attention(index, layer, x, attention, lora)
+                x = add_rms_norm(hidden, delta, layer.post_attention_norm, eps)
+                delta = self._mlp(index, layer, x, lora)
+            if end == len(self.weights.layers):
+                hidden = add_rms_norm(hidden, delta, self.weights.norm, eps)
+            yield hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token id: [N, hidden_size] -> [N, vocab_size], in the dtype of the run."""

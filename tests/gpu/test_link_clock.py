@@ -36,3 +36,19 @@ def test_whoever_comes_after_in_the_stream_waits() -> None:
     torch.cuda.synchronize()
     # The emulated floor, less what two clocks may disagree.
     assert before.elapsed_time(after) >= 49.0
+
+
+def test_what_another_stream_sends_overtakes_a_long_piece() -> None:
+    clock = torch.zeros(1, dtype=torch.int64, device="cuda")
+    pace(clock, 1, 1e9)
+    adapter, activations = (torch.cuda.Stream() for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(adapter):
+        pace(clock, 200 * MEGABYTE, 1e9)
+        adapter_came = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        adapter_came.record()
+    with torch.cuda.stream(activations):
+        pace(clock, MEGABYTE, 1e9)
+        activations.synchronize()
+    assert not adapter_came.query()
+    torch.cuda.synchronize()

@@ -7,9 +7,8 @@ from collections.abc import Hashable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
-from caraserve_cli.engine.decode_graphs import DecodeGraphs
+from caraserve_cli.engine.step_graphs import StepGraphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -28,13 +27,15 @@ class Adder:
 
     def __init__(self) -> None:
         self.buffer = torch.zeros(64, device="cuda")
-        self.graphs = DecodeGraphs(self.compute, torch.device("cuda"))  # which refers to this: a cycle
+        self.graphs = StepGraphs(self.compute, 2, torch.device("cuda"))  # which refers to this: a cycle
 
-    def compute(self, size: int, variant: Hashable) -> Tensor:
-        garbage: list[object] = []
-        for _ in range(50):
-            garbage.append([garbage])
-        return self.buffer[:size].add_(1)
+    def compute(self, size: int, variant: Hashable) -> Iterator[None]:
+        for factor in (1, 10):
+            garbage: list[object] = []
+            for _ in range(50):
+                garbage.append([garbage])
+            self.buffer[:size].add_(factor)
+            yield
 
 
 def test_an_earlier_replicas_graphs_are_garbage_while_new_ones_are_captured() -> None:
@@ -47,4 +48,13 @@ def test_an_earlier_replicas_graphs_are_garbage_while_new_ones_are_captured() ->
         adder.graphs.prepare(size, None)
     assert gc.isenabled()
     adder.buffer.zero_()
-    assert adder.graphs.run(8, None).tolist() == [1.0] * 8
+    adder.graphs.run(8, None)
+    assert adder.buffer[:9].tolist() == [11.0] * 8 + [0.0]
+
+
+def test_what_comes_before_a_piece_is_done_before_it() -> None:
+    adder = Adder()
+    adder.graphs.prepare(4, None)
+    adder.buffer.zero_()
+    adder.graphs.run(4, None, lambda piece: adder.buffer.mul_(2 + piece))
+    assert adder.buffer[:4].tolist() == [1.0 * 3 + 10.0] * 4

@@ -1,0 +1,84 @@
+"""What both kinds of steps of a GPU's runner use: base, KV cache, adapter pool, the tokens chosen last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from caraserve_cli.adapters.packed_pool import PackedPool
+from caraserve_cli.adapters.packing import LoraForm
+from caraserve_cli.config import EngineConfig
+from caraserve_cli.engine.gpu_inputs import GpuInputs
+from caraserve_cli.engine.pool_lora import Ints, LoraWay, PoolLora
+from caraserve_cli.model.attention import KvCache
+from caraserve_cli.model.decoder import Decoder
+from caraserve_cli.model.triton_attention import PagedBatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GpuParts:
+    """The parts of one runner.
+
+    Attributes:
+        decoder: the base.
+        config: sizes and limits.
+        cache: keys and values.
+        pool: adapters.
+        form: theirs.
+        chosen: int64 [most running sequences], the tokens that the last step chose.
+        num_sms: multiprocessors of the GPU.
+    """
+
+    decoder: Decoder
+    config: EngineConfig
+    cache: KvCache
+    pool: PackedPool
+    form: LoraForm
+    chosen: Tensor
+    num_sms: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
+
+    def make_inputs(self, max_tokens: int, work_capacity: int) -> GpuInputs:
+        """The inputs of steps of a kind."""
+        config = self.config
+        max_blocks = -(-config.max_context_tokens // config.kv_block_tokens)
+        return GpuInputs(max_tokens, config.max_running, max_blocks, work_capacity, self.device)
+
+    def make_lora(self, inputs: GpuInputs, max_tokens: int, *, decoding: bool) -> PoolLora:
+        """The LoRA of steps of a kind, whose work lists are among `inputs`."""
+        return PoolLora(self.pool, self.form, inputs.work, max_tokens, self.num_sms, decoding=decoding)
+
+    def paged_batch(
+        self, inputs: GpuInputs, num_tokens: int, num_sequences: int, variants: Tensor | None = None
+    ) -> PagedBatch:
+        """A batch at the head of the inputs' buffers; `variants` are each token's rotary frequencies, None
+        for the base's."""
+        fields, base = inputs.fields, self.decoder.config
+        return PagedBatch(
+            self.cache,
+            base.sliding_window,
+            base.rms_norm_eps,
+            self.decoder.rope.rotation(fields.positions[:num_tokens], variants),
+            fields.slot_mapping[:num_tokens],
+            inputs.block_tables[:num_sequences],
+            fields.context_lens[:num_sequences],
+        )
+
+    def token_ids(self, inputs: GpuInputs, num_tokens: int) -> Tensor:
+        """[tokens]: those the host knew, and those that the last step chose."""
+        feed_rows = inputs.fields.feed_rows[:num_tokens]
+        fed = self.chosen[feed_rows.clamp(min=0)]
+        return torch.where(feed_rows >= 0, fed, inputs.fields.token_ids[:num_tokens])
+
+
+def write_work(work: Ints, lora: PoolLora, segments: Ints, num_tokens: int) -> tuple[LoraWay | None, int]:
+    """Write a step's lists; how its LoRA is computed, and how much of the work buffer they take."""
+    if not segments.shape[0]:
+        return None, 0
+    way = lora.choose(segments, num_tokens)
+    return way, lora.write_work(work, segments, way)

@@ -1,0 +1,63 @@
+"""Steps computed piece by piece, and the sizes that they are padded to."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import pytest
+import torch
+
+from caraserve_cli.engine.step_graphs import StepGraphs
+from caraserve_cli.engine.step_sizes import (
+    MAX_CHUNK_TOKENS,
+    chunk_size,
+    chunk_sizes,
+    decode_size,
+    decode_sizes,
+)
+
+
+def test_every_batch_fits_and_little_is_wasted() -> None:
+    for max_sequences in (1, 3, 100, 256, 1000):
+        for num_sequences in range(1, max_sequences + 1):
+            size = decode_size(num_sequences, max_sequences)
+            assert num_sequences <= size <= max_sequences
+            assert size <= 2 * num_sequences if num_sequences < 8 else size < num_sequences + 32
+
+
+@pytest.mark.parametrize("max_tokens", [1, 17, 100, 1024, 2048])
+def test_prompts_fit_and_little_is_wasted(max_tokens: int) -> None:
+    for num_tokens in range(1, min(max_tokens, MAX_CHUNK_TOKENS) + 1):
+        size = chunk_size(num_tokens, max_tokens)
+        assert size is not None
+        assert num_tokens <= size <= max_tokens
+        assert size < num_tokens + 16 or size <= 1.5 * num_tokens
+        assert chunk_size(size, max_tokens) == size
+        assert size in chunk_sizes(max_tokens)
+    assert chunk_size(MAX_CHUNK_TOKENS + 1, 4096) is None
+
+
+def test_there_are_few_sizes() -> None:
+    assert len(decode_sizes(256)) <= 20
+    assert len(chunk_sizes(8192)) <= 20
+
+
+def test_the_sizes_are_those_that_steps_are_padded_to() -> None:
+    assert decode_sizes(5) == [1, 2, 4, 5]
+    assert set(decode_sizes(256)) == {decode_size(count, 256) for count in range(1, 257)}
+    assert all(decode_size(size, 256) == size for size in decode_sizes(256))
+
+
+def test_without_graphs_each_step_is_computed_as_it_comes() -> None:
+    log: list[object] = []
+
+    def compute(size: int, variant: Hashable) -> Iterator[None]:
+        for piece in range(3):
+            log.append((size, variant, piece))
+            yield
+
+    graphs = StepGraphs(compute, 3, torch.device("cpu"))
+    graphs.prepare(2, None)
+    assert log == []
+    graphs.run(2, "way", log.append)
+    assert log == [0, (2, "way", 0), 1, (2, "way", 1), 2, (2, "way", 2)]
