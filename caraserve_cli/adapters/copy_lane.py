@@ -36,10 +36,6 @@ class EmulatedLink:
         """A link of `gbps` gigabytes a second."""
         return cls(torch.zeros(1, dtype=torch.int64, device=device), gbps * 1e9)
 
-    def beside(self) -> EmulatedLink:
-        """The other direction: as fast, and a queue of its own."""
-        return EmulatedLink(torch.zeros_like(self.clock), self.bytes_per_s)
-
     def carry(self, num_bytes: int) -> None:
         """What is queued on the current stream from here on comes after `num_bytes` more have gone over."""
         pace(self.clock, num_bytes, self.bytes_per_s)

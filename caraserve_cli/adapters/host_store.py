@@ -250,6 +250,7 @@ class HostStore:
                 room = self._take_room(description, is_wish=is_wish)
                 if room is None and is_wish:
                     self._being_read.discard(name)
+                    self._changed.notify_all()  # whoever waits for this read; the reader finds nothing new
                     return None
             start = time.perf_counter()
             weights = self._load(description, room)

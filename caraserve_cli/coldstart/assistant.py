@@ -8,7 +8,8 @@ apart by `Assistance.was_in_time`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,6 +140,8 @@ class Assistant:
         self._tables: dict[int, NDArray[np.int64]] = {}
         self.link: LinkWays | None = None
         self.num_lost_workers = 0
+        # What to call when all tickets up to one have ended, in their order.
+        self._when_over: deque[tuple[int, Callable[[], None]]] = deque()
 
     @property
     def num_workers(self) -> int:
@@ -188,7 +191,18 @@ class Assistant:
             self.link,
         )
 
+    def call_when_over(self, call: Callable[[], None]) -> None:
+        """Have something called, by `settle`, once no worker reads any more what it was given so far."""
+        self._when_over.append((self._pool.last_number, call))
+        self.settle()
+
+    def settle(self) -> None:
+        """Call what is due; see `call_when_over`."""
+        while self._when_over and self._pool.is_over(self._when_over[0][0]):
+            self._when_over.popleft()[1]()
+
     def close(self) -> None:
         """End the workers."""
         self._pool.close()
+        self.settle()
         self._memory.close()

@@ -99,6 +99,17 @@ class WorkerPool:
             return 0
         return sum(seat.is_ready for seat in self._seats)
 
+    @property
+    def last_number(self) -> int:
+        """Of the ops that workers were given so far; 0 for none."""
+        return self._next_number - 1
+
+    def is_over(self, number: int) -> bool:
+        """Whether no worker computes any more at an op with this number or a smaller one."""
+        self._look_at_words()
+        given = (each.ticket.first_number for seat in self._seats for each in seat.given)
+        return all(first_number > number for first_number in given)
+
     def submit(self, rows: Sequence[AssistRows], ops: Sequence[tuple[int, int]], num_rows: int) -> Ticket:
         """Give a step to workers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packed_pool import PackedPool
@@ -33,15 +34,18 @@ class GpuAdapters:
             AdapterError: its files have become unreadable since it was first seen.
         """
         weights = self._host_store.acquire(load.adapter)
+        on_arrival = partial(self._host_store.release, load.adapter)
         if load.how is ColdStart.CPU_ASSIST and self._assistant is not None:
             self._assistant.note(load.adapter_slot, weights)
+            # Workers may still read it when all of it is on the device.
+            on_arrival = partial(self._assistant.call_when_over, on_arrival)
         is_waited_for = load.how in (ColdStart.ON_DEMAND, ColdStart.ON_DEMAND_BLOCKING)
         self._pool.load(
             load.adapter_slot,
             weights,
             load.offset_bytes,
             LayerOrder(load.cpu_layers, in_one_piece=is_waited_for),
-            lambda: self._host_store.release(load.adapter),
+            on_arrival,
         )
 
     def evict(self, adapter_slot: int) -> None:
@@ -59,6 +63,8 @@ class GpuAdapters:
 
     def prefetch(self, adapters: Sequence[str]) -> None:
         """See `AdapterDepot`."""
+        if self._assistant is not None:
+            self._assistant.settle()
         self._host_store.prefetch(adapters)
 
     def wait(self) -> None:

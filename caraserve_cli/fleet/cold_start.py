@@ -160,6 +160,11 @@ class DeviceLink:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.lane: CopyLane = open_lane(device)
+        # Made once and kept: they are written on streams of which the allocator knows nothing, so that memory
+        # of a step that is still computed could become a new clock.
+        self._clocks = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def emulate(self, gbps: float | None, assistant: Assistant | None) -> None:
         """Be a link of `gbps` gigabytes a second each way from now on; None for the machine's own. Nothing
@@ -168,20 +173,23 @@ class DeviceLink:
         Raises:
             OptionError: the machine's own link is not faster.
         """
-        to_device = None if gbps is None else self._make(gbps)
-        self.lane.link = to_device
+        ways = None
+        if gbps is not None:
+            bytes_per_s = self._paced_bytes_per_s(gbps)
+            ways = LinkWays(*(EmulatedLink(clock, bytes_per_s) for clock in self._clocks))
+        self.lane.link = None if ways is None else ways.to_device
         if assistant is not None:
-            assistant.link = None if to_device is None else LinkWays(to_device.beside(), to_device)
+            assistant.link = ways
 
-    def _make(self, gbps: float) -> EmulatedLink:
+    def _paced_bytes_per_s(self, gbps: float) -> float:
+        """At which the link is paced: on a GPU that comes on top of the true transfers."""
         if self._device.type != "cuda":
-            return EmulatedLink.make(gbps, self._device)
+            return gbps * 1e9
         if gbps >= self._native_gbps:
             raise OptionError(
                 f"--emulate-link-gbps: this machine's link carries {self._native_gbps:.3g} GB/s; give less"
             )
-        # What is emulated comes on top of the true transfers.
-        return EmulatedLink.make(paced_rate(gbps, self._native_gbps), self._device)
+        return paced_rate(gbps, self._native_gbps) * 1e9
 
     @cached_property
     def _native_gbps(self) -> float:

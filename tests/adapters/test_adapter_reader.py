@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from caraserve_cli.adapters.adapter_reader import AdapterReader
+from caraserve_cli.adapters.description import OutlineAdapter
 from caraserve_cli.adapters.host_arena import ALIGNMENT_BYTES as PAGE
 from caraserve_cli.adapters.host_store import HostStore, LoadAdapter
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.adapters.loader import load_adapter
+from caraserve_cli.adapters.loader import load_adapter, outline_adapter
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm
-from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, ModuleKey
+from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair, ModuleKey
 from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import AdapterError
 from tests.adapters.bad_adapters import edit_tensors
@@ -82,12 +83,14 @@ def make_store(request: pytest.FixtureRequest, folders: Path) -> Iterator[MakeSt
     """Stores with room for so many small adapters, closed at the end."""
     stores: list[HostStore] = []
 
-    def make(num_small: int, load: LoadAdapter = load_adapter) -> HostStore:
+    def make(
+        num_small: int, load: LoadAdapter = load_adapter, outline: OutlineAdapter = outline_adapter
+    ) -> HostStore:
         packer = Packer(SHAPE, UnpaddedForm(), pinned=False) if request.param else None
         # Packed, each takes a page; the weights alone take a kilobyte.
         capacity_bytes = num_small * (PAGE if request.param else PAGE // 4)
         library = AdapterLibrary.scan([folders])
-        stores.append(HostStore(library, SHAPE, torch.float32, capacity_bytes, packer, load))
+        stores.append(HostStore(library, SHAPE, torch.float32, capacity_bytes, packer, load, outline))
         return stores[-1]
 
     yield make
@@ -208,6 +211,28 @@ def test_later_wishes_wait_for_earlier_ones_to_be_used(make_store: MakeStore, di
     store.check_integrity()
 
 
+def test_who_waits_for_a_read_that_finds_no_room_goes_on(make_store: MakeStore) -> None:
+    has_begun, may_go_on = threading.Event(), threading.Event()
+
+    def outline(name: str, folder: Path, shape: BaseShape) -> AdapterOutline:
+        if name == "c":
+            has_begun.set()
+            assert may_go_on.wait(PATIENCE_S)
+        return outline_adapter(name, folder, shape)
+
+    store = make_store(2, outline=outline)
+    store.prefetch("abc")
+    assert has_begun.wait(PATIENCE_S)
+    user = threading.Thread(target=use, args=(store, "c"), daemon=True)
+    user.start()
+    # Until it waits; should it not by then, this shows nothing, and is right all the same.
+    time.sleep(0.05)
+    may_go_on.set()
+    user.join(PATIENCE_S)
+    assert not user.is_alive()
+    store.check_integrity()
+
+
 def test_earlier_wishes_take_the_room_of_later_ones(make_store: MakeStore) -> None:
     store = make_store(2)
     store.prefetch("cd")
@@ -295,16 +320,18 @@ def test_waiting_ends_when_something_has_become_ready(make_store: MakeStore, dis
 def test_closing_waits_for_the_read_under_way_and_begins_no_other(
     make_store: MakeStore, disk: SlowDisk
 ) -> None:
+    before = set(threading.enumerate())  # with readers of stores that earlier tests have left open
     store = make_store(4, disk.load)
     store.prefetch("abc")
     until(lambda: disk.begun)
+    (reader,) = set(threading.enumerate()) - before
     closing = threading.Thread(target=store.close)
     closing.start()
     disk.let(10)
     closing.join(PATIENCE_S)
     assert not closing.is_alive()
     assert disk.begun == ["a"]
-    assert not any(thread.name == "adapter reader" for thread in threading.enumerate())
+    assert not reader.is_alive()
     store.prefetch("bc")
     store.close()
     assert disk.begun == ["a"]

@@ -72,6 +72,18 @@ def test_numbers_go_on_from_ticket_to_ticket(bench):
     _until_usable(bench)
 
 
+def test_what_workers_may_still_read_is_known(bench):
+    before = bench.pool.last_number
+    assert bench.pool.is_over(before)
+    ticket = bench.pool.submit([], OPS, 4)
+    assert bench.pool.last_number == ticket.last_number
+    assert bench.pool.is_over(before)
+    assert not bench.pool.is_over(ticket.last_number)
+    assert bench.compute(ticket, [], 4)
+    _until_usable(bench)
+    assert bench.pool.is_over(ticket.last_number)
+
+
 def test_a_ticket_without_ops_is_for_nobody(bench):
     ticket = bench.pool.submit([AssistRows(0, 4, bench.tables[0])], [], 4)
     assert (ticket.num_ops, ticket.workers) == (0, 0)
