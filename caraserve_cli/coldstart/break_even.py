@@ -42,10 +42,10 @@ class Prediction:
 
     Attributes:
         decision: the way.
-        ttft_ms: the arrival's, from now.
+        ttft_ms: the arrival's, from when the step could begin that is planned now.
         stall_ms: how much longer its first step lasts for the others in it than with the adapter on the
             device.
-        complete_ms: from now until the arrival can decode its second token, or could.
+        complete_ms: from then until the arrival can decode its second token, or could.
     """
 
     decision: Decision
@@ -85,7 +85,9 @@ class BreakEven:
             cpu_layer_ms=gpu_layer_ms + self._beyond_gpu_ms(arrival, ops, num_tokens, gpu_layer_ms),
             copy_layer_ms=layer_bytes / link.bytes_per_ms if link else 0.0,
             result_layer_ms=result_elements * profile.dtype_bytes / link.bytes_per_ms if link else 0.0,
-            copies_begin_ms=arrival.link_backlog_ms + link.latency_ms if link else 0.0,
+            copies_begin_ms=arrival.link_backlog_ms + link.latency_ms - self._ahead_ms(arrival)
+            if link
+            else 0.0,
         )
 
     def can_assist(self, arrival: Arrival) -> bool:
@@ -102,7 +104,7 @@ class BreakEven:
             ways.append(held)
         if self.can_assist(arrival) and (cpu_layers := race.fewest_cpu_layers()):
             ways.append(self._cpu_assist(arrival, race, later_ms, cpu_layers))
-        ways.append(self._on_demand(race, later_ms, boundary_ms))
+        ways.append(self._on_demand(arrival, race, later_ms))
         return ways
 
     def fewest_cpu_layers(self, arrival: Arrival) -> int:
@@ -170,9 +172,11 @@ class BreakEven:
         decision = Decision(ColdStart.CPU_ASSIST, cpu_layers)
         return Prediction(decision, ttft_ms, race.stall_ms(cpu_layers), complete_ms)
 
-    def _on_demand(self, race: LayerRace, later_ms: float, boundary_ms: float) -> Prediction:
-        prefill_ms = race.num_layers * race.gpu_layer_ms
-        ttft_ms = race.complete_ms(0) + boundary_ms + prefill_ms + later_ms
+    def _on_demand(self, arrival: Arrival, race: LayerRace, later_ms: float) -> Prediction:
+        """That all has come is seen when a step is planned, which is begun when the one before it ends."""
+        prefill_ms, ahead_ms = race.num_layers * race.gpu_layer_ms, self._ahead_ms(arrival)
+        begin_ms = max(ahead_ms, race.complete_ms(0) + ahead_ms + self._boundary_ms(arrival))
+        ttft_ms = begin_ms + prefill_ms + later_ms
         return Prediction(Decision(ColdStart.ON_DEMAND), ttft_ms, 0.0, ttft_ms)
 
     # Their times
@@ -188,6 +192,11 @@ class BreakEven:
         step_ms = self.profile.prefill.step_ms
         later_ms = full * step_ms(self._chunk_tokens + arrival.batch_tokens)
         return later_ms + step_ms(rest + arrival.batch_tokens) if rest else later_ms
+
+    def _ahead_ms(self, arrival: Arrival) -> float:
+        """How long before a step begins it is planned, and its copies are begun: while the one before it is
+        computed."""
+        return self.profile.decode.step_ms(arrival.num_decoding)
 
     def _boundary_ms(self, arrival: Arrival) -> float:
         """From a moment to the next step's begin, on average: half a decoding step."""

@@ -26,7 +26,8 @@ class LayerRace:
         copy_layer_ms: of a layer's copy.
         result_layer_ms: what the results of a layer of CPU workers keep the link; not more than
             `cpu_layer_ms`.
-        copies_begin_ms: from now until the first byte arrives.
+        copies_begin_ms: from the moment at which the prefill could begin until the first byte arrives; below 0
+            where copies begin before that.
     """
 
     num_layers: int
@@ -62,7 +63,7 @@ class LayerRace:
         return bisect_left(range(self.num_layers), True, key=self.never_waits)
 
     def prefill_ms(self, cpu_layers: int) -> float:
-        """From now to the end of the last layer, the prefill beginning now."""
+        """From the begin of the prefill to the end of its last layer."""
         gpu_layers = self.num_layers - cpu_layers
         computing_ms = cpu_layers * self.cpu_layer_ms + gpu_layers * self.gpu_layer_ms
         if not gpu_layers or not self.copy_layer_ms:
@@ -77,7 +78,7 @@ class LayerRace:
         return self.prefill_ms(cpu_layers) - self.num_layers * self.gpu_layer_ms
 
     def complete_ms(self, cpu_layers: int) -> float:
-        """From now until all layers are on the device."""
+        """From when the prefill could begin until all layers are on the device; below 0 where they are before."""
         if not self.copy_layer_ms:
             return 0.0
         copying_ms = self.num_layers * self.copy_layer_ms + cpu_layers * self.result_layer_ms
