@@ -26,8 +26,8 @@ class LayerRace:
         copy_layer_ms: of a layer's copy.
         result_layer_ms: what the results of a layer of CPU workers keep the link; not more than
             `cpu_layer_ms`.
-        copies_begin_ms: from the moment at which the prefill could begin until the first byte arrives; below 0
-            where copies begin before that.
+        copies_begin_ms: from when the prefill could begin until the first byte arrives; below 0 where copies
+            begin before that.
     """
 
     num_layers: int
@@ -78,7 +78,7 @@ class LayerRace:
         return self.prefill_ms(cpu_layers) - self.num_layers * self.gpu_layer_ms
 
     def complete_ms(self, cpu_layers: int) -> float:
-        """From when the prefill could begin until all layers are on the device; below 0 where they are before."""
+        """From when the prefill could begin until all layers are on the device; may be below 0."""
         if not self.copy_layer_ms:
             return 0.0
         copying_ms = self.num_layers * self.copy_layer_ms + cpu_layers * self.result_layer_ms

@@ -53,7 +53,7 @@ def test_auto_follows_the_break_even() -> None:
 
 def test_cpu_assist_bridges_what_the_link_lacks() -> None:
     """The first layer at least, which nobody has when the request begins; more over a slower link."""
-    fast = policy("cpu-assist").decide(arrival())
+    fast = policy("cpu-assist").decide(arrival(num_decoding=0))
     slow = policy("cpu-assist", 3).decide(arrival(prompt_tokens=16))
     assert fast == Decision(ColdStart.CPU_ASSIST, 1)
     assert slow.how is ColdStart.CPU_ASSIST
