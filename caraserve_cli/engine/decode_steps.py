@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -62,12 +62,11 @@ class DecodeSteps:
         self._graphs.run(size, way)
         return self._logits[:num_sequences]
 
-    def _compute(self, size: int, way: Hashable) -> Iterator[None]:
-        """`way` is a LoraWay, None without LoRA."""
+    def _compute(self, size: int, way: Hashable, piece: int) -> None:
+        """`way` is a LoraWay, None without LoRA; all of the step is one piece."""
         parts = self._parts
         batch = parts.paged_batch(self._inputs, size, size)
         attention = DecodeAttention(batch, self._scratch, parts.num_sms)
         context = self._lora.context(way) if isinstance(way, LoraWay) else NoLora()
         hidden = parts.decoder.forward(parts.token_ids(self._inputs, size), attention, context)
         self._logits[:size].copy_(parts.decoder.logits(hidden))
-        yield

@@ -16,10 +16,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-# Size, and anything that says how to compute -> computes a step of that size on the current stream, from
-# fixed buffers into a fixed buffer, a piece for each item it yields. Computing a step twice must change
-# nothing.
-ComputePieces: TypeAlias = Callable[[int, Hashable], Iterator[object]]
+# Size, anything that says how to compute, and the number of a piece -> computes that piece of a step of that
+# size on the current stream, from fixed buffers into fixed buffers. Computing it twice must change nothing.
+ComputePiece: TypeAlias = Callable[[int, Hashable, int], object]
 BeforePiece: TypeAlias = Callable[[int], None]
 
 
@@ -39,29 +38,37 @@ class StepGraphs:
     """Captures and replays steps.
 
     Args:
-        compute: one step.
-        num_pieces: that it yields.
+        compute: one piece of one step.
+        num_pieces: of each step.
         device: where it computes.
     """
 
-    def __init__(self, compute: ComputePieces, num_pieces: int, device: torch.device) -> None:
+    def __init__(self, compute: ComputePiece, num_pieces: int, device: torch.device) -> None:
         self._compute, self._num_pieces = compute, num_pieces
         self._has_graphs = device.type == "cuda"
         self._graphs: dict[tuple[int, Hashable], list[torch.cuda.CUDAGraph]] = {}
         self._memory_pool: Any = None  # torch's handle has no public type
 
-    def run(self, size: int, variant: Hashable, before: BeforePiece = lambda piece: None) -> None:
-        """Compute a step; `before` is called with the number of each piece, from 0, before it is queued."""
+    def run(
+        self,
+        size: int,
+        variant: Hashable,
+        before: BeforePiece = lambda piece: None,
+        first_piece: int = 0,
+    ) -> None:
+        """Compute a step, but for the pieces before `first_piece`, which have been; `before` is called with
+        the number of each piece before it is queued."""
+        if first_piece == self._num_pieces:
+            return
         if self._has_graphs:
             self.prepare(size, variant)
-            for piece, graph in enumerate(self._graphs[size, variant]):
+            for piece in range(first_piece, self._num_pieces):
                 before(piece)
-                graph.replay()
+                self._graphs[size, variant][piece].replay()
             return
-        pieces = self._compute(size, variant)
-        for piece in range(self._num_pieces):
+        for piece in range(first_piece, self._num_pieces):
             before(piece)
-            next(pieces)
+            self._compute(size, variant, piece)
 
     def prepare(self, size: int, variant: Hashable) -> None:
         """Compile what such steps need, and capture their graphs, if that has not been done."""
@@ -69,20 +76,18 @@ class StepGraphs:
             self._graphs[size, variant] = self._capture(size, variant)
 
     def _capture(self, size: int, variant: Hashable) -> list[torch.cuda.CUDAGraph]:
+        pieces = range(self._num_pieces)
         # Compiles kernels and makes their buffers, which a capture must not.
-        for _ in self._compute(size, variant):
-            pass
+        for piece in pieces:
+            self._compute(size, variant, piece)
         torch.cuda.synchronize()
-        graphs: list[torch.cuda.CUDAGraph] = []
-        pieces = self._compute(size, variant)
-        for _ in range(self._num_pieces):
-            graph = torch.cuda.CUDAGraph()
+        graphs = [torch.cuda.CUDAGraph() for _ in pieces]
+        for piece, graph in enumerate(graphs):
             # Graphs run one after the other: they can share their memory.
             with (
                 _without_collection(),
                 torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"),
             ):
-                next(pieces)
+                self._compute(size, variant, piece)
             self._memory_pool = self._memory_pool or graph.pool()
-            graphs.append(graph)
         return graphs

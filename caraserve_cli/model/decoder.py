@@ -7,8 +7,7 @@ an operator is computed on a device is that of `caraserve_kernels`. The caller h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,14 @@ from caraserve_kernels.rms_norm import add_rms_norm
 from caraserve_kernels.silu_mul import silu_mul
 
 _QKV, _O, _GATE_UP, _DOWN = FUSED_MODULES
+
+
+class ResidualStream(NamedTuple):
+    """What one layer hands to the next: `hidden` [T, hidden_size], to which `delta`, of the same shape or None
+    for nothing, is still to be added."""
+
+    hidden: Tensor
+    delta: Tensor | None
 
 
 class Decoder:
@@ -60,34 +67,30 @@ class Decoder:
         Returns:
             Hidden states after the last norm, [T, hidden_size].
         """
-        *_, hidden = self.pieces(token_ids, attention, lora, (len(self.weights.layers),))
-        return hidden
+        stream = self.embed(token_ids)
+        stream = self.run_layers(range(len(self.weights.layers)), stream, attention, lora)
+        return self.finish(stream)
 
-    def pieces(
-        self, token_ids: Tensor, attention: AttentionContext, lora: LoraContext, layer_ends: Sequence[int]
-    ) -> Iterator[Tensor]:
-        """`forward` cut into pieces, one computed for each item that is taken.
+    def embed(self, token_ids: Tensor) -> ResidualStream:
+        """What goes into the first layer, for token_ids [T]."""
+        return ResidualStream(F.embedding(token_ids, self.weights.embedding), None)
 
-        Args:
-            token_ids, attention, lora: those of `forward`.
-            layer_ends: the layer after the last one of each piece, ascending, at last the number of layers.
+    def run_layers(
+        self, layers: range, stream: ResidualStream, attention: AttentionContext, lora: LoraContext
+    ) -> ResidualStream:
+        """Runs some layers; the tensors of `stream` may be overwritten. Contexts are those of `forward`."""
+        eps, (hidden, delta) = self.config.rms_norm_eps, stream
+        for index in layers:
+            layer = self.weights.layers[index]
+            x = add_rms_norm(hidden, delta, layer.input_norm, eps)
+            delta = self._attention(index, layer, x, attention, lora)
+            x = add_rms_norm(hidden, delta, layer.post_attention_norm, eps)
+            delta = self._mlp(index, layer, x, lora)
+        return ResidualStream(hidden, delta)
 
-        Yields:
-            Hidden states [T, hidden_size]: those of the last piece are what `forward` returns.
-        """
-        eps = self.config.rms_norm_eps
-        hidden = F.embedding(token_ids, self.weights.embedding)
-        delta = None  # what the next norm adds to the residual stream first
-        layers = iter(enumerate(self.weights.layers))
-        for first, end in pairwise((0, *layer_ends)):
-            for index, layer in islice(layers, end - first):
-                x = add_rms_norm(hidden, delta, layer.input_norm, eps)
-                delta = self._attention(index, layer, x, attention, lora)
-                x = add_rms_norm(hidden, delta, layer.post_attention_norm, eps)
-                delta = self._mlp(index, layer, x, lora)
-            if end == len(self.weights.layers):
-                hidden = add_rms_norm(hidden, delta, self.weights.norm, eps)
-            yield hidden
+    def finish(self, stream: ResidualStream) -> Tensor:
+        """The last norm; after it `stream` may be overwritten."""
+        return add_rms_norm(stream.hidden, stream.delta, self.weights.norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token id: [N, hidden_size] -> [N, vocab_size], in the dtype of the run."""

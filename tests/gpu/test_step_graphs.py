@@ -29,13 +29,11 @@ class Adder:
         self.buffer = torch.zeros(64, device="cuda")
         self.graphs = StepGraphs(self.compute, 2, torch.device("cuda"))  # which refers to this: a cycle
 
-    def compute(self, size: int, variant: Hashable) -> Iterator[None]:
-        for factor in (1, 10):
-            garbage: list[object] = []
-            for _ in range(50):
-                garbage.append([garbage])
-            self.buffer[:size].add_(factor)
-            yield
+    def compute(self, size: int, variant: Hashable, piece: int) -> None:
+        garbage: list[object] = []
+        for _ in range(50):
+            garbage.append([garbage])
+        self.buffer[:size].add_(10**piece)
 
 
 def test_an_earlier_replicas_graphs_are_garbage_while_new_ones_are_captured() -> None:
@@ -58,3 +56,11 @@ def test_what_comes_before_a_piece_is_done_before_it() -> None:
     adder.buffer.zero_()
     adder.graphs.run(4, None, lambda piece: adder.buffer.mul_(2 + piece))
     assert adder.buffer[:4].tolist() == [1.0 * 3 + 10.0] * 4
+
+
+def test_pieces_that_have_been_computed_are_left_out() -> None:
+    adder = Adder()
+    adder.graphs.prepare(4, None)
+    adder.buffer.zero_()
+    adder.graphs.run(4, None, first_piece=1)
+    assert adder.buffer[:4].tolist() == [10.0] * 4
