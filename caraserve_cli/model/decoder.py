@@ -26,8 +26,8 @@ _QKV, _O, _GATE_UP, _DOWN = FUSED_MODULES
 
 
 class ResidualStream(NamedTuple):
-    """What one layer hands to the next: `hidden` [T, hidden_size], to which `delta`, of the same shape or None
-    for nothing, is still to be added."""
+    """What one layer hands to the next: `hidden` [T, hidden_size], to which `delta`, of the same shape, or
+    None for nothing, is still to be added."""
 
     hidden: Tensor
     delta: Tensor | None
