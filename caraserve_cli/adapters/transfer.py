@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import pairwise, takewhile
 
 from torch import Tensor
 
@@ -93,6 +94,26 @@ class Transfer:
     def has_arrived(self) -> bool:
         """Whether all of it is on the device."""
         return len(self._arrivals) == len(self._groups) and self._arrivals[-1].has_come
+
+    @property
+    def left_bytes(self) -> int:
+        """Of the groups of layers that have not arrived."""
+        num_come = sum(1 for _ in takewhile(lambda arrival: arrival.has_come, self._arrivals))
+        return sum(self._group_bytes[num_come:])
+
+    @cached_property
+    def _group_bytes(self) -> list[int]:
+        """Of each group."""
+        group_bytes = [
+            sum(
+                (copy.layer_starts[end] - copy.layer_starts[first]) * copy.source.itemsize
+                for copy in self._copies
+                if copy.layer_starts is not None
+            )
+            for first, end in self._groups
+        ]
+        group_bytes[0] += sum(copy.source.nbytes for copy in self._copies if copy.layer_starts is None)
+        return group_bytes
 
     @property
     def took_ms(self) -> float:

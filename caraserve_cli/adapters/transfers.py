@@ -44,8 +44,9 @@ class Transfers:
 
     @property
     def backlog_ms(self) -> float:
-        """How long the transfers under way will still take, at most, at the speed of those before."""
-        return sum(transfer.num_bytes for transfer, _ in self._under_way) / self._bytes_per_ms
+        """How long the transfers under way will still take, at the speed of those before, up to the group of
+        layers that is on its way."""
+        return sum(transfer.left_bytes for transfer, _ in self._under_way) / self._bytes_per_ms
 
     def mark_stale(self) -> None:
         """What work queued so far on the current stream reads may be overwritten by copies from here on."""

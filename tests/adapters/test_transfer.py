@@ -79,6 +79,19 @@ def test_a_layer_waits_for_itself_and_what_is_copied_before_it() -> None:
     assert bool((pool[[0, 1, *range(4, 13)]] == 1).all())
 
 
+def test_what_is_still_to_come_is_counted_by_groups_of_layers() -> None:
+    link = EmulatedLink.make(4e-9 * 1000, CPU)  # 4,000 bytes a second
+    copy = LayerCopy(torch.zeros(300), torch.ones(300), [0, 100, 300])
+    transfer = Transfer(open_lane(CPU, link), [copy], [(0, 1), (1, 2)])
+    assert transfer.left_bytes == 1200
+    transfer.begin()
+    assert transfer.left_bytes == 1200
+    transfer.wait_for_layer(0)
+    assert transfer.left_bytes == 800
+    transfer.wait()
+    assert transfer.left_bytes == 0
+
+
 def test_who_used_the_sources_is_told_once_when_all_has_come() -> None:
     transfers, told = Transfers(open_lane(CPU), 1), []
     source = torch.ones(3)
