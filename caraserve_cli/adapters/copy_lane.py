@@ -31,11 +31,6 @@ class EmulatedLink:
     clock: Tensor
     bytes_per_s: float
 
-    @classmethod
-    def make(cls, gbps: float, device: torch.device) -> EmulatedLink:
-        """A link of `gbps` gigabytes a second."""
-        return cls(torch.zeros(1, dtype=torch.int64, device=device), gbps * 1e9)
-
     def carry(self, num_bytes: int) -> None:
         """What is queued on the current stream from here on comes after `num_bytes` more have gone over."""
         pace(self.clock, num_bytes, self.bytes_per_s)

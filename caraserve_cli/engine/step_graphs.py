@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 import torch
 
 # Size, anything that says how to compute, and the number of a piece -> computes that piece of a step of that
-# size on the current stream, from fixed buffers into fixed buffers. Computing it twice must change nothing.
+# size on the current stream, from fixed buffers into fixed buffers. Computing a step twice must change
+# nothing.
 ComputePiece: TypeAlias = Callable[[int, Hashable, int], object]
 BeforePiece: TypeAlias = Callable[[int], None]
 

@@ -80,7 +80,7 @@ def test_a_layer_waits_for_itself_and_what_is_copied_before_it() -> None:
 
 
 def test_what_is_still_to_come_is_counted_by_groups_of_layers() -> None:
-    link = EmulatedLink.make(4e-9 * 1000, CPU)  # 4,000 bytes a second
+    link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
     copy = LayerCopy(torch.zeros(300), torch.ones(300), [0, 100, 300])
     transfer = Transfer(open_lane(CPU, link), [copy], [(0, 1), (1, 2)])
     assert transfer.left_bytes == 1200
@@ -111,7 +111,7 @@ def test_who_used_the_sources_is_told_once_when_all_has_come() -> None:
 
 def test_on_a_slower_link_copies_arrive_one_after_the_other() -> None:
     """A tenth of a second each; what was copied counts only then."""
-    link = EmulatedLink.make(4e-9 * 1000, CPU)  # 4,000 bytes a second
+    link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
     transfers = Transfers(open_lane(CPU, link), 1)
     first, second = (
         transfers.open([LayerCopy(torch.zeros(100), torch.ones(100))], LayerOrder()) for _ in range(2)

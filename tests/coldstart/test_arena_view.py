@@ -9,7 +9,8 @@ import torch
 
 from caraserve_cli.coldstart.arena_view import ArenaView
 
-_NUM_BYTES = (1 << 20) + 4096 + 2
+# Behind whole pieces one page more, of two bytes. With two pages the kernel may map two windows around them.
+_NUM_BYTES = (1 << 20) + 2
 
 
 def _mapped_bytes(name: str) -> int:
@@ -51,4 +52,4 @@ def test_what_was_touched_is_mapped_and_little_else(view):
 def test_the_last_elements_and_none_at_all_can_be_touched(view):
     view.touch(0, 0)
     view.touch(_NUM_BYTES // 2 - 1, _NUM_BYTES // 2)
-    assert 0 < _mapped_bytes("arena-view") <= 2 * (64 << 10)
+    assert 0 < _mapped_bytes("arena-view") <= 64 << 10

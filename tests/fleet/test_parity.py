@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from caraserve_cli.coldstart import assistant
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet import local
@@ -169,8 +170,10 @@ def test_no_cold_start_changes_an_answer(
     oracle: Oracle, cold_start: str, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an adapter pool that is too small, so that most adapters are cold again and again, and with real
-    CPU workers, more than this machine may have idle cores for: some may come too late."""
+    CPU workers, more than this machine may have idle cores for."""
     monkeypatch.setattr(local, "copies_adapters", lambda device: is_gpu_way)
+    # Patience with workers whose cores others take; what comes too late is `test_partial_assist`'s.
+    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1e6)
     answers, steps = answer(
         oracle,
         oracle.requests,
@@ -185,9 +188,7 @@ def test_no_cold_start_changes_an_answer(
     assert len(answers) == len(oracle.requests)
     assert_same(oracle, answers)
     ways = Counter(completion.cold_start.value for completion in answers.values())
-    # Whom workers were too late for has waited for its adapter.
-    assert ways[cold_start] + (ways["on-demand"] if cold_start == "cpu-assist" else 0) > 20
-    assert ways[cold_start] > 0
+    assert ways[cold_start] > 20
     assert sum(record.num_adapter_loads for record in steps.records) >= 24, "each of the adapters was cold"
 
 

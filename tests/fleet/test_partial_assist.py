@@ -5,7 +5,6 @@ a step ahead of its tokens, over a slow link. The tokens are PEFT's.
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
@@ -21,6 +20,7 @@ from caraserve_cli.core import ColdStart, Completion
 from caraserve_cli.fleet import local
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.job.clock import RunClock
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import FAMILIES, peft_answers
 from tests.fleet.test_parity import Oracle, Steps, assert_same, make_requests
@@ -126,8 +126,9 @@ def test_tokens_are_pefts(
         max_running=12,
         max_batch_tokens=128,
     )
-    surroundings, steps, began_s = Surroundings.prepare(options), Steps(), time.perf_counter()
-    replica = LocalReplica(surroundings, options, lambda: (time.perf_counter() - began_s) * 1e3, steps)
+    surroundings, steps, clock = Surroundings.prepare(options), Steps(), RunClock()
+    replica = LocalReplica(surroundings, options, clock, steps)
+    clock.start()
     replica.emulate_link(LINK_GBPS)
     replica._engine.scheduler.cold_starts.policy = AnyOf(decisions)
     replica.submit(oracle.requests)
