@@ -110,14 +110,34 @@ class TokenLogprobs(NamedTuple):
 
 
 @dataclass(slots=True)
+class LoadTime:
+    """How long an adapter was on its way to the device: from when its copying began until all had come.
+    `ms` is None until then, and where nothing is copied."""
+
+    ms: float | None = None
+
+
+@dataclass(slots=True)
 class Timings:
-    """Raw times of one request. `arrival_ms` is given; the scheduler fills the first schedule, the engine
-    the tokens."""
+    """Raw times of one request. `arrival_ms` is given; the scheduler fills the first schedule, `load` and the
+    waits in the queue, the engine the tokens and what happened in steps.
+
+    `room_wait_ms`, `disk_wait_ms`, `load_wait_ms`: how long its first token waited for room in the device's
+    pool, for its adapter to be read, and for that to be copied. `stalled_ms`: how long steps with it stood
+    still for the adapters of others. `assisted_ms`: the time of steps in which CPU workers had a part of it.
+    `load`: what was under way when it was admitted; None where its adapter was there, or it has none.
+    """
 
     arrival_ms: float
     first_scheduled_ms: float | None = None
     first_token_ms: float | None = None
     last_token_ms: float | None = None
+    room_wait_ms: float = 0.0
+    disk_wait_ms: float = 0.0
+    load_wait_ms: float = 0.0
+    stalled_ms: float = 0.0
+    assisted_ms: float = 0.0
+    load: LoadTime | None = None
 
 
 class SequenceStatus(StrEnum):
@@ -258,6 +278,7 @@ class Completion:
     logprobs: SequenceOf[TokenLogprobs] = ()
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_failed_assists: int = 0
 
 
 @dataclass(frozen=True, slots=True)

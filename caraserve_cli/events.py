@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -12,6 +13,12 @@ class StepRecord:
 
     `num_dropped_tokens` were computed for answers that turned out to have ended, and are in no other count.
     `num_memory_retries`: how often it was tried in vain, for the device's memory did not hold it.
+
+    Of adapters: those loaded since the record before are `num_adapter_loads`, in all `adapter_bytes` to be
+    copied; `loads_by_strategy` counts them by what `core.ColdStart` calls their way. `num_assists`: chunks of
+    which CPU workers had a part, `num_failed_assists` those of them whose part came too late. `stall_ms`: how
+    long the step stood still for adapters on their way, `others_stalled_ms` that time for each sequence of
+    the step that uses none of them, added up.
     """
 
     start_ms: float
@@ -28,6 +35,13 @@ class StepRecord:
     num_kv_blocks: int
     num_dropped_tokens: int = 0
     num_memory_retries: int = 0
+    adapter_bytes: int = 0
+    loads_by_strategy: Mapping[str, int] = field(default_factory=dict)
+    num_assists: int = 0
+    num_failed_assists: int = 0
+    num_lost_workers: int = 0
+    stall_ms: float = 0.0
+    others_stalled_ms: float = 0.0
 
 
 class EventSink(Protocol):

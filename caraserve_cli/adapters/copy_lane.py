@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ class EmulatedLink:
         """What is queued on the current stream from here on comes after `num_bytes` more have gone over."""
         pace(self.clock, num_bytes, self.bytes_per_s)
 
+    def carry_rows(self, row_bytes: int, num_rows: Tensor) -> None:
+        """The same for rows, as many as `num_rows` (int32 [1] on the device) says when their turn comes. They
+        overtake what is carried piece by piece."""
+        pace(self.clock, row_bytes, self.bytes_per_s, turn_bytes=None, num_rows=num_rows)
+
 
 class Arrival(Protocol):
     """The end of some copies."""
@@ -48,6 +53,13 @@ class Arrival(Protocol):
     @property
     def took_ms(self) -> float:
         """How long the link was busy with these copies; known when they have come."""
+
+    @property
+    def stalled_ms(self) -> float:
+        """How long what waited for it stood still; known when that goes on."""
+
+    def ms_since(self, first: Self) -> float:
+        """From the beginning of the copies of `first`, of the same lane; known when these have come."""
 
 
 class CopyLane(Protocol):
@@ -71,23 +83,33 @@ def open_lane(device: torch.device, link: EmulatedLink | None = None) -> CopyLan
     return _StreamLane(device, link) if device.type == "cuda" else _HostLane(link)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Events:
-    """An arrival on a GPU: from before the first copy to after the last."""
+    """An arrival on a GPU: from before the first copy to after the last, and from when who waits needs it."""
 
     before: torch.cuda.Event
     after: torch.cuda.Event
+    needed: torch.cuda.Event | None = None
 
     @property
     def has_come(self) -> bool:
         return bool(self.after.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
+        self.needed = _mark_now()
         torch.cuda.current_stream().wait_event(self.after)
 
     @property
     def took_ms(self) -> float:
-        return float(self.before.elapsed_time(self.after))
+        return self.ms_since(self)
+
+    @property
+    def stalled_ms(self) -> float:
+        # Below zero where it had come before it was needed.
+        return 0.0 if self.needed is None else max(0.0, float(self.needed.elapsed_time(self.after)))
+
+    def ms_since(self, first: Self) -> float:
+        return float(first.before.elapsed_time(self.after))
 
 
 class _StreamLane:
@@ -117,21 +139,30 @@ def _mark_now() -> torch.cuda.Event:
     return event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Moment:
-    """An arrival on the CPU: a time of its clock."""
+    """An arrival on the CPU: from one time of its clock to another."""
 
+    from_ns: int
     at_ns: int
-    took_ms: float
+    stalled_ms: float = 0.0
 
     @property
     def has_come(self) -> bool:
         return time.perf_counter_ns() >= self.at_ns
 
     def wait(self) -> None:
-        left_ns = self.at_ns - time.perf_counter_ns()
-        if left_ns > 0:
-            time.sleep(left_ns / 1e9)
+        now_ns = time.perf_counter_ns()
+        if now_ns < self.at_ns:
+            time.sleep((self.at_ns - now_ns) / 1e9)
+            self.stalled_ms = (time.perf_counter_ns() - now_ns) / 1e6
+
+    @property
+    def took_ms(self) -> float:
+        return self.ms_since(self)
+
+    def ms_since(self, first: Self) -> float:
+        return (self.at_ns - first.from_ns) / 1e6
 
 
 class _HostLane:
@@ -147,11 +178,11 @@ class _HostLane:
             num_bytes += source.nbytes
         now_ns = time.perf_counter_ns()
         if self.link is None:
-            return _Moment(now_ns, 0.0)
-        duration_ns = int(num_bytes / self.link.bytes_per_s * 1e9)
-        end_ns = max(now_ns, int(self.link.clock)) + duration_ns
+            return _Moment(now_ns, now_ns)
+        begin_ns = max(now_ns, int(self.link.clock))
+        end_ns = begin_ns + int(num_bytes / self.link.bytes_per_s * 1e9)
         self.link.clock.fill_(end_ns)
-        return _Moment(end_ns, duration_ns / 1e6)
+        return _Moment(begin_ns, end_ns)
 
     def come_after_current_work(self) -> None:
         """It always does."""

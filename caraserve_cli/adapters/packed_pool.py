@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caraserve_cli.adapters.copy_lane import CopyLane, open_lane
+from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packing import fused_groups
-from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder, Transfer
+from caraserve_cli.adapters.transfer import LayerCopy, Transfer
 from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.core import AdapterMove, BaseShape
@@ -78,11 +79,15 @@ class PackedPool:
         self.used_groups: frozenset[int] = frozenset()
         self.transfers = Transfers(lane or open_lane(device), shape.num_layers)
         self._layouts: dict[int, AdapterLayout] = {}
-        # By slot: what is to be copied in; what is on its way; from which element to which one it is to be
-        # moved.
+        # By slot: what is to be copied in; what is on its way; how long what has come was; from which element
+        # to which one it is to be moved.
         self._loads: dict[int, _Load] = {}
         self._transfer_of: dict[int, Transfer] = {}
+        self._load_ms: dict[int, float] = {}
         self._moves: dict[int, tuple[int, int]] = {}
+        # The last step that read each slot; of all steps that were queued, and of those that have ended.
+        self._last_reads = np.zeros(max_adapters, dtype=np.int64)
+        self._last_step = self._last_ended = 0
         self._pinned = device.type == "cuda"
         self._move_buffer = self.weights.new_empty(
             min(MOVE_BUFFER_BYTES // dtype.itemsize, self.weights.numel())
@@ -108,6 +113,7 @@ class PackedPool:
         assert weights.packed is not None
         layout, blob = weights.packed.layout, weights.packed.blob
         first = offset_bytes // blob.itemsize
+        self._load_ms.pop(adapter_slot, None)
         self._loads[adapter_slot] = _Load(blob, first, order or LayerOrder(), on_arrival)
         self._layouts[adapter_slot] = layout
         self.stacked_rows[adapter_slot] = layout.stacked_rows
@@ -128,19 +134,33 @@ class PackedPool:
             self._open_transfer(order, adapter_slots)
         self._loads.clear()
 
+    def note_step(self, adapter_slots: NDArray[np.integer]) -> int:
+        """A step was queued that reads these slots; its number, for `note_ended`."""
+        self._last_step += 1
+        self._last_reads[adapter_slots] = self._last_step
+        return self._last_step
+
+    def note_ended(self, step: int) -> None:
+        """A step, and all before it, have read what they read."""
+        self._last_ended = max(self._last_ended, step)
+
     def gates(self, adapter_slots: Iterable[int]) -> tuple[Transfer, ...]:
         """The transfers that whoever reads these slots has to wait for, each once."""
-        self._transfer_of = {
-            adapter_slot: transfer
-            for adapter_slot, transfer in self._transfer_of.items()
-            if not transfer.has_arrived
-        }
+        for adapter_slot, transfer in tuple(self._transfer_of.items()):
+            if transfer.has_arrived:
+                self._load_ms[adapter_slot] = transfer.lasted_ms
+                del self._transfer_of[adapter_slot]
         of_slots = (self._transfer_of.get(adapter_slot) for adapter_slot in adapter_slots)
         return tuple(dict.fromkeys(transfer for transfer in of_slots if transfer is not None))
 
     def has_arrived(self, adapter_slot: int) -> bool:
         """Whether all that was loaded into a slot is there."""
         return adapter_slot not in self._loads and not self.gates([adapter_slot])
+
+    def load_ms(self, adapter_slot: int) -> float | None:
+        """How long what was loaded into a slot was on its way, from when copying it, and all that is copied
+        together with it, began; None until `has_arrived`."""
+        return self._load_ms.get(adapter_slot)
 
     def _open_transfer(self, order: LayerOrder, adapter_slots: list[int]) -> None:
         copies: list[LayerCopy] = []
@@ -193,8 +213,11 @@ class PackedPool:
         if load is not None:
             load.on_arrival()
         self._transfer_of.pop(adapter_slot, None)
+        self._load_ms.pop(adapter_slot, None)
         self._moves.pop(adapter_slot, None)
-        self.transfers.mark_stale()
+        # Most of those that leave were last read long ago: what comes in their place need not wait then.
+        if self._last_reads[adapter_slot] > self._last_ended:
+            self.transfers.mark_stale()
 
     def _table_rows(self, entries: NDArray[np.int64]) -> Tensor:
         """Where a copy to the device takes them from; the allocator of pinned memory keeps what one reads."""

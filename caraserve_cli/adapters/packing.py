@@ -94,7 +94,7 @@ class PaddedForm:
 
     def padding(self, largest_ranks: NDArray[np.int32]) -> Padding:
         """See `LoraForm`."""
-        return Padding(self.padded_rank, int(largest_ranks.max()))
+        return Padding(self.padded_rank, int(largest_ranks.max(initial=0)))
 
 
 def _lay_out(shape: BaseShape, outline: AdapterOutline, padded_rank: int | None) -> AdapterLayout:

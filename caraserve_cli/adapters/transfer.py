@@ -12,45 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, takewhile
+from itertools import takewhile
 
 from torch import Tensor
 
 from caraserve_cli.adapters.copy_lane import Arrival, CopyLane
+from caraserve_cli.adapters.layer_order import LayerGroup
 
-# Layers that are copied in one piece. A piece of a small adapter (rank 8 on q, k, v, o of Llama-2-7B: 2 MB)
-# is then large enough for the link. The very first layer is a group by itself: all wait for it. H200, a step
-# of 64 prompts of 128 tokens with 64 cold adapters (4 GB): 189 ms, 175 ms with all of them resident, 250 ms
-# with all copied before the step.
-LAYERS_PER_COPY = 4
 # Groups that are queued ahead of the one that is waited for. Chosen, not measured.
 _GROUPS_AHEAD = 2
-
-# A group of layers: the first, and the one after the last.
-LayerGroup = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerOrder:
-    """In which order a transfer brings its layers.
-
-    Attributes:
-        first_layer: brought first, then those after it, at last those before it.
-        in_one_piece: all layers together, for whoever waits for the whole of it anyway.
-    """
-
-    first_layer: int = 0
-    in_one_piece: bool = False
-
-    def groups(self, num_layers: int) -> tuple[LayerGroup, ...]:
-        """The groups of layers, as they are copied."""
-        if self.in_one_piece:
-            return ((0, num_layers),)
-        first = self.first_layer
-        ends = [first, first + 1, *range(first + LAYERS_PER_COPY, num_layers, LAYERS_PER_COPY), num_layers]
-        late = pairwise(dict.fromkeys(end for end in ends if end <= num_layers))
-        early = pairwise([*range(0, first, LAYERS_PER_COPY), first])
-        return (*late, *early)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +37,18 @@ class LayerCopy:
     target: Tensor
     source: Tensor
     layer_starts: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """What a piece of work queued on the device waits for, in this order."""
+
+    arrivals: tuple[Arrival, ...] = ()
+
+    @property
+    def ms(self) -> float:
+        """How long that work stood still; known when it has ended."""
+        return sum(arrival.stalled_ms for arrival in self.arrivals)
 
 
 class Transfer:
@@ -88,6 +70,7 @@ class Transfer:
         }
         self._arrivals: list[Arrival] = []
         self._num_waited = 0
+        self._waited: list[Arrival] = []
         self.num_bytes = sum(copy.source.nbytes for copy in copies)
 
     @property
@@ -120,6 +103,16 @@ class Transfer:
         """Milliseconds of copying, without the gaps in which nothing was queued; known when all has come."""
         return sum(arrival.took_ms for arrival in self._arrivals)
 
+    @property
+    def lasted_ms(self) -> float:
+        """From when its first copy began to when all had come, the gaps included; known then."""
+        return self._arrivals[-1].ms_since(self._arrivals[0])
+
+    def take_waited(self) -> list[Arrival]:
+        """What was waited for since this was last asked."""
+        taken, self._waited = self._waited, []
+        return taken
+
     def begin(self, num_groups: int | None = None) -> None:
         """Queue the copies of the first groups, all by default, as far as they are not yet."""
         end = len(self._groups) if num_groups is None else min(num_groups, len(self._groups))
@@ -140,6 +133,7 @@ class Transfer:
             return
         self.begin(index + 1 + _GROUPS_AHEAD)
         self._arrivals[index].wait()
+        self._waited.append(self._arrivals[index])
         self._num_waited = index + 1
 
     def _pieces(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from caraserve_cli.adapters.copy_lane import CopyLane
-from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder, Transfer
+from caraserve_cli.adapters.copy_lane import Arrival, CopyLane
+from caraserve_cli.adapters.layer_order import LayerOrder
+from caraserve_cli.adapters.transfer import LayerCopy, Stall, Transfer
 
 # What a link carries before any transfer has told: a pinned copy to an H200 over PCIe 5.0 x16, hardware.md.
 _FIRST_BYTES_PER_MS = 55e6
@@ -28,12 +29,17 @@ class Transfers:
     Args:
         lane: to the device.
         num_layers: of the base.
+
+    Attributes:
+        opened_bytes: of all transfers so far.
     """
 
     def __init__(self, lane: CopyLane, num_layers: int) -> None:
         self._lane, self._num_layers = lane, num_layers
         self._under_way: list[tuple[Transfer, Callable[[], None]]] = []
         self._is_stale = False
+        self._waited: list[Arrival] = []  # by transfers that are over, see `take_stall`
+        self.opened_bytes = 0
         self._copied_ms = 0.0
         self._bytes_per_ms = _FIRST_BYTES_PER_MS
 
@@ -67,6 +73,7 @@ class Transfers:
             self._is_stale = False
         transfer = Transfer(self._lane, copies, order.groups(self._num_layers))
         self._under_way.append((transfer, on_arrival))
+        self.opened_bytes += transfer.num_bytes
         return transfer
 
     def begin(self) -> None:
@@ -85,6 +92,7 @@ class Transfers:
             transfer, on_arrival = self._under_way.pop(0)
             took_ms = transfer.took_ms
             self._copied_ms += took_ms
+            self._waited += transfer.take_waited()
             if transfer.num_bytes >= _TELLING_BYTES and took_ms > 0:
                 self._bytes_per_ms += _NEWEST * (transfer.num_bytes / took_ms - self._bytes_per_ms)
             on_arrival()
@@ -96,6 +104,14 @@ class Transfers:
         while self._under_way and not self._under_way[0][0].has_arrived and time.perf_counter() < end_s:
             time.sleep(_LOOK_AGAIN_S)
         self.settle()
+
+    def take_stall(self) -> Stall:
+        """For how long what was queued on the current stream, since this was last asked for, stands still
+        until copies have come."""
+        waited, self._waited = self._waited, []
+        for transfer, _ in self._under_way:
+            waited += transfer.take_waited()
+        return Stall(tuple(waited))
 
     def take_copied_ms(self) -> float:
         """Milliseconds of copying by the transfers that were settled since this was last asked for."""

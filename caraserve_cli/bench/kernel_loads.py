@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from caraserve_cli.adapters.copy_lane import open_lane
+from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm
-from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder
+from caraserve_cli.adapters.transfer import LayerCopy
 from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.adapters.weights import AdapterWeights, PackedWeights
 from caraserve_cli.bench.comparison import Spread

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from caraserve_cli.adapters.copy_lane import EmulatedLink
 from caraserve_cli.adapters.weights import AdapterWeights
+from caraserve_cli.coldstart.assisted_ops import AssistedOps
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.worker_pool import AssistRows, Ticket, WorkerPool
-from caraserve_cli.core import FUSED_MODULES
-from caraserve_kernels.host_exchange import HostExchange, add_rows, send_rows
-from caraserve_kernels.lora_layout import RANKS
+from caraserve_kernels.host_exchange import HostExchange
+from caraserve_kernels.lora_layout import MAX_GROUP_MODULES, RANKS
 
 # A result that comes later than this after it was due is given up (issue 4: 20 ms).
 LATE_MS = 20.0
@@ -41,72 +39,22 @@ class AssistedSegment(NamedTuple):
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LinkWays:
-    """A slower link for activations, for experiments: the way to the host, and the way back."""
-
-    to_host: EmulatedLink
-    to_device: EmulatedLink
-
-
 class Assistance:
-    """What the workers do for one step; implements `assisted_lora.StepAssistance`.
+    """What the workers do for one step.
 
     Args:
         exchange: the memory shared with the workers.
         ticket: of the step.
-        ops: (layer, group) of each op, in the order of their numbers.
         cpu_layers: leading layers that the workers compute.
-        num_tokens: of the batch, from its first on, that are assisted.
-        late_ms: how long the device waits for one op's result.
-        stream: of the device on which activations leave; None on the CPU.
-        link: a slower one than the machine's; None for none.
+        tell_device: queues what tells the device of the step's ops; to be called once, before they are queued
+            and after whatever must not send anything.
     """
 
     def __init__(
-        self,
-        exchange: HostExchange,
-        ticket: Ticket,
-        ops: Sequence[tuple[int, int]],
-        cpu_layers: int,
-        num_tokens: int,
-        late_ms: float,
-        stream: torch.cuda.Stream | None,
-        link: LinkWays | None,
+        self, exchange: HostExchange, ticket: Ticket, cpu_layers: int, tell_device: Callable[[], None]
     ) -> None:
         self._exchange, self._ticket = exchange, ticket
-        self._number_of = {op: ticket.first_number + index for index, op in enumerate(ops)}
-        self.cpu_layers, self.num_tokens = cpu_layers, num_tokens
-        self._late_ms, self._stream, self._link = late_ms, stream, link
-
-    def send(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
-        """See `StepAssistance`."""
-        number = self._number_of.get((layer, FUSED_MODULES.index(modules)))
-        if number is None:
-            return False
-        if self._stream is None:
-            self._send(x, number)
-            return True
-        # Beside the base's product. `x` lives until the result is there, which comes after it was sent.
-        self._stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(self._stream):
-            self._send(x, number)
-        return True
-
-    def _send(self, x: Tensor, number: int) -> None:
-        if self._link is not None:
-            self._link.to_host.carry(x.numel() * x.itemsize)
-        send_rows(x, self._exchange, number)
-
-    def receive(self, layer: int, modules: tuple[str, ...], y: Tensor) -> None:
-        """See `StepAssistance`."""
-        number = self._number_of.get((layer, FUSED_MODULES.index(modules)))
-        if number is None:
-            return
-        ticket = self._ticket
-        add_rows(y, self._exchange, number, ticket.first_number, ticket.workers, self._late_ms)
-        if self._link is not None:
-            self._link.to_device.carry(y.numel() * y.itemsize)
+        self.cpu_layers, self.tell_device = cpu_layers, tell_device
 
     @property
     def was_in_time(self) -> bool:
@@ -116,7 +64,8 @@ class Assistance:
 
     def abandon(self) -> None:
         """The step will not be computed: what the workers have of it is void."""
-        self._exchange.failed.fill_(self._ticket.first_number + self._ticket.num_ops - 1)
+        if self._ticket.num_ops:
+            self._exchange.failed.fill_(self._ticket.last_number)
 
 
 class Assistant:
@@ -129,16 +78,15 @@ class Assistant:
         late_ms: how late a result may be before it is given up.
 
     Attributes:
-        link: a slower one than the machine's, for experiments; None for none.
+        ops: what a device queues of a step's ops.
     """
 
     def __init__(
         self, memory: ExchangeMemory, pool: WorkerPool, device: torch.device, late_ms: float = LATE_MS
     ) -> None:
         self._memory, self._pool, self._late_ms = memory, pool, late_ms
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.ops = AssistedOps(memory.exchange, memory.max_rows, device)
         self._tables: dict[int, NDArray[np.int64]] = {}
-        self.link: LinkWays | None = None
         self.num_lost_workers = 0
         # What to call when all tickets up to one have ended, in their order.
         self._when_over: deque[tuple[int, Callable[[], None]]] = deque()
@@ -180,16 +128,11 @@ class Assistant:
         ticket = self._pool.submit(rows, ops, num_tokens)
         largest_rank = int(ranks.max(initial=0))
         due_ms = self._memory.op_flops(num_tokens, largest_rank) / _SLOWEST_FLOPS * 1000.0
-        return Assistance(
-            self._memory.exchange,
-            ticket,
-            ops,
-            cpu_layers,
-            num_tokens,
-            self._late_ms + due_ms / self._pool.num_workers,
-            self._stream,
-            self.link,
-        )
+        # A worker for each module, and as many runs of rows.
+        num_row_runs = max(1, ticket.workers.bit_count() // MAX_GROUP_MODULES)
+        late_ms = self._late_ms + due_ms / num_row_runs
+        tell_device = partial(self.ops.write, ticket, ops, rows[0].table.shape[0], num_tokens, late_ms)
+        return Assistance(self._memory.exchange, ticket, cpu_layers, tell_device)
 
     def call_when_over(self, call: Callable[[], None]) -> None:
         """Have something called, by `settle`, once no worker reads any more what it was given so far."""

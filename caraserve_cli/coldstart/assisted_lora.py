@@ -13,54 +13,55 @@ from typing import Protocol
 
 from torch import Tensor
 
+from caraserve_cli.core import FUSED_MODULES
 from caraserve_cli.model.contexts import LoraContext
 
 
 class StepAssistance(Protocol):
-    """The workers' side of one step."""
+    """The workers' side of a step."""
 
-    @property
-    def cpu_layers(self) -> int:
-        """Leading layers that the workers compute."""
+    def send(self, layer: int, group: int, x: Tensor) -> None:
+        """Have the assisted rows of `x` [tokens, width] brought to the workers, if they compute this op."""
         ...
 
-    def send(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
-        """Have the rows [tokens, width] of `x` brought to the workers; False if none of the adapters changes
-        these modules."""
-        ...
-
-    def receive(self, layer: int, modules: tuple[str, ...], y: Tensor) -> None:
-        """Have what the workers made of what was sent last added to the rows of `y`."""
+    def receive(self, layer: int, group: int, y: Tensor) -> None:
+        """Have what the workers made of what was sent last added to the assisted rows of `y`."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AssistedLora:
-    """`LoraContext` of a step whose first `num_tokens` tokens are assisted.
+    """`LoraContext` of a step whose first tokens are assisted.
 
     Attributes:
         early: adds the adapters of all other tokens.
         late: adds those of all tokens, in layers that the workers do not compute.
         assistance: the workers.
-        num_tokens: assisted.
+        cpu_layers: leading layers that they compute.
+        groups: fused groups that any adapter changes, indices of FUSED_MODULES.
     """
 
     early: LoraContext
     late: LoraContext
     assistance: StepAssistance
-    num_tokens: int
+    cpu_layers: int
+    groups: frozenset[int]
 
     def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
         """See `LoraContext`."""
-        if layer >= self.assistance.cpu_layers:
+        if layer >= self.cpu_layers:
             return self.late.begin(layer, modules, x)
-        self.assistance.send(layer, modules, x[: self.num_tokens])
+        group = FUSED_MODULES.index(modules)
+        if group in self.groups:
+            self.assistance.send(layer, group, x)
         return self.early.begin(layer, modules, x)
 
     def add(self, layer: int, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
         """See `LoraContext`."""
-        if layer >= self.assistance.cpu_layers:
+        if layer >= self.cpu_layers:
             self.late.add(layer, modules, x, y)
             return
         self.early.add(layer, modules, x, y)
-        self.assistance.receive(layer, modules, y[: self.num_tokens])
+        group = FUSED_MODULES.index(modules)
+        if group in self.groups:
+            self.assistance.receive(layer, group, y)

@@ -2,33 +2,35 @@
 
 Pure: a machine's profile and an arrival's facts in, predictions out; tens of microseconds for one arrival.
 
-Which way wins (`best`). Two things are asked for at once: a mean TTFT of cold arrivals and a mean time per
-output token (TPOT) of the others that are both close to the best that any way gives. A weighted sum of
-milliseconds cannot promise that: with any weights there are links and batches where it buys a little of one
-with a lot of the other. So each way has two losses, its TTFT over the least TTFT and the others' TPOT over
-the least TPOT, and the way whose larger loss is smallest is taken. If some way is within 5% of the best in
-both, then so is the one taken; if none is, the one taken loses least where it loses most. Without others,
-what counts is TTFT alone.
+Which way wins (`best`). Two things are asked for at once: a low TTFT of cold arrivals, and a low time per
+output token (TPOT) of the others. A sum of milliseconds would have one outweigh the other on some links and
+batches, so what is smallest is their product: a hundredth more of the one is as bad as a hundredth more of
+the other. Without others, TTFT alone counts.
 
 The others' TPOT is what it is where every running request is followed by a cold one: each such request
 decodes `max_output_tokens` tokens, in which `num_decoding` + 1 arrivals come, so that a step delayed by an
 arrival is one in `max_output_tokens` / (`num_decoding` + 1). If fewer arrivals are cold, the others are
 delayed less than is said.
 
-A request held until the rest of its copies hides under its prefill (`Decision.hold_ms`) has the TTFT of one
-that prefills at once and waits for the link, and delays nobody: it is a way of its own here.
+The ways differ in how many leading layers CPU workers compute, and in whether the request prefills at once
+or is held until the rest of its copies hides under its prefill (`Decision.hold_ms`): that delays nobody, and
+its own TTFT is the same as if it had waited for the link. Layers are given to CPU workers in the pieces in
+which steps are computed (`transfer.LayerOrder`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
+from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.coldstart.arrival import Arrival, Decision
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import ColdStart
 from caraserve_cli.perf.adapter_ops import AdapterOp, adapter_ops
 from caraserve_cli.perf.cpu_lora import CpuLoraOp
+from caraserve_cli.perf.op_cut import OpCut
 from caraserve_cli.perf.profile import MachineProfile
 
 # Losses that differ by less are equal, and the earlier of the ways in `ways` is taken: a measured model does
@@ -52,6 +54,16 @@ class Prediction:
     ttft_ms: float
     stall_ms: float
     complete_ms: float
+
+
+def _decision(cpu_layers: int, hold_ms: float) -> Decision:
+    return Decision(ColdStart.CPU_ASSIST if cpu_layers else ColdStart.STREAM, cpu_layers, hold_ms)
+
+
+@cache
+def _piece_ends(num_layers: int) -> tuple[int, ...]:
+    """Where the pieces of a step end."""
+    return tuple(end for _, end in LayerOrder().groups(num_layers))
 
 
 class BreakEven:
@@ -98,36 +110,27 @@ class BreakEven:
         """Every way that the arrival has, what takes least from others first: those of equal merit come in
         the order in which they are to be taken."""
         race, later_ms = self.race(arrival), self._later_chunks_ms(arrival)
-        boundary_ms = self._boundary_ms(arrival)
-        ways = [self._stream(arrival, race, later_ms)]
-        if arrival.num_decoding and (held := self._held_stream(arrival, race, later_ms, boundary_ms)):
-            ways.append(held)
-        if self.can_assist(arrival) and (cpu_layers := race.fewest_cpu_layers()):
-            ways.append(self._cpu_assist(arrival, race, later_ms, cpu_layers))
+        ways: list[Prediction] = []
+        for cpu_layers in (0, *self._cpu_layers(arrival, race)):
+            ways.append(self._at_once(arrival, race, later_ms, cpu_layers))
+            if arrival.num_decoding and (held := self._held(arrival, race, later_ms, cpu_layers)):
+                ways.append(held)
         ways.append(self._on_demand(arrival, race, later_ms))
         return ways
 
     def fewest_cpu_layers(self, arrival: Arrival) -> int:
         """The leading layers for CPU workers with which the link is never waited for."""
-        return self.race(arrival).fewest_cpu_layers()
+        race = self.race(arrival)
+        fewest = race.fewest_cpu_layers()
+        return fewest and next(end for end in _piece_ends(race.num_layers) if end >= fewest)
 
     def best(self, arrival: Arrival) -> Prediction:
         """The way that loses least; see the module's text."""
         ways = self.ways(arrival)
-        least_ttft_ms = min(way.ttft_ms for way in ways)
-        tpots_ms = [self.others_tpot_ms(arrival, way) for way in ways]
-        least_tpot_ms = min(tpots_ms)
-        losses = [
-            (way.ttft_ms / least_ttft_ms, tpot_ms / least_tpot_ms if least_tpot_ms else 1.0)
-            for way, tpot_ms in zip(ways, tpots_ms, strict=True)
-        ]
+        costs = [way.ttft_ms * (self.others_tpot_ms(arrival, way) or 1.0) for way in ways]
         best = 0
-        for index, loss in enumerate(losses):
-            if max(loss) < max(losses[best]) - _EQUAL_LOSSES or (
-                # As bad where it is worst: then the other one counts.
-                abs(max(loss) - max(losses[best])) <= _EQUAL_LOSSES
-                and min(loss) < min(losses[best]) - _EQUAL_LOSSES
-            ):
+        for index, cost in enumerate(costs):
+            if cost < costs[best] * (1 - _EQUAL_LOSSES):
                 best = index
         return ways[best]
 
@@ -143,34 +146,46 @@ class BreakEven:
 
     # The ways
 
-    def _stream(self, arrival: Arrival, race: LayerRace, later_ms: float) -> Prediction:
-        ttft_ms = race.prefill_ms(0) + later_ms
+    def _cpu_layers(self, arrival: Arrival, race: LayerRace) -> Sequence[int]:
+        """How many leading layers CPU workers may compute: none more than what keeps the link from being
+        waited for."""
+        fewest = race.fewest_cpu_layers()
+        if not fewest or not self.can_assist(arrival):
+            return ()
+        ends = _piece_ends(race.num_layers)
+        return ends[: 1 + next(index for index, end in enumerate(ends) if end >= fewest)]
+
+    def _at_once(self, arrival: Arrival, race: LayerRace, later_ms: float, cpu_layers: int) -> Prediction:
+        ttft_ms = race.prefill_ms(cpu_layers) + later_ms
         return Prediction(
-            Decision(ColdStart.STREAM), ttft_ms, race.stall_ms(0), max(ttft_ms, race.complete_ms(0))
+            _decision(cpu_layers, hold_ms=0.0),
+            ttft_ms,
+            race.stall_ms(cpu_layers),
+            self._complete_ms(arrival, race, cpu_layers, ttft_ms),
         )
 
-    def _held_stream(
-        self, arrival: Arrival, race: LayerRace, later_ms: float, boundary_ms: float
-    ) -> Prediction | None:
+    def _held(self, arrival: Arrival, race: LayerRace, later_ms: float, cpu_layers: int) -> Prediction | None:
         """A step begins some time within a decoding step after the hold: half of one later on average, so
         much is taken off the hold. What then comes too early waits, what comes too late is late: an eighth of
         a decoding step each, on average."""
-        hold_ms = race.hold_ms() - boundary_ms
+        boundary_ms = self._boundary_ms(arrival)
+        hold_ms = race.hold_ms(cpu_layers) - boundary_ms
         if hold_ms <= 0:
             return None
-        off_ms = boundary_ms / 4
-        ttft_ms = race.hold_ms() + race.num_layers * race.gpu_layer_ms + off_ms + later_ms
+        off_ms, computing_ms = boundary_ms / 4, race.computing_ms(cpu_layers)
+        ttft_ms = race.hold_ms(cpu_layers) + computing_ms + off_ms + later_ms
         return Prediction(
-            Decision(ColdStart.STREAM, hold_ms=hold_ms), ttft_ms, off_ms, max(ttft_ms, race.complete_ms(0))
+            _decision(cpu_layers, hold_ms),
+            ttft_ms,
+            computing_ms - race.num_layers * race.gpu_layer_ms + off_ms,
+            self._complete_ms(arrival, race, cpu_layers, ttft_ms),
         )
 
-    def _cpu_assist(self, arrival: Arrival, race: LayerRace, later_ms: float, cpu_layers: int) -> Prediction:
-        ttft_ms = race.prefill_ms(cpu_layers) + later_ms
-        # With one token to answer, the layers of the CPU workers are never needed on the device.
-        needs_all = arrival.max_output_tokens > 1
-        complete_ms = max(ttft_ms, race.complete_ms(cpu_layers)) if needs_all else ttft_ms
-        decision = Decision(ColdStart.CPU_ASSIST, cpu_layers)
-        return Prediction(decision, ttft_ms, race.stall_ms(cpu_layers), complete_ms)
+    def _complete_ms(self, arrival: Arrival, race: LayerRace, cpu_layers: int, ttft_ms: float) -> float:
+        """With one token to answer, the layers of the CPU workers are never needed on the device."""
+        if cpu_layers and arrival.max_output_tokens == 1:
+            return ttft_ms
+        return max(ttft_ms, race.complete_ms(cpu_layers))
 
     def _on_demand(self, arrival: Arrival, race: LayerRace, later_ms: float) -> Prediction:
         """That all has come is seen when a step is planned, which is begun when the one before it ends."""
@@ -214,14 +229,14 @@ class BreakEven:
         cpu_lora, exchange = self.profile.cpu_lora, self.profile.exchange
         if cpu_lora is None:
             return 0.0
-        wanted = -(-num_tokens // self.profile.tokens_per_worker)
-        num_workers = max(1, min(arrival.free_workers, wanted))
+        num_free = max(1, arrival.free_workers)
         beyond_ms = 0.0
         for op in ops:
             rows_bytes = num_tokens * (op.in_width + op.group_out_width) * self.profile.dtype_bytes
             exchange_ms = exchange.copy_ms(rows_bytes) if exchange else 0.0
+            cut = OpCut.of(num_tokens, len(op.out_widths), num_free, self.profile.tokens_per_worker)
             op_ms = cpu_lora.predict_ms(
-                CpuLoraOp(num_tokens, op.in_width, op.out_widths, arrival.lora_rank, num_workers)
+                CpuLoraOp(num_tokens, op.in_width, op.out_widths, arrival.lora_rank, cut.num_shares)
             )
             beyond_ms += max(0.0, op_ms + exchange_ms - op.gpu_share * gpu_layer_ms)
         return beyond_ms

@@ -1,8 +1,8 @@
 """The LoRA part of one fused projection on one CPU core: x·Aᵀ·B + bias for the rows of one adapter.
 
-All A rows of a group lie one below the other (`caraserve_kernels.lora_layout`), so one product shrinks x for
-all its modules; then each module's rows are expanded into its columns. Weights are read where they are, in
-the form in which they are copied to the device; nothing is packed or kept.
+The A rows of a group lie one below the other (`caraserve_kernels.lora_layout`), so one product shrinks x for
+neighbouring modules; then each module's rows are expanded into its columns. Weights are read where they are,
+in the form in which they are copied to the device; nothing is packed or kept.
 
 Of torch's ways, `mm` with `out=` is as fast as any or faster, into columns of a wider result too. AMD Zen 5
 core, bfloat16 through oneDNN, d = 4096, q + k + v, B stored as [lora_rank, out]; us of the shrink / of one
@@ -47,14 +47,16 @@ class _Expand(NamedTuple):
 
 
 class GroupProducts:
-    """The products of one op for the rows of one adapter, every view made: what is left is arithmetic.
+    """The products of some modules of one op for the rows of one adapter, every view made: what is left is
+    arithmetic.
 
     Args:
         x: [t, in_width], the run's dtype.
-        out: [t, sum of out_widths], overwritten by `run`; rows may be strided.
+        out: [t, sum of out_widths], of which `run` overwrites the modules' columns; rows may be strided.
         arena: flat, the run's dtype.
         entry: TABLE_FIELDS of one (layer, group), its offsets in elements of `arena`.
         group: what is projected.
+        modules: of the group, neighbours.
         compute_dtype: float32, or that of the run.
     """
 
@@ -67,25 +69,28 @@ class GroupProducts:
         arena: Tensor,
         entry: Sequence[int] | NDArray[np.int64],
         group: FusedGroup,
+        modules: range,
         compute_dtype: torch.dtype,
     ) -> None:
         fields = entry.tolist() if isinstance(entry, np.ndarray) else entry
         first_element = arena.storage_offset()
-        firsts = [FIRST_MODULE + index * MODULE_FIELDS for index in range(len(group.modules))]
-        stacked_rows = sum(fields[first + MODULE_RANK] for first in firsts)
+        first_row, stacked_rows = _stacked(fields, modules)
         self._is_widened = compute_dtype != arena.dtype
         self._x = x
         self._a = arena.as_strided(
-            (group.in_width, stacked_rows), (1, group.in_width), first_element + fields[A_OFFSET]
+            (group.in_width, stacked_rows),
+            (1, group.in_width),
+            first_element + fields[A_OFFSET] + first_row * group.in_width,
         )
         self._h = x.new_empty((x.shape[0], stacked_rows), dtype=compute_dtype)
         self._expands: list[_Expand] = []
         self._zeros: list[Tensor] = []
-        column = 0
-        for first, width in zip(firsts, group.out_widths, strict=True):
+        column = sum(group.out_widths[: modules.start])
+        for module in modules:
+            first, width = FIRST_MODULE + module * MODULE_FIELDS, group.out_widths[module]
             y = out[:, column : column + width]
             column += width
-            lora_rank, row = fields[first + MODULE_RANK], fields[first + MODULE_ROW]
+            lora_rank, row = fields[first + MODULE_RANK], fields[first + MODULE_ROW] - first_row
             if lora_rank == 0:
                 self._zeros.append(y)
                 continue
@@ -97,7 +102,7 @@ class GroupProducts:
             self._expands.append(_Expand(self._h[:, row : row + lora_rank], b, bias, y))
 
     def run(self) -> None:
-        """Read x, write all of out."""
+        """Read x, write all columns of the modules."""
         for y in self._zeros:
             y.zero_()
         if not self._expands:
@@ -139,19 +144,35 @@ def add_group(
         compute_dtype: float32, or that of the run; by default what this CPU is fast at.
     """
     dtype = choose_compute_dtype(arena.dtype) if compute_dtype is None else compute_dtype
-    GroupProducts(x, out, arena, entry, group, dtype).run()
+    GroupProducts(x, out, arena, entry, group, range(len(group.modules)), dtype).run()
 
 
-def entry_extent(entry: Sequence[int], group: FusedGroup) -> tuple[int, int]:
-    """The elements of the arena, from the first to behind the last, that an op with this entry reads."""
-    first_element = end = entry[A_OFFSET]
-    for index, width in enumerate(group.out_widths):
-        first = FIRST_MODULE + index * MODULE_FIELDS
+def weight_extents(entry: Sequence[int], group: FusedGroup, modules: range) -> list[tuple[int, int]]:
+    """The elements of the arena, each from the first to behind the last, that products of these neighbouring
+    modules read; in the order in which they do."""
+    first_row, stacked_rows = _stacked(entry, modules)
+    extents = []
+    if stacked_rows:
+        a_first = entry[A_OFFSET] + first_row * group.in_width
+        extents.append((a_first, a_first + stacked_rows * group.in_width))
+    for module in modules:
+        first, width = FIRST_MODULE + module * MODULE_FIELDS, group.out_widths[module]
+        b_offset, bias_offset = entry[first + MODULE_B_OFFSET], entry[first + MODULE_BIAS_OFFSET]
         if entry[first + MODULE_RANK]:
-            end = max(end, entry[first + MODULE_B_OFFSET] + entry[first + MODULE_RANK] * width)
-        if entry[first + MODULE_BIAS_OFFSET] != NO_BIAS:
-            end = max(end, entry[first + MODULE_BIAS_OFFSET] + width)
-    return first_element, end
+            extents.append((b_offset, b_offset + entry[first + MODULE_RANK] * width))
+        if bias_offset != NO_BIAS:
+            extents.append((bias_offset, bias_offset + width))
+    return extents
+
+
+def _stacked(entry: Sequence[int], modules: range) -> tuple[int, int]:
+    """Of these neighbouring modules' A, the first row in the group's stack, and how many they are."""
+    firsts = range(
+        FIRST_MODULE + modules.start * MODULE_FIELDS,
+        FIRST_MODULE + modules.stop * MODULE_FIELDS,
+        MODULE_FIELDS,
+    )
+    return entry[firsts.start + MODULE_ROW], sum(entry[first + MODULE_RANK] for first in firsts)
 
 
 @cache

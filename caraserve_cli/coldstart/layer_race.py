@@ -65,7 +65,7 @@ class LayerRace:
     def prefill_ms(self, cpu_layers: int) -> float:
         """From the begin of the prefill to the end of its last layer."""
         gpu_layers = self.num_layers - cpu_layers
-        computing_ms = cpu_layers * self.cpu_layer_ms + gpu_layers * self.gpu_layer_ms
+        computing_ms = self.computing_ms(cpu_layers)
         if not gpu_layers or not self.copy_layer_ms:
             return computing_ms
         before_ms = self.copies_begin_ms + cpu_layers * self.result_layer_ms
@@ -84,11 +84,16 @@ class LayerRace:
         copying_ms = self.num_layers * self.copy_layer_ms + cpu_layers * self.result_layer_ms
         return self.copies_begin_ms + copying_ms
 
-    def hold_ms(self) -> float:
-        """How long to wait with a prefill of which the GPU computes every layer, so that it then never
-        waits."""
-        if not self.copy_layer_ms:
+    def hold_ms(self, cpu_layers: int) -> float:
+        """How long to wait with a prefill, so that it then never waits for the link; may be below 0."""
+        gpu_layers = self.num_layers - cpu_layers
+        if not gpu_layers or not self.copy_layer_ms:
             return 0.0
-        first_ms = self.copies_begin_ms + self.copy_layer_ms
-        last_ms = self.complete_ms(0) - (self.num_layers - 1) * self.gpu_layer_ms
+        before_ms = self.copies_begin_ms + cpu_layers * (self.result_layer_ms - self.cpu_layer_ms)
+        first_ms = before_ms + self.copy_layer_ms
+        last_ms = before_ms + gpu_layers * self.copy_layer_ms - (gpu_layers - 1) * self.gpu_layer_ms
         return max(first_ms, last_ms)
+
+    def computing_ms(self, cpu_layers: int) -> float:
+        """What the prefill takes where the link is not waited for."""
+        return cpu_layers * self.cpu_layer_ms + (self.num_layers - cpu_layers) * self.gpu_layer_ms

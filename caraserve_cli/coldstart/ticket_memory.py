@@ -61,7 +61,7 @@ class WorkerTicket:
 
     Attributes:
         ticket: numbers and workers.
-        num_rows: of the step, shared out among the workers.
+        num_rows: of the step, of which each worker has a part (`own_parts`).
         before: worker -> number of the op that it must have done before anyone writes a result of this
             ticket: a worker that is late with an earlier one would write over it.
         ops: (layer, group) of each op.
@@ -75,12 +75,6 @@ class WorkerTicket:
     ops: Sequence[tuple[int, int]]
     segments: Sequence[tuple[int, int]]
     entries: NDArray[np.int64]
-
-    def share(self, worker: int) -> range:
-        """The rows that a worker of the ticket computes: as many as any other's, or one more or less."""
-        mask = self.ticket.workers
-        place, num_workers = (mask & ((1 << worker) - 1)).bit_count(), mask.bit_count()
-        return range(self.num_rows * place // num_workers, self.num_rows * (place + 1) // num_workers)
 
 
 class TicketMemory:

@@ -1,10 +1,12 @@
-"""A CPU worker: sleeps until it is told of a ticket, then computes its share of each op as the rows come.
+"""A CPU worker: sleeps until it is told of a ticket, then computes its part of each op as the rows come.
 
 It never trusts that an op will come, nor that it is in time. Every wait ends when the ticket has failed; what
 a failed ticket leaves undone is skipped. So that a late worker cannot spoil a later step, nobody writes a
-result before all workers have ended what they were given earlier (`WorkerTicket.before`).
+result before all workers have ended what they were given earlier (`WorkerTicket.before`), and nobody says
+that it is done with an op before the first one of the ticket is sent: until then the device may be waiting
+for a worker of the same index that is dead, and would take the word for that one's.
 
-Knows no adapters and no devices. Parallel by tokens, one process a core, as in CaraServe.
+Knows no adapters and no devices. One process a core, as in CaraServe; which part is whose: `own_parts`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +23,11 @@ from functools import partial
 import torch
 
 from caraserve_cli.coldstart.arena_view import ArenaView
-from caraserve_cli.coldstart.cpu_lora import GroupProducts, add_group, choose_compute_dtype, entry_extent
+from caraserve_cli.coldstart.cpu_lora import add_group
 from caraserve_cli.coldstart.exchange_memory import ExchangeLayout, ExchangeMemory
+from caraserve_cli.coldstart.own_parts import iter_own_parts
+from caraserve_cli.coldstart.parts_ahead import PartsAhead
+from caraserve_cli.coldstart.read_ahead import ReadAhead
 from caraserve_cli.coldstart.ticket_memory import TicketMemory, WorkerTicket
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup
 
@@ -49,6 +54,7 @@ class WorkerSpec:
         layout: of the exchange.
         arena_bytes: size of the arena.
         max_ops, max_segments: of the ticket memory.
+        tokens_per_worker: from which another worker computes a part of a module.
     """
 
     groups: Sequence[FusedGroup]
@@ -56,6 +62,7 @@ class WorkerSpec:
     arena_bytes: int
     max_ops: int
     max_segments: int
+    tokens_per_worker: int
 
 
 class SharedMemory:
@@ -82,8 +89,7 @@ def run_worker(spec: WorkerSpec, memory: SharedMemory, index: int, core: int, wa
 
 class _Worker:
     def __init__(self, spec: WorkerSpec, memory: SharedMemory, index: int, wakes: socket.socket) -> None:
-        self._groups, self._memory, self._index, self._wakes = spec.groups, memory, index, wakes
-        self._compute_dtype = choose_compute_dtype(spec.layout.dtype)
+        self._spec, self._memory, self._index, self._wakes = spec, memory, index, wakes
         exchange = memory.exchange
         self._sent, self._done, self._failed = exchange.sent, exchange.done, exchange.failed
 
@@ -102,68 +108,36 @@ class _Worker:
         return self._wakes.recv(PLACE_MESSAGE.size) or None
 
     def _work(self, ticket: WorkerTicket) -> None:
-        first_number, share = ticket.ticket.first_number, ticket.share(self._index)
-        num_touched = 0
-        for op in range(ticket.ticket.num_ops):
-            # While the rows are on their way views are made, and the weights of later ops touched.
-            steps = self._prepare(ticket, op, share)
-            number = first_number + op
-            num_touched = max(num_touched, op)
-            while (
-                num_touched < ticket.ticket.num_ops
-                and self._sent[0] < number
-                and self._failed[0] < first_number
-            ):
-                self._touch(ticket, num_touched, share)
-                num_touched += 1
-            if not self._wait(partial(self._is_sent, number), first_number):
-                break
-            if op == 0 and not self._wait(partial(self._have_ended, ticket.before), first_number):
-                break
-            for step in steps:
-                step()
-            self._done[self._index] = number
+        first_number = ticket.ticket.first_number
+        ahead = self._parts_of(ticket)
+        if self._wait(partial(self._may_begin, ticket), first_number, ahead):
+            while (op := ahead.next_op()) is not None:
+                number = first_number + op
+                # With the ops between its parts it has nothing to do.
+                self._done[self._index] = number - 1
+                if not self._wait(partial(self._is_sent, number), first_number, ahead):
+                    break
+                ahead.run_next()
+                self._done[self._index] = number
         # Of a ticket that has failed nothing is added any more, whatever is said to be done.
         self._done[self._index] = ticket.ticket.last_number
 
-    def _prepare(self, ticket: WorkerTicket, op: int, share: range) -> list[Callable[[], object]]:
-        """What computes the share of one op: products for rows of adapters, zeros for the rows between."""
-        group_index = ticket.ops[op][1]
-        group = self._groups[group_index]
-        x, result = self._memory.exchange.rows(ticket.num_rows, group.in_width, sum(group.out_widths))
-        arena = self._memory.arena.elements
-        steps: list[Callable[[], object]] = []
-        row = share.start
-        for segment, (first_row, num_rows) in enumerate(ticket.segments):
-            first, end = max(first_row, share.start), min(first_row + num_rows, share.stop)
-            if first >= end:
-                continue
-            if row < first:
-                steps.append(result[row:first].zero_)
-            entry = ticket.entries[segment, op]
-            steps.append(
-                GroupProducts(x[first:end], result[first:end], arena, entry, group, self._compute_dtype).run
-            )
-            row = end
-        if row < share.stop:
-            steps.append(result[row : share.stop].zero_)
-        return steps
-
-    def _touch(self, ticket: WorkerTicket, op: int, share: range) -> None:
-        group = self._groups[ticket.ops[op][1]]
-        for segment, (first_row, num_rows) in enumerate(ticket.segments):
-            if first_row < share.stop and share.start < first_row + num_rows:
-                extent = entry_extent(ticket.entries[segment, op].tolist(), group)
-                self._memory.arena.touch(*extent)
+    def _parts_of(self, ticket: WorkerTicket) -> PartsAhead:
+        spec, memory = self._spec, self._memory
+        parts = iter_own_parts(ticket, spec.groups, self._index, spec.tokens_per_worker)
+        read_ahead, arena = ReadAhead(memory.arena), memory.arena.elements
+        return PartsAhead(ticket, parts, spec.groups, memory.exchange, read_ahead, arena)
 
     def _is_sent(self, number: int) -> bool:
         return self._sent[0] >= number
 
-    def _have_ended(self, before: Mapping[int, int]) -> bool:
-        return all(self._done[worker] >= number for worker, number in before.items())
+    def _may_begin(self, ticket: WorkerTicket) -> bool:
+        is_sent = self._is_sent(ticket.ticket.first_number)
+        return is_sent and all(self._done[worker] >= number for worker, number in ticket.before.items())
 
-    def _wait(self, is_so: Callable[[], bool], first_number: int) -> bool:
-        """Wait until it is so: True; or until the ticket that begins with this number has failed: False."""
+    def _wait(self, is_so: Callable[[], bool], first_number: int, ahead: PartsAhead) -> bool:
+        """Wait until it is so: True; or until the ticket that begins with this number has failed: False. What
+        will be needed is made ready meanwhile."""
         failed = self._failed
         if is_so():
             return failed[0] < first_number
@@ -171,6 +145,8 @@ class _Worker:
         while failed[0] < first_number:
             if is_so():
                 return failed[0] < first_number
+            if ahead.advance():
+                continue
             waited_ns = time.perf_counter_ns() - began_ns
             if waited_ns > _YIELD_NS:
                 time.sleep(_SLEEP_S)

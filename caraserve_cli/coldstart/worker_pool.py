@@ -4,7 +4,8 @@ Nothing here waits for a worker once the pool is made, and none of their deaths 
 dead worker had is late, which is for the other end of the exchange to notice; the index gets a new process;
 without any worker `num_workers` is 0. Knows no devices and no strategies.
 
-Parallel by tokens: ceil(tokens / tokens_per_worker) workers, as in CaraServe.
+A ticket has as many workers as the ops of a layer have parts (`own_parts`). In CaraServe they are
+ceil(tokens / tokens_per_worker), each reading the weights of all modules.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.nursery_process import NurseryProcess
+from caraserve_cli.coldstart.own_parts import count_workers
 from caraserve_cli.coldstart.ticket_memory import NUM_PLACES, AssistRows, Ticket, TicketMemory
 from caraserve_cli.coldstart.worker import WorkerSpec
 from caraserve_cli.coldstart.worker_seat import GivenTicket, WorkerSeat
@@ -46,7 +48,7 @@ class WorkerPool:
         exchange_memory: what the workers read x from and write results to.
         dtype: of the run.
         cores: one for each worker, at most MAX_WORKERS.
-        tokens_per_worker: from which another worker computes a part.
+        tokens_per_worker: from which another worker computes a part of a module.
 
     Raises:
         InputError: no worker starts.
@@ -75,7 +77,12 @@ class WorkerPool:
         self._tickets = TicketMemory.create(len(groups) * _MAX_LAYERS, max_rows)
         tickets = self._tickets
         spec = WorkerSpec(
-            tuple(groups), exchange_memory.layout, arena_bytes, tickets.max_ops, tickets.max_segments
+            tuple(groups),
+            exchange_memory.layout,
+            arena_bytes,
+            tickets.max_ops,
+            tickets.max_segments,
+            tokens_per_worker,
         )
         try:
             self._nursery = NurseryProcess(spec, (arena_fd, exchange_memory.fd, tickets.fd))
@@ -128,10 +135,10 @@ class WorkerPool:
             raise ValueError(f"{num_rows} rows; the exchange has room for {self._exchange.max_rows}")
         if not ops:
             return Ticket(self._next_number, 0, 0)
-        num_workers = min(self.num_workers, -(-num_rows // self._tokens_per_worker))
-        place = self._free_place()
-        if num_workers == 0 or place is None:
+        num_free, place = self.num_workers, self._free_place()
+        if num_free == 0 or place is None:
             raise ValueError("no worker can be given work; ask num_workers first")
+        num_workers = count_workers(rows, ops, num_rows, num_free, self._tokens_per_worker)
         chosen = [seat for seat in self._seats if seat.is_ready][:num_workers]
         before = {seat.index: seat.given[-1].ticket.last_number for seat in self._seats if seat.given}
         ticket = Ticket(self._next_number, len(ops), sum(1 << seat.index for seat in chosen))

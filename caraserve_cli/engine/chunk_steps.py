@@ -1,13 +1,13 @@
 """Steps with prompts in them: their inputs, their LoRA, their graphs, and what CPU workers do of them.
 
-Most replay CUDA graphs, cut where layers of cold adapters are waited for. Launched kernel by kernel are the
-layers that CPU workers assist, whose kernels are told numbers that only grow; steps of many tokens, for which
-the host is fast enough; and those with rotary frequencies of their own.
+Most replay CUDA graphs, cut where layers of cold adapters are waited for: of each piece there is one that
+CPU workers assist, and one that they do not. Launched kernel by kernel are steps of many tokens, for which
+the host is fast enough, and those with rotary frequencies of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,18 +15,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caraserve_cli.adapters.transfer import LayerOrder, Transfer
+from caraserve_cli.adapters.layer_order import LayerOrder
+from caraserve_cli.adapters.transfer import Transfer
 from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
 from caraserve_cli.coldstart.assisted_lora import AssistedLora
 from caraserve_cli.engine.gpu_parts import GpuParts, write_work
 from caraserve_cli.engine.pool_lora import LoraWay, PoolLora, align_work
 from caraserve_cli.engine.step_batch import StepBatch
 from caraserve_cli.engine.step_graphs import StepGraphs
-from caraserve_cli.engine.step_sizes import MAX_CHUNK_TOKENS, chunk_size, chunk_sizes
+from caraserve_cli.engine.step_sizes import (
+    MAX_ASSISTED_TOKENS,
+    MAX_CHUNK_TOKENS,
+    chunk_size,
+    chunk_sizes,
+)
 from caraserve_cli.model.contexts import LoraContext, NoLora
 from caraserve_cli.model.decoder import ResidualStream
 from caraserve_cli.model.triton_attention import ChunkAttention
 from caraserve_kernels.paged_prefill import PrefillTiling, build_prefill_tiles, choose_prefill_tiling
+
+
+@dataclass(frozen=True, slots=True)
+class _AssistedWay:
+    """How a piece of a step is computed whose layers CPU workers assist; the variant of its graph.
+
+    Attributes:
+        way: of the LoRA of the tokens that are not assisted.
+        link_bytes_per_s: of the emulated link that the workers' rows go over, None for the machine's own.
+    """
+
+    way: LoraWay
+    link_bytes_per_s: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,14 +57,16 @@ class _Sent:
         num_tiles: of paged prefill, padding included.
         way: of its LoRA, None for none.
         gates: transfers that its adapters may still be in.
-        context: for layers that are launched kernel by kernel.
+        early_gates: those of adapters that are not assisted.
+        cpu_layers: leading layers that CPU workers assist.
     """
 
     num_tokens: int
     num_tiles: int
     way: LoraWay | None
     gates: tuple[Transfer, ...]
-    context: LoraContext
+    early_gates: tuple[Transfer, ...]
+    cpu_layers: int
 
 
 class ChunkSteps:
@@ -65,8 +86,9 @@ class ChunkSteps:
         config, shape, device = parts.config, parts.decoder.config.shape, parts.device
         max_tokens = config.max_batch_tokens
         capacity = PoolLora.work_capacity(max_tokens, config.max_running, decoding=False)
-        # For a step that is assisted, lists with and without that.
-        self._inputs = parts.make_inputs(max_tokens, 2 * align_work(capacity))
+        # In a step that is assisted there are lists of all adapters, and from here on of those that are not.
+        self._early_work = align_work(capacity)
+        self._inputs = parts.make_inputs(max_tokens, self._early_work + capacity)
         self._lora = parts.make_lora(self._inputs, max_tokens, decoding=False)
         # The layers of each piece. Between two of them `_residual` has the residual stream, and `_handed`
         # what is to be added to it; after the last one `_handed` has what comes out of the decoder.
@@ -83,51 +105,65 @@ class ChunkSteps:
     def warm_up(self, *, with_lora: bool) -> None:
         """Compile the kernels and capture the graphs."""
         for size in chunk_sizes(self._parts.config.max_batch_tokens):
-            for way in (None, *self._lora.ways(size)) if with_lora else (None,):
-                self._graphs.prepare(size, way)
+            self._graphs.prepare(size, None)
+            if with_lora:
+                self._prepare(size)
+
+    def _prepare(self, size: int) -> None:
+        """Capture what is missing of the graphs with LoRA."""
+        for way in self._lora.ways(size):
+            self._graphs.prepare(size, way)
+            if self._assistant is not None and size <= MAX_ASSISTED_TOKENS:
+                self._graphs.prepare(size, self._assisted_way(way))
 
     def launch(self, batch: StepBatch, variants: Tensor | None) -> Tensor:
         """Queue a step; its logits [yielding chunks, vocabulary]. `variants` are each token's rotary
         frequencies in host memory, None for the base's."""
-        decoder, assistance = self._parts.decoder, self._assist(batch)
-        self.assistance = assistance
+        decoder = self._parts.decoder
         size = chunk_size(batch.num_tokens, self._parts.config.max_batch_tokens)
-        if size is None or variants is not None:
-            sent = self._send(batch, batch.num_tokens, assistance)
+        if variants is not None or (batch.cpu_layers and size is not None and size > MAX_ASSISTED_TOKENS):
+            size = None
+        self.assistance = self._assist(batch, size)
+        if size is None:
+            sent = self._send(batch, batch.num_tokens)
+            if self.assistance is not None:
+                self.assistance.tell_device()
             token_ids = self._parts.token_ids(self._inputs, sent.num_tokens)
             attention = self._attention(sent.num_tokens, sent.num_tiles, variants)
-            hidden = decoder.forward(token_ids, attention, sent.context)
+            hidden = decoder.forward(token_ids, attention, self._context(sent))
         else:
-            hidden = self._replay(
-                self._send(batch, size, assistance), 0 if assistance is None else assistance.cpu_layers
-            )
+            hidden = self._replay(self._send(batch, size))
+        if self.assistance is not None and self._assistant is not None:
+            self._assistant.ops.clear()
         self._parts.pool.transfers.begin()
         last_tokens = self._inputs.fields.last_tokens[: batch.last_tokens.shape[0]]
         return decoder.logits(hidden.index_select(0, last_tokens))
 
-    def _assist(self, batch: StepBatch) -> Assistance | None:
-        """Hand the chunks that are to be assisted to the workers; None if there are none."""
+    def _assist(self, batch: StepBatch, size: int | None) -> Assistance | None:
+        """Hand the chunks that are to be assisted to the workers; None if there are none. In a step of a size
+        the workers compute whole pieces."""
         if self._assistant is None or not batch.cpu_layers:
             return None
+        cpu_layers = batch.cpu_layers
+        if size is not None:
+            cpu_layers = next(layers.stop for layers in self._pieces if layers.stop >= cpu_layers)
         assisted = [
             AssistedSegment(*segment) for segment in batch.segments[: batch.num_assisted_segments].tolist()
         ]
-        return self._assistant.begin(assisted, batch.num_assisted_tokens, batch.cpu_layers)
+        return self._assistant.begin(assisted, batch.num_assisted_tokens, cpu_layers)
 
     # Inputs
 
-    def _send(self, batch: StepBatch, num_tokens: int, assistance: Assistance | None) -> _Sent:
+    def _send(self, batch: StepBatch, num_tokens: int) -> _Sent:
         """Bring a step's inputs to the device, padded to so many tokens, and begin to copy what was loaded.
         Not before the inputs: one engine makes all copies to the device, in the order in which they are
         queued, and the step would wait for the last layers of all adapters before its first."""
-        work = self._inputs.begin()
+        work, assistance = self._inputs.begin(), self.assistance
         way, num_work = write_work(work, self._lora, batch.segments, num_tokens)
         unassisted = batch.segments[batch.num_assisted_segments :]
-        early, first_early = way, 0
-        if assistance is not None:
-            first_early = align_work(num_work)
-            early, num_early = write_work(work[first_early:], self._lora, unassisted, num_tokens)
-            num_work = first_early + num_early
+        if assistance is not None and way is not None:
+            num_early = self._lora.write_work(work[self._early_work :], unassisted, way)
+            num_work = self._early_work + num_early
         tiling = self._tiling(num_tokens)
         tiles = build_prefill_tiles(
             np.diff(batch.first_tokens).tolist(),
@@ -139,13 +175,28 @@ class ChunkSteps:
         self._inputs.send(batch, num_tokens - batch.num_tokens, np.array(tiles, np.int32), num_work)
         pool = self._parts.pool
         pool.start_copies()
-        gates = pool.gates(batch.segments[:, 0].tolist())
-        context: LoraContext = NoLora() if way is None else self._lora.context(way, gates)
-        if assistance is not None:
-            gates_early = pool.gates(unassisted[:, 0].tolist())
-            before = NoLora() if early is None else self._lora.context(early, gates_early, first_early)
-            context = AssistedLora(before, context, assistance, batch.num_assisted_tokens)
-        return _Sent(num_tokens, len(tiles), way, gates, context)
+        return _Sent(
+            num_tokens,
+            len(tiles),
+            way,
+            gates=pool.gates(batch.segments[:, 0].tolist()),
+            early_gates=pool.gates(unassisted[:, 0].tolist()),
+            cpu_layers=0 if assistance is None else assistance.cpu_layers,
+        )
+
+    def _context(self, sent: _Sent) -> LoraContext:
+        """LoRA that is launched kernel by kernel."""
+        if sent.way is None:
+            return NoLora()
+        late = self._lora.context(sent.way, sent.gates)
+        return self._assisted(sent.way, late, sent.cpu_layers, sent.early_gates) if sent.cpu_layers else late
+
+    def _assisted(
+        self, way: LoraWay, late: LoraContext, cpu_layers: int, early_gates: tuple[Transfer, ...] = ()
+    ) -> LoraContext:
+        assert self._assistant is not None
+        early = self._lora.context(way, early_gates, self._early_work)
+        return AssistedLora(early, late, self._assistant.ops, cpu_layers, way.groups)
 
     def _attention(self, num_tokens: int, num_tiles: int, variants: Tensor | None = None) -> ChunkAttention:
         fields = self._inputs.fields
@@ -168,25 +219,41 @@ class ChunkSteps:
 
     # Graphs
 
-    def _replay(self, sent: _Sent, cpu_layers: int) -> Tensor:
-        """Launch the pieces with layers of CPU workers kernel by kernel, and replay the others."""
-        size, way = sent.num_tokens, sent.way
-        num_assisted = sum(layers.start < cpu_layers for layers in self._pieces)
-        self._graphs.prepare(size, way)  # which computes in the same buffers
-        for piece in range(num_assisted):
-            self._run_piece(size, sent.context, piece)
+    def _assisted_way(self, way: LoraWay) -> _AssistedWay:
+        assert self._assistant is not None
+        return _AssistedWay(way, self._assistant.ops.link_bytes_per_s)
 
-        def wait(piece: int) -> None:
-            for layer in self._pieces[piece]:
-                for gate in sent.gates:
-                    gate.wait_for_layer(layer)
+    def _replay(self, sent: _Sent) -> Tensor:
+        """Replay the pieces with layers of CPU workers, then the others."""
+        num_assisted = sum(layers.stop <= sent.cpu_layers for layers in self._pieces)
 
-        self._graphs.run(size, way, wait, first_piece=num_assisted)
+        def waiting_for(gates: tuple[Transfer, ...]) -> Callable[[int], None]:
+            def wait(piece: int) -> None:
+                for layer in self._pieces[piece]:
+                    for gate in gates:
+                        gate.wait_for_layer(layer)
+
+            return wait
+
+        size, way, pieces = sent.num_tokens, sent.way, range(len(self._pieces))
+        # Which computes in the same buffers what is computed anyway.
+        self._graphs.prepare(size, way)
+        if self.assistance is not None and way is not None:
+            assisted_way = self._assisted_way(way)
+            self._graphs.prepare(size, assisted_way)
+            self.assistance.tell_device()
+            self._graphs.run(size, assisted_way, waiting_for(sent.early_gates), pieces[:num_assisted])
+        self._graphs.run(size, way, waiting_for(sent.gates), pieces[num_assisted:])
         return self._handed[:size]
 
     def _compute(self, size: int, way: Hashable, piece: int) -> None:
-        """`way` is a LoraWay, None without LoRA."""
-        self._run_piece(size, self._lora.context(way) if isinstance(way, LoraWay) else NoLora(), piece)
+        """`way` is a LoraWay, an _AssistedWay, or None without LoRA."""
+        context: LoraContext = NoLora()
+        if isinstance(way, LoraWay):
+            context = self._lora.context(way)
+        elif isinstance(way, _AssistedWay):
+            context = self._assisted(way.way, context, self._pieces[piece].stop)
+        self._run_piece(size, context, piece)
 
     def _run_piece(self, size: int, context: LoraContext, piece: int) -> None:
         decoder, layers = self._parts.decoder, self._pieces[piece]

@@ -7,11 +7,12 @@ policy decides, and the runner, behind `AdapterSupply`, knows what has arrived. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from caraserve_cli.coldstart.policy import Arrival, ColdStartPolicy, Decision, Stream
-from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
+from caraserve_cli.core import AdapterInfo, ColdStart, LoadTime, Sequence
+from caraserve_cli.engine.plan_waits import PlanWaits
 from caraserve_cli.engine.residency import AdapterResidency
 
 
@@ -24,6 +25,10 @@ class AdapterSupply(Protocol):
 
     def has_arrived(self, adapter_slot: int) -> bool:
         """Whether all that was loaded into a slot is on the device."""
+        ...
+
+    def load_ms(self, adapter_slot: int) -> float | None:
+        """How long what has arrived in a slot was on its way; None where nothing is copied."""
         ...
 
     def can_assist(self, adapter: str) -> bool:
@@ -53,6 +58,10 @@ class InPlace:
         """See `AdapterSupply`."""
         return True
 
+    def load_ms(self, adapter_slot: int) -> float | None:
+        """See `AdapterSupply`."""
+        return None
+
     def can_assist(self, adapter: str) -> bool:
         """See `AdapterSupply`."""
         return False
@@ -65,6 +74,7 @@ class _UnderWay:
     adapter_slot: int
     decision: Decision
     since_ms: float
+    load: LoadTime = field(default_factory=LoadTime)
 
 
 class ColdStarts:
@@ -78,23 +88,41 @@ class ColdStarts:
     Attributes:
         supply: where adapters are.
         policy: decides how an adapter that has no place there yet comes to it.
+        waits: who was passed over by the last plan.
     """
 
     def __init__(self, residency: AdapterResidency, num_layers: int, clock_ms: Callable[[], float]) -> None:
         self.supply: AdapterSupply = InPlace()
         self.policy: ColdStartPolicy = Stream()
+        self.waits = PlanWaits()
         self._residency, self._num_layers, self._clock_ms = residency, num_layers, clock_ms
         self._under_way: dict[str, _UnderWay] = {}
         self._planned_bytes = 0  # of the loads of the plan in the making
 
     def begin_plan(self) -> None:
-        """Forget what has arrived, or left before it did. What was loaded by the last plan has begun."""
+        """What was loaded by the last plan has begun, and who was passed over by it has waited until now."""
         self._planned_bytes = 0
-        self._under_way = {
-            adapter: under_way
-            for adapter, under_way in self._under_way.items()
-            if self._residency.is_resident(adapter) and not self.supply.has_arrived(under_way.adapter_slot)
-        }
+        self.waits.end(self._clock_ms())
+        self.note_arrivals()
+
+    def note_arrivals(self) -> None:
+        """Forget what has arrived, or left before it did."""
+        for adapter, under_way in tuple(self._under_way.items()):
+            if not self._residency.is_resident(adapter):
+                del self._under_way[adapter]
+            elif self.supply.has_arrived(under_way.adapter_slot):
+                under_way.load.ms = self.supply.load_ms(under_way.adapter_slot)
+                del self._under_way[adapter]
+
+    @property
+    def under_way(self) -> frozenset[str]:
+        """Adapters that have a place on the device and have not arrived, as far as was noted."""
+        return frozenset(self._under_way)
+
+    def load_of(self, adapter: str) -> LoadTime | None:
+        """Of an adapter that is under way: filled when it has arrived. None for others."""
+        under_way = self._under_way.get(adapter)
+        return None if under_way is None else under_way.load
 
     def decide(
         self, sequence: Sequence, info: AdapterInfo, *, batch_tokens: int, num_decoding: int

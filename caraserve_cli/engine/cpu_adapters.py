@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.core import AdapterLoad, AdapterMove, ColdStart
 from caraserve_cli.engine.gpu_adapters import ADAPTER_WAIT_S
@@ -23,6 +24,7 @@ class CpuAdapters:
     """
 
     link_backlog_ms = 0.0
+    copied_bytes = 0
 
     def __init__(
         self, host_store: HostStore, pool: DevicePool, lora: LoraBatcher, assistant: Assistant | None
@@ -70,6 +72,19 @@ class CpuAdapters:
     def has_arrived(self, adapter_slot: int) -> bool:
         """Adapters are used where they are."""
         return True
+
+    def load_ms(self, adapter_slot: int) -> float | None:
+        """Nothing is copied."""
+        return None
+
+    def take_stall(self) -> Stall:
+        """Nothing is waited for."""
+        return Stall()
+
+    @property
+    def num_lost_workers(self) -> int:
+        """See `AdapterDepot`."""
+        return 0 if self._assistant is None else self._assistant.num_lost_workers
 
     def can_assist(self, adapter: str) -> bool:
         """See `AdapterSupply`."""

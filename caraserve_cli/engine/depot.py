@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.core import AdapterLoad, AdapterMove
 from caraserve_cli.engine.cold_starts import AdapterSupply
 
@@ -34,6 +35,21 @@ class AdapterDepot(AdapterSupply, Protocol):
 
     def prefetch(self, adapters: Sequence[str]) -> None:
         """Have adapters that will be needed soon, in this order, read into host memory meanwhile."""
+        ...
+
+    def take_stall(self) -> Stall:
+        """For how long what was launched since this was last asked for stands still, until adapters have
+        come."""
+        ...
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of adapters that were given to be copied to the device so far."""
+        ...
+
+    @property
+    def num_lost_workers(self) -> int:
+        """CPU workers that have died so far, as far as was noticed."""
         ...
 
     def wait(self) -> None:

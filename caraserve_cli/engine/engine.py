@@ -7,9 +7,7 @@ back completions and failures.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
@@ -23,7 +21,6 @@ from caraserve_cli.core import (
     Failure,
     FinishReason,
     Request,
-    ScheduledChunk,
     Sequence,
     SequenceStatus,
     StepPlan,
@@ -32,28 +29,11 @@ from caraserve_cli.core import (
 from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.scheduler import Scheduler
-from caraserve_cli.engine.step_record import Attempt, LoadCount, count_tokens, make_record
+from caraserve_cli.engine.step_record import Attempt
+from caraserve_cli.engine.steps_under_way import StepResult, StepsUnderWay
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
-
-
-class StepResult(Protocol):
-    """The tokens of a step that is under way."""
-
-    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
-        """Wait for the step; the next token of each chunk that yields one."""
-        ...
-
-    @property
-    def adapter_copy_ms(self) -> float:
-        """What copying the adapters took that have arrived since the step before; known after `sampled`."""
-        ...
-
-    @property
-    def was_assisted_in_time(self) -> bool:
-        """Whether all that CPU workers were to compute came in time; known after `sampled`."""
-        ...
 
 
 class Runner(Protocol):
@@ -89,18 +69,6 @@ class TextStream(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    """A step under way; the last of `attempts` is its own, those before it did not fit the device."""
-
-    attempts: tuple[Attempt, ...]
-    result: StepResult
-
-    @property
-    def plan(self) -> StepPlan:
-        return self.attempts[-1].plan
-
-
 class Engine:
     """Answers requests in continuous batches.
 
@@ -134,12 +102,9 @@ class Engine:
         self._rope_variant = rope_variant
         self._open_text = open_text
         self._clock_ms = clock_ms
-        self._events = events
         self._texts: dict[Sequence, TextStream] = {}
-        self._loads = LoadCount()
         self._attempts: list[Attempt] = []  # at the next step, none of which fitted so far
-        self._in_flight: deque[_Launched] = deque()
-        self._last_end_ms = 0.0
+        self._steps = StepsUnderWay(self.scheduler, runner.adapters, self._take, clock_ms, events)
 
     @property
     def has_work(self) -> bool:
@@ -179,34 +144,28 @@ class Engine:
         outcomes: list[Completion | Failure] = []
         if self.scheduler.is_tight:
             # The steps under way may end sequences and free what would be taken from others.
-            outcomes += self._take_steps(most_left=0)
+            outcomes += self._steps.take(most_left=0)
         start_ms = self._clock_ms()
         self._runner.adapters.prefetch(self.scheduler.wanted_adapters())
         plan, failures = self._move_adapters(self.scheduler.plan())
         most_in_flight = 0
-        self._loads.note(plan, self._clock_ms() - start_ms)
+        self._steps.loads.note(plan, self._clock_ms() - start_ms)
         if plan.chunks:
             self._attempts.append(Attempt(plan, start_ms))
             if result := self._launch(plan):
-                self._in_flight.append(_Launched(tuple(self._attempts), result))
+                self._steps.add(tuple(self._attempts), result)
                 self._attempts.clear()
                 self.scheduler.commit(plan)
                 in_lockstep = any(needs_lockstep(c.sequence.request.sampling) for c in plan.chunks)
                 most_in_flight = 0 if in_lockstep else self._runner.max_in_flight - 1
         elif plan.pool_ops:
             self._runner.adapters.begin_copies()
-        elif not self._in_flight and not failures and self.scheduler.has_work:
+        elif not self._steps and not failures and self.scheduler.has_work:
             self._runner.adapters.wait()
-        outcomes += failures + self._take_steps(most_in_flight)
+        outcomes += failures
+        outcomes += self._steps.take(most_in_flight)
         if not self.scheduler.has_work:
-            outcomes += self._take_steps(most_left=0)  # tokens too many, of answers that have ended
-        return outcomes
-
-    def _take_steps(self, most_left: int) -> list[Completion | Failure]:
-        """Wait for the oldest steps under way, until no more than `most_left` are; what ended with them."""
-        outcomes: list[Completion | Failure] = []
-        while len(self._in_flight) > most_left:
-            outcomes += self._take_step(self._in_flight.popleft())
+            outcomes += self._steps.take(most_left=0)  # tokens too many, of answers that have ended
         return outcomes
 
     def _launch(self, plan: StepPlan) -> StepResult | None:
@@ -222,40 +181,6 @@ class Engine:
             if not self.scheduler.halve_batch():
                 raise
             return None
-
-    def _take_step(self, launched: _Launched) -> list[Completion | Failure]:
-        """Wait for a step's tokens; what ended with them."""
-        sampled = launched.result.sampled()
-        now_ms = self._clock_ms()
-        tokens = count_tokens(launched.plan)
-        sampled = self._check(launched, sampled)
-        completions: list[Completion | Failure] = [
-            done for chunk, token in sampled if (done := self._take(chunk.sequence, token, now_ms))
-        ]
-        # Steps in flight overlap; each accounts for the time since the one before it ended.
-        start_ms = max(launched.attempts[0].start_ms, self._last_end_ms)
-        self._last_end_ms = now_ms
-        self._events.on_step(
-            make_record(
-                launched.attempts,
-                self._loads.take(launched.result.adapter_copy_ms),
-                tokens,
-                self.scheduler,
-                start_ms,
-                now_ms,
-            )
-        )
-        return completions
-
-    def _check(
-        self, launched: _Launched, sampled: list[tuple[ScheduledChunk, Sampled]]
-    ) -> list[tuple[ScheduledChunk, Sampled]]:
-        """The tokens that hold: not those of chunks whose part on the CPU came too late."""
-        in_time = launched.result.was_assisted_in_time
-        for chunk in launched.plan.chunks:
-            if chunk.cpu_layers:
-                self.scheduler.check(chunk, in_time=in_time)
-        return [(chunk, token) for chunk, token in sampled if in_time or not chunk.cpu_layers]
 
     def _prefix_root(self, request: Request, adapter: AdapterInfo | None) -> bytes:
         """Equal only where equal tokens have equal keys and values: same adapter, same frequencies."""
@@ -333,4 +258,5 @@ class Engine:
             logprobs=tuple(sequence.logprobs),
             num_cached_tokens=sequence.num_cached_tokens,
             num_preemptions=sequence.num_preemptions,
+            num_failed_assists=sequence.num_failed_assists,
         )

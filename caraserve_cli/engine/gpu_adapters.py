@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packed_pool import PackedPool
-from caraserve_cli.adapters.transfer import LayerOrder
+from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.core import AdapterLoad, AdapterMove, ColdStart
 
@@ -81,6 +82,24 @@ class GpuAdapters:
     def has_arrived(self, adapter_slot: int) -> bool:
         """See `AdapterSupply`."""
         return self._pool.has_arrived(adapter_slot)
+
+    def load_ms(self, adapter_slot: int) -> float | None:
+        """See `AdapterSupply`."""
+        return self._pool.load_ms(adapter_slot)
+
+    def take_stall(self) -> Stall:
+        """See `AdapterDepot`."""
+        return self._pool.transfers.take_stall()
+
+    @property
+    def copied_bytes(self) -> int:
+        """See `AdapterDepot`."""
+        return self._pool.transfers.opened_bytes
+
+    @property
+    def num_lost_workers(self) -> int:
+        """See `AdapterDepot`."""
+        return 0 if self._assistant is None else self._assistant.num_lost_workers
 
     def can_assist(self, adapter: str) -> bool:
         """See `AdapterSupply`."""

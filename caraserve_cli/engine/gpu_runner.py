@@ -118,20 +118,24 @@ class GpuRunner:
     def _launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
         batch = StepBatch.build(plan.chunks, self._config.kv_block_tokens, self._feed_row_of)
         variants = self._rope_variants(batch)
+        step = self._pool.note_step(batch.segments[:, 0])
         if batch.is_decode and variants is None:
             self._chunk_steps.assistance = None
             logits = self._decode_steps.launch(batch)
         else:
             logits = self._chunk_steps.launch(batch, variants)
-        return self._choose(logits, batch.yielding)
+        return self._choose(logits, batch.yielding, step)
 
-    def _choose(self, logits: Tensor, yielding: SequenceOf[ScheduledChunk]) -> TokensUnderWay | KnownTokens:
+    def _choose(
+        self, logits: Tensor, yielding: SequenceOf[ScheduledChunk], step: int
+    ) -> TokensUnderWay | KnownTokens:
         """Choose the tokens, and keep them where the next step finds them."""
         sequences = [chunk.sequence for chunk in yielding]
         assistance = self._chunk_steps.assistance
         self._feed_row_of = {id(sequence): row for row, sequence in enumerate(sequences)}
         if any(needs_lockstep(sequence.request.sampling) for sequence in sequences):
             tokens = list(zip(yielding, sample(logits.float(), sequences), strict=True))
+            self._pool.note_ended(step)
             self._pool.transfers.settle()
             return KnownTokens(
                 tokens,
@@ -143,7 +147,7 @@ class GpuRunner:
         else:
             chosen = logits.argmax(dim=-1)
         self._chosen[: len(sequences)].copy_(chosen)
-        return TokensUnderWay(yielding, self._chosen, self._pool.transfers, assistance)
+        return TokensUnderWay(yielding, self._chosen, self._pool, step, assistance)
 
     def _rope_variants(self, batch: StepBatch) -> Tensor | None:
         """Each token's variant in host memory; None where all are the base's."""

@@ -14,7 +14,7 @@ from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
 from caraserve_cli.coldstart.assisted_lora import AssistedLora
-from caraserve_cli.core import ScheduledChunk, StepPlan
+from caraserve_cli.core import FUSED_MODULES, ScheduledChunk, StepPlan
 from caraserve_cli.engine.cpu_adapters import CpuAdapters
 from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher
 from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAttention
@@ -117,13 +117,15 @@ class ModelRunner:
         early = self._lora.begin(segments[len(assisted) :])
         late = self._lora.begin(assisted).followed_by(early)
         cpu_layers = max(chunk.cpu_layers for chunk in chunks)
-        assistance = None
-        if self._assistant is not None:
-            to_assist = [AssistedSegment(*segment) for segment in assisted]
-            assistance = self._assistant.begin(to_assist, num_tokens, cpu_layers)
+        if self._assistant is None:
+            return None, late
+        to_assist = [AssistedSegment(*segment) for segment in assisted]
+        assistance = self._assistant.begin(to_assist, num_tokens, cpu_layers)
         if assistance is None:
             return None, late
-        return assistance, AssistedLora(early, late, assistance, num_tokens)
+        assistance.tell_device()
+        all_groups = frozenset(range(len(FUSED_MODULES)))
+        return assistance, AssistedLora(early, late, self._assistant.ops, cpu_layers, all_groups)
 
     def _place_in_batch(self, chunk: ScheduledChunk) -> tuple[bool, bool, tuple[int, int]]:
         """Chunks of one adapter side by side, those that are assisted first; those without an adapter last,

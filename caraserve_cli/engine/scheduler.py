@@ -36,6 +36,7 @@ from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
 from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool
 from caraserve_cli.engine.cold_starts import ColdStarts
+from caraserve_cli.engine.plan_waits import WaitFor
 from caraserve_cli.engine.prefix_hashes import remember_blocks, reusable_hashes
 from caraserve_cli.engine.residency import AdapterResidency
 
@@ -186,6 +187,7 @@ class Scheduler:
         while index < len(self.running) and draft.budget_tokens:
             sequence = self.running[index]
             if not self.cold_starts.may_compute(sequence):
+                self.cold_starts.waits.note(sequence, WaitFor.COPIES)
                 index += 1
                 continue
             num_tokens = self._chunk_tokens(sequence, draft)
@@ -252,6 +254,7 @@ class Scheduler:
         elif self.residency.can_acquire(self._adapters[adapter]):
             return True
         self._drain.block(self._adapters[adapter])
+        self.cold_starts.waits.note(sequence, WaitFor.ROOM)
         return False
 
     def _decide(self, sequence: Sequence, draft: _Draft) -> Decision | None:
@@ -262,6 +265,7 @@ class Scheduler:
         if not self.cold_starts.is_cold(adapter):
             return Decision(ColdStart.RESIDENT)
         if not self.residency.is_resident(adapter) and not self.cold_starts.supply.is_ready(adapter):
+            self.cold_starts.waits.note(sequence, WaitFor.DISK)
             return None
         return self.cold_starts.decide(
             sequence,
@@ -275,8 +279,10 @@ class Scheduler:
         this plan at the latest."""
         if decision.how is ColdStart.ON_DEMAND or decision.hold_ms:
             self._acquire_adapter(sequence, decision, draft)
-        is_held = sequence.adapter_slot is not None
-        return is_held and not self.cold_starts.may_compute(sequence)
+        if sequence.adapter_slot is None or self.cold_starts.may_compute(sequence):
+            return False
+        self.cold_starts.waits.note(sequence, WaitFor.COPIES)
+        return True
 
     def _adapter_uses(self) -> dict[str, AdapterUse]:
         uses: defaultdict[str, AdapterUse] = defaultdict(AdapterUse)
@@ -331,6 +337,7 @@ class Scheduler:
             self.cold_starts.note_load(self._adapters[adapter], acquired.adapter_slot, decision)
         if sequence.num_preemptions == 0:
             sequence.cold_start = decision.how
+            sequence.timings.load = self.cold_starts.load_of(adapter)
 
     # Chunks and blocks
 

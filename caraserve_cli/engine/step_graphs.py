@@ -10,7 +10,7 @@ layer of an adapter, is not part of any. On the CPU, which has no graphs, each s
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -55,21 +55,20 @@ class StepGraphs:
         size: int,
         variant: Hashable,
         before: BeforePiece = lambda piece: None,
-        first_piece: int = 0,
+        pieces: Sequence[int] | None = None,
     ) -> None:
-        """Compute a step, but for the pieces before `first_piece`, which have been; `before` is called with
-        the number of each piece before it is queued."""
-        if first_piece == self._num_pieces:
-            return
-        if self._has_graphs:
+        """Compute these pieces of a step, all by default; `before` is called with the number of each piece
+        before it is queued. What was not prepared is captured first, which computes in the same buffers: only
+        before the first piece of a step."""
+        chosen = range(self._num_pieces) if pieces is None else pieces
+        if chosen:
             self.prepare(size, variant)
-            for piece in range(first_piece, self._num_pieces):
-                before(piece)
-                self._graphs[size, variant][piece].replay()
-            return
-        for piece in range(first_piece, self._num_pieces):
+        for piece in chosen:
             before(piece)
-            self._compute(size, variant, piece)
+            if self._has_graphs:
+                self._graphs[size, variant][piece].replay()
+            else:
+                self._compute(size, variant, piece)
 
     def prepare(self, size: int, variant: Hashable) -> None:
         """Compile what such steps need, and capture their graphs, if that has not been done."""

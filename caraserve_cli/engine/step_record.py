@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from caraserve_cli.core import SequenceStatus, StepPlan
+from caraserve_cli.core import AdapterLoad, SequenceStatus, StepPlan
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.events import StepRecord
 
@@ -18,30 +19,43 @@ class Attempt(NamedTuple):
 
 
 class Loads(NamedTuple):
-    """Adapters loaded, and what it took, host and link together."""
+    """Adapters loaded, by what `ColdStart` calls their way, what it took, host and link together, and what is
+    to be copied."""
 
-    num_loads: int
+    by_strategy: Counter[str]
     ms: float
+    num_bytes: int
 
 
 @dataclass(slots=True)
 class LoadCount:
     """The loads that no step record tells of yet: plans may load adapters and compute nothing."""
 
-    num_loads: int = 0
+    by_strategy: Counter[str] = field(default_factory=Counter)
     host_ms: float = 0.0
+    told_bytes: int = 0
 
     def note(self, plan: StepPlan, plan_ms: float) -> None:
         """A plan was made, and its adapters moved, in `plan_ms`."""
         if plan.num_adapter_loads:
-            self.num_loads += plan.num_adapter_loads
+            self.by_strategy.update(op.how.value for op in plan.pool_ops if isinstance(op, AdapterLoad))
             self.host_ms += plan_ms
 
-    def take(self, copy_ms: float) -> Loads:
-        """All so far; `copy_ms` is the link's part of it."""
-        loads = Loads(self.num_loads, self.host_ms + copy_ms)
-        self.num_loads, self.host_ms = 0, 0.0
+    def take(self, copy_ms: float, copied_bytes: int) -> Loads:
+        """All so far; `copy_ms` is the link's part of it, `copied_bytes` all that was ever to be copied."""
+        loads = Loads(self.by_strategy, self.host_ms + copy_ms, copied_bytes - self.told_bytes)
+        self.by_strategy, self.host_ms, self.told_bytes = Counter(), 0.0, copied_bytes
         return loads
+
+
+class ColdCosts(NamedTuple):
+    """What adapters on their way cost in a step; see `StepRecord`."""
+
+    num_assists: int
+    num_failed_assists: int
+    num_lost_workers: int
+    stall_ms: float
+    others_stalled_ms: float
 
 
 class StepTokens(NamedTuple):
@@ -68,6 +82,7 @@ def make_record(
     attempts: tuple[Attempt, ...],
     loads: Loads,
     tokens: StepTokens,
+    cold_costs: ColdCosts,
     scheduler: Scheduler,
     start_ms: float,
     end_ms: float,
@@ -84,8 +99,11 @@ def make_record(
         num_waiting=len(scheduler.waiting),
         num_preempted=sum(plan.num_preempted for plan in plans),
         num_cached_tokens=sum(plan.num_cached_tokens for plan in plans),
-        num_adapter_loads=loads.num_loads,
+        num_adapter_loads=loads.by_strategy.total(),
         adapter_load_ms=loads.ms,
+        adapter_bytes=loads.num_bytes,
+        loads_by_strategy=loads.by_strategy,
+        **cold_costs._asdict(),
         num_memory_retries=len(attempts) - 1,
         num_kv_blocks_used=scheduler.blocks.num_used,
         num_kv_blocks=scheduler.blocks.num_blocks,

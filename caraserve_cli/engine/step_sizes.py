@@ -10,6 +10,9 @@ _DECODE_STEPS = ((32, 8), (128, 16), (2**31, 32))
 # step of any size, 8 ms for computing one of 128 tokens.
 _CHUNK_STEPS = ((64, 16), (256, 32), (512, 64), (1024, 128))
 MAX_CHUNK_TOKENS = _CHUNK_STEPS[-1][0]
+# Steps of more tokens that CPU workers assist have no graphs: CPU workers pay for short prompts. Chosen, not
+# measured.
+MAX_ASSISTED_TOKENS = 256
 
 
 def decode_size(num_sequences: int, max_sequences: int) -> int:

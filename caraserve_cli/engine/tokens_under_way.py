@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from caraserve_cli.adapters.transfers import Transfers
+from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.coldstart.assistant import Assistance
 from caraserve_cli.core import ScheduledChunk
 from caraserve_cli.engine.stream_mark import StreamMark
@@ -20,7 +20,8 @@ class TokensUnderWay:
     Args:
         chunks: those that yield a token.
         tokens: [chunks or more], on the device.
-        transfers: of adapters; what has arrived is let go of when the step has ended.
+        pool: of adapters, which is told when the step has ended; what has arrived there is let go of then.
+        step: its number, as the pool has it.
         assistance: of CPU workers in this step; None for none.
     """
 
@@ -28,10 +29,11 @@ class TokensUnderWay:
         self,
         chunks: Sequence[ScheduledChunk],
         tokens: Tensor,
-        transfers: Transfers,
+        pool: PackedPool,
+        step: int,
         assistance: Assistance | None,
     ) -> None:
-        self._chunks, self._transfers, self._assistance = chunks, transfers, assistance
+        self._chunks, self._pool, self._step, self._assistance = chunks, pool, step, assistance
         self._tokens = torch.empty(len(chunks), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
         self._tokens.copy_(tokens[: len(chunks)], non_blocking=True)
         self._arrived = StreamMark(tokens.device)
@@ -40,14 +42,15 @@ class TokensUnderWay:
     def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
         """See `StepResult`."""
         self._arrived.wait()
-        self._transfers.settle()
+        self._pool.note_ended(self._step)
+        self._pool.transfers.settle()
         tokens: list[int] = self._tokens.tolist()
         return [(chunk, Sampled(token, None)) for chunk, token in zip(self._chunks, tokens, strict=True)]
 
     @property
     def adapter_copy_ms(self) -> float:
         """See `StepResult`."""
-        return self._transfers.take_copied_ms()
+        return self._pool.transfers.take_copied_ms()
 
     @property
     def was_assisted_in_time(self) -> bool:

@@ -13,7 +13,8 @@ import torch
 from caraserve_cli.adapters.copy_lane import CopyLane, EmulatedLink, open_lane
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packing import fused_groups
-from caraserve_cli.coldstart.assistant import Assistant, LinkWays
+from caraserve_cli.coldstart.assistant import Assistant
+from caraserve_cli.coldstart.assisted_ops import LinkWays
 from caraserve_cli.coldstart.break_even import BreakEven
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.policy import Auto, ColdStartPolicy, Stream, make_policy
@@ -32,7 +33,7 @@ MAX_ASSISTED_TOKENS = 1024
 # Cores that are left to whoever launches and to whoever reads adapters.
 _OTHER_CORES = 2
 _MOST_WORKERS = 16
-# Tokens from which another worker is worth its start; the paper has 8 to 16, a profile measures it.
+# Tokens from which another worker is worth its start, where no profile says it; the paper has 8 to 16.
 TOKENS_PER_WORKER = 16
 
 
@@ -112,8 +113,9 @@ def start_assistant(
     shape: BaseShape,
     dtype: torch.dtype,
     device: torch.device,
+    break_even: BreakEven | None = None,
 ) -> Assistant:
-    """CPU workers as the options have them."""
+    """CPU workers as the options have them; a model fitted to this machine says how many share an op."""
     assert host_store.arena is not None, "workers compute with adapters in the arena"
     groups = fused_groups(shape)
     memory = ExchangeMemory.create(
@@ -130,7 +132,7 @@ def start_assistant(
         exchange_memory=memory,
         dtype=dtype,
         cores=choose_cores(options),
-        tokens_per_worker=TOKENS_PER_WORKER,
+        tokens_per_worker=TOKENS_PER_WORKER if break_even is None else break_even.profile.tokens_per_worker,
     )
     return Assistant(memory, pool, device)
 
@@ -179,7 +181,7 @@ class DeviceLink:
             ways = LinkWays(*(EmulatedLink(clock, bytes_per_s) for clock in self._clocks))
         self.lane.link = None if ways is None else ways.to_device
         if assistant is not None:
-            assistant.link = ways
+            assistant.ops.link = ways
 
     def _paced_bytes_per_s(self, gbps: float) -> float:
         """At which the link is paced: on a GPU that comes on top of the true transfers."""

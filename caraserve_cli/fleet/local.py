@@ -191,6 +191,7 @@ class LocalReplica:
                 surroundings.base.config.shape,
                 surroundings.dtype,
                 surroundings.device,
+                surroundings.break_even,
             )
         base, dtype, device = surroundings.base, surroundings.dtype, surroundings.device
         if base.folder is None or options.weights == "random":

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
-from caraserve_kernels.host_exchange import MAX_OP_NUMBER, MAX_WORKERS, HostExchange, add_rows, send_rows
+from caraserve_kernels.host_exchange import (
+    MAX_OP_NUMBER,
+    MAX_WORKERS,
+    OP_WORDS,
+    HostExchange,
+    add_rows,
+    send_rows,
+    write_ops,
+)
 from caraserve_kernels.link_clock import pace
 
 # From a layer of a small adapter to several layers of a large one.
@@ -44,20 +52,20 @@ def measure_exchange(device: torch.device, width: int, dtype: torch.dtype) -> di
         done=torch.full((MAX_WORKERS,), MAX_OP_NUMBER, dtype=torch.int32).pin_memory(),
         failed=torch.zeros(1, dtype=torch.int32, pin_memory=True),
     )
-    numbers = iter(range(1, MAX_OP_NUMBER))
+    words = torch.zeros(OP_WORDS, dtype=torch.int32)
     measured: dict[int, float] = {}
     for num_tokens in EXCHANGE_TOKENS:
         rows = torch.zeros(num_tokens, width, dtype=dtype, device=device)
-        both_ms = _median_ms(device, _round_trip(rows, exchange, numbers))
+        write_ops(words.view(1, OP_WORDS).numpy(), [0], num_tokens, 1, workers=1, late_ms=_LATE_MS)
+        both_ms = _median_ms(device, _round_trip(rows, exchange, words.to(device)))
         measured[2 * rows.nbytes] = both_ms
     return measured
 
 
-def _round_trip(rows: torch.Tensor, exchange: HostExchange, numbers: Iterator[int]) -> Callable[[], None]:
+def _round_trip(rows: torch.Tensor, exchange: HostExchange, op: torch.Tensor) -> Callable[[], None]:
     def there_and_back() -> None:
-        number = next(numbers)
-        send_rows(rows, exchange, number)
-        add_rows(rows, exchange, number, number, workers=1, late_ms=_LATE_MS)
+        send_rows(rows, exchange, op)
+        add_rows(rows, exchange, op)
 
     return there_and_back
 

@@ -79,7 +79,7 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
         prefill=PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())),
         decode=DecodeModel.fit(list(decode_ms), list(decode_ms.values())),
         cpu_lora=cpu_lora,
-        tokens_per_worker=cpu_lora.tokens_per_worker(first.in_width, first.out_widths, _TYPICAL_RANK),
+        tokens_per_worker=cpu_lora.tokens_per_worker(first.in_width, first.out_widths[0], _TYPICAL_RANK),
     )
 
 

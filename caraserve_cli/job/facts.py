@@ -40,6 +40,7 @@ def run_facts(
         num_late=num_late,
         arrival="arrival_ms of the request (default 0), counted from the start of the run",
         options=options.as_json(),
+        emulated_link_gbps=options.replica.emulate_link_gbps,
     )
 
 

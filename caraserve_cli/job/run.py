@@ -202,6 +202,8 @@ class Run:
         replica = LocalReplica(surroundings, self._options.replica, self._clock, self._summary)
         self._startup_s += time.perf_counter() - started_s
         self._on_note(f"{surroundings.device_description}: {surroundings.memory.describe()}")
+        if (gbps := self._options.replica.emulate_link_gbps) is not None:
+            self._on_note(f"emulated link: {gbps:g} GB/s")
         self._clock.start()
         return replica
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from caraserve_cli.events import StepRecord
 from caraserve_cli.report.metrics import share
@@ -22,6 +23,13 @@ class EngineTotals:
     memory_retries: int = 0
     adapter_loads: int = 0
     adapter_load_ms: float = 0.0
+    loads_by_strategy: Counter[str] = field(default_factory=Counter)
+    adapter_bytes: int = 0
+    assists: int = 0
+    failed_assists: int = 0
+    lost_workers: int = 0
+    stall_ms: float = 0.0
+    others_stalled_ms: float = 0.0
     running_sum: int = 0
     peak_running: int = 0
     peak_waiting: int = 0
@@ -39,6 +47,13 @@ class EngineTotals:
         self.memory_retries += record.num_memory_retries
         self.adapter_loads += record.num_adapter_loads
         self.adapter_load_ms += record.adapter_load_ms
+        self.loads_by_strategy.update(record.loads_by_strategy)
+        self.adapter_bytes += record.adapter_bytes
+        self.assists += record.num_assists
+        self.failed_assists += record.num_failed_assists
+        self.lost_workers += record.num_lost_workers
+        self.stall_ms += record.stall_ms
+        self.others_stalled_ms += record.others_stalled_ms
         self.running_sum += record.num_running
         self.peak_running = max(self.peak_running, record.num_running)
         self.peak_waiting = max(self.peak_waiting, record.num_waiting)

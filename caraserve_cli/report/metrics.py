@@ -29,6 +29,26 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "memory_retries": "steps that the device's memory did not hold and that were tried again, smaller",
         "adapter_load_ms": "on the host, reading and packing included, and of copying to the device, "
         "which goes on beneath the steps that need it",
+        "load_ms": "the adapter's way to the device, from when its copying began (that of all adapters that "
+        "are copied together) until all of it was there; null where nothing was on its way when the request "
+        "was admitted, or still was when it ended; requests that share a load have equal ones",
+        "load_wait_ms": "the part of ttft_ms in which the request waited for the copies: passed over by "
+        "plans, or in a step that stood still for them",
+        "load_hidden_ms": "load_ms - load_wait_ms, not below 0: the part that went on beneath what the "
+        "request waited for anyway, or beneath its own prefill",
+        "disk_wait_ms, room_wait_ms": "the part of ttft_ms in which plans passed the request over, for its "
+        "adapter was being read into host memory, or had no room in the device's pool",
+        "stalled_ms": "how long steps that computed the request stood still for the adapters of others",
+        "assisted_ms": "duration of the steps in which CPU workers were to compute a part of the request",
+        "hit_rate": "requests whose adapter was on the device when they were admitted / answered requests "
+        "that name one",
+        "bytes_moved": "of adapters, to the device, with the tables that say where they lie; moves within "
+        "the device are not counted",
+        "assists": "chunks of prompts of which CPU workers were to compute a part; failed_assists came too "
+        "late and were computed again on the device",
+        "lost_workers": "CPU workers that died, as far as was noticed when the next assist began",
+        "stall_ms": "how long steps stood still for adapters on their way; others_stalled_ms counts that "
+        "time once for each request in the step that uses none of these",
         "exact_match": "answers equal to the string metadata.expected, outer white space aside",
         "p50, p90, p95, p99": "the smallest value that at least that share of the requests does not exceed",
     }
@@ -39,13 +59,21 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
 class RequestMetrics:
     """What one answered request experienced.
 
-    `tpot_ms` is None for an answer of one token, `slo_attained` for a request without bounds.
+    `tpot_ms` is None for an answer of one token, `slo_attained` for a request without bounds, `load_ms` and
+    `load_hidden_ms` where no copying is known of; DEFINITIONS says what they are.
     """
 
     queue_ms: float
     ttft_ms: float
     tpot_ms: float | None
     latency_ms: float
+    load_ms: float | None
+    load_hidden_ms: float | None
+    load_wait_ms: float
+    disk_wait_ms: float
+    room_wait_ms: float
+    stalled_ms: float
+    assisted_ms: float
     slo_attained: bool | None
 
 
@@ -62,11 +90,19 @@ def measure(completion: Completion) -> RequestMetrics:
     ttft_ms = first - timings.arrival_ms
     tpot_ms = time_per_output_token_ms(first, last, len(completion.token_ids))
     latency_ms = last - timings.arrival_ms
+    load_ms = None if timings.load is None else timings.load.ms
     return RequestMetrics(
         queue_ms=scheduled - timings.arrival_ms,
         ttft_ms=ttft_ms,
         tpot_ms=tpot_ms,
         latency_ms=latency_ms,
+        load_ms=load_ms,
+        load_hidden_ms=None if load_ms is None else max(0.0, load_ms - timings.load_wait_ms),
+        load_wait_ms=timings.load_wait_ms,
+        disk_wait_ms=timings.disk_wait_ms,
+        room_wait_ms=timings.room_wait_ms,
+        stalled_ms=timings.stalled_ms,
+        assisted_ms=timings.assisted_ms,
         slo_attained=attains_slo(
             completion.request.bounds, ttft_ms=ttft_ms, tpot_ms=tpot_ms, latency_ms=latency_ms
         ),

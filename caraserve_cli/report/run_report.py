@@ -15,6 +15,7 @@ from typing import Literal
 import orjson
 
 from caraserve_cli.errors import OutputError
+from caraserve_cli.report.cold_totals import ColdTotals
 from caraserve_cli.report.distribution import QUANTILES, RELATIVE_ACCURACY, Distribution
 from caraserve_cli.report.engine_totals import EngineTotals
 from caraserve_cli.report.metrics import DEFINITIONS, per_second, share
@@ -35,7 +36,8 @@ class RunFacts:
     `duration_s` runs from the first request to the last answer of this session, `startup_s` is the time
     before it; `memory` is how the device's memory was shared out; `resumed` says that earlier sessions
     answered a part; `num_late` counts requests of this session that were read too late, for they stood in
-    the file behind many that arrive later. `arrival` tells what arrival means.
+    the file behind many that arrive later. `arrival` tells what arrival means. `emulated_link_gbps` is the
+    bandwidth that the device's link was slowed down to, None for its own.
     """
 
     caraserve_version: str
@@ -54,6 +56,7 @@ class RunFacts:
     num_late: int
     arrival: str
     options: Mapping[str, OptionValue]
+    emulated_link_gbps: float | None = None
 
 
 def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, int]) -> dict[str, object]:
@@ -86,9 +89,10 @@ def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, 
         "exact_match": _exact_match(summary.counts),
         "times": {
             "percentiles_relative_accuracy": RELATIVE_ACCURACY,
-            **_times(overall),
+            **_distributions(overall.times),
         },
         "engine": _engine(summary.engine),
+        "cold_starts": _cold_starts(summary.cold, summary.engine),
         "by_lora_rank": _by_lora_rank(summary.tallies, lora_ranks),
         "by_adapter": _by_adapter(summary.tallies, lora_ranks),
     }
@@ -133,6 +137,8 @@ def _run(facts: RunFacts) -> dict[str, object]:
         "device": facts.device,
         "memory": facts.memory,
         "dtype": facts.dtype,
+        "is_link_emulated": facts.emulated_link_gbps is not None,
+        "emulated_link_gbps": facts.emulated_link_gbps,
         "requests_source": printable(facts.requests_source),
         "adapter_folders": [printable(folder) for folder in facts.adapter_folders],
         "num_adapters_found": facts.num_adapters_found,
@@ -182,6 +188,25 @@ def _engine(totals: EngineTotals) -> dict[str, object]:
     }
 
 
+def _cold_starts(cold: ColdTotals, totals: EngineTotals) -> dict[str, object]:
+    """How adapters came to the device, and who waited for that."""
+    return {
+        "scope": "this session",
+        "requests_with_adapter": cold.num_with_adapter,
+        "hits": cold.num_hits,
+        "hit_rate": _rounded(cold.hit_rate, 6),
+        "loads": totals.adapter_loads,
+        "loads_by_strategy": dict(sorted(totals.loads_by_strategy.items())),
+        "bytes_moved": totals.adapter_bytes,
+        "assists": totals.assists,
+        "failed_assists": totals.failed_assists,
+        "lost_workers": totals.lost_workers,
+        "stall_ms": _rounded(totals.stall_ms),
+        "others_stalled_ms": _rounded(totals.others_stalled_ms),
+        "times": _distributions(cold.times),
+    }
+
+
 def _by_adapter(
     tallies: Mapping[str | None, Tally], lora_ranks: Mapping[str, int]
 ) -> list[dict[str, object]]:
@@ -218,7 +243,7 @@ def _group(tally: Tally) -> dict[str, object]:
         "completion_tokens": counts.completion_tokens,
         "slo_of_answered": _slo(counts.slo_carried, counts.slo_attained),
         "exact_match": _exact_match(counts),
-        "times": _times(tally),
+        "times": _distributions(tally.times),
     }
 
 
@@ -231,8 +256,8 @@ def _exact_match(counts: Counts) -> dict[str, object] | None:
     return {"right": right, "scored": scored, "accuracy": _rounded(right / scored, 6)} if scored else None
 
 
-def _times(tally: Tally) -> dict[str, object]:
-    return {name: _distribution(distribution) for name, distribution in tally.times.items()}
+def _distributions(times: Mapping[str, Distribution]) -> dict[str, object]:
+    return {name: _distribution(distribution) for name, distribution in times.items()}
 
 
 def _distribution(distribution: Distribution) -> dict[str, object]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from caraserve_cli.events import StepRecord
+from caraserve_cli.report.cold_totals import ColdTotals
 from caraserve_cli.report.engine_totals import EngineTotals
 from caraserve_cli.report.tally import Counts, Tally
 
@@ -25,6 +26,7 @@ class RunSummary:
         self.counts = Counts()
         self.session_counts = Counts()
         self.engine = EngineTotals()
+        self.cold = ColdTotals()  # of this session, as the engine's
         self.by_finish_reason: Counter[str] = Counter()
         self.by_cold_start: Counter[str] = Counter()
         self.by_error_code: Counter[str] = Counter()
@@ -69,6 +71,7 @@ class RunSummary:
         self.counts.add(counts)
         if not restored:
             self.session_counts.add(counts)
+            self.cold.add_row(row)
         self.by_finish_reason[str(row["finish_reason"])] += 1
         self.by_cold_start[str(row["cold_start"])] += 1
 

@@ -91,7 +91,33 @@ def _headline(report: Json) -> list[str]:
             f"Device memory ran out in {num_retries:,} step{'s' * (num_retries > 1)}; smaller ones followed. "
             "A lower --gpu-memory leaves steps more."
         )
-    lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}")
+    link_gbps = run["emulated_link_gbps"]
+    link = "" if link_gbps is None else f", emulated link: {link_gbps:g} GB/s"
+    lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}{link}")
+    return lines + _cold_start_lines(report["cold_starts"])
+
+
+def _cold_start_lines(cold: Json) -> list[str]:
+    """Nothing where no request names an adapter."""
+    if not cold["requests_with_adapter"]:
+        return []
+    lines = [
+        f"Adapters on the device when asked for: {format_share(cold['hit_rate'])} "
+        f"({cold['hits']:,} of {cold['requests_with_adapter']:,})"
+    ]
+    if cold["loads"]:
+        ways = ", ".join(f"{strategy}: {n:,}" for strategy, n in cold["loads_by_strategy"].items())
+        moved = f", {cold['bytes_moved'] / 1e6:,.1f} MB moved" if cold["bytes_moved"] else ""
+        lines.append(f"{cold['loads']:,} loads ({ways}){moved}")
+    if cold["others_stalled_ms"]:
+        lines.append(
+            f"Steps stood still for adapters {_number(cold['stall_ms'])} ms, "
+            f"other requests in them {_number(cold['others_stalled_ms'])} ms in all"
+        )
+    if cold["assists"]:
+        lines.append(f"CPU assists: {cold['assists']:,}, too late: {cold['failed_assists']:,}")
+    if num_lost := cold["lost_workers"]:
+        lines.append(f"CPU workers lost: {num_lost:,}")
     return lines
 
 

@@ -15,13 +15,28 @@ Metrics: TypeAlias = Mapping[str, float | bool | None]
 
 _MS_DECIMALS = 3
 
+# Times of an answer, in the order of their keys.
+_TIME_KEYS = (
+    "queue_ms",
+    "ttft_ms",
+    "tpot_ms",
+    "latency_ms",
+    "load_ms",
+    "load_hidden_ms",
+    "load_wait_ms",
+    "disk_wait_ms",
+    "room_wait_ms",
+    "stalled_ms",
+    "assisted_ms",
+)
+
 
 def answer_row(completion: Completion, metrics: Metrics, include_token_ids: bool) -> dict[str, object]:
     """The output line of one completion, as an object with its keys in the documented order.
 
     Args:
         completion: the finished answer.
-        metrics: `queue_ms`, `ttft_ms`, `tpot_ms`, `latency_ms` and `slo_attained`; None where undefined.
+        metrics: `slo_attained` and the times of `_TIME_KEYS`; None where undefined.
         include_token_ids: whether the row has `token_ids`.
 
     Raises:
@@ -36,10 +51,8 @@ def answer_row(completion: Completion, metrics: Metrics, include_token_ids: bool
         "prompt_tokens": len(request.prompt_token_ids),
         "completion_tokens": len(completion.token_ids),
         "cold_start": completion.cold_start.value,
-        "queue_ms": _rounded(metrics["queue_ms"]),
-        "ttft_ms": _rounded(metrics["ttft_ms"]),
-        "tpot_ms": _rounded(metrics["tpot_ms"]),
-        "latency_ms": _rounded(metrics["latency_ms"]),
+        **{key: _rounded(metrics[key]) for key in _TIME_KEYS},
+        "failed_assists": completion.num_failed_assists,
         "slo_attained": metrics["slo_attained"],
     }
     if request.sampling.logprobs > 0:

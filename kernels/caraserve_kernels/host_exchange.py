@@ -1,7 +1,8 @@
 """Rows that leave a stream of kernels for CPU workers, and come back, without the stream being drained.
 
 One *op* is one (layer, fused group) of a step whose LoRA part the CPU computes. Ops have numbers that only
-grow. For op `number`, in stream order:
+grow, and what else changes from step to step is with them in words in the device's memory: the same CUDA
+graph sends the rows of every step. For op `number`, in stream order:
 
     send_rows: exchange.x = x;  sent = number                   (nobody sees `sent` before all of x)
     workers:   wait for sent >= number; write result; done[w] = number
@@ -29,15 +30,20 @@ It does not know processes, adapters, or how the memory came to be. Sync-free co
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from caraserve_kernels.host_exchange_kernels import launch_add_rows, launch_send_rows
 
 MAX_WORKERS = 64
+# Int32s of an op: its number, its rows, the step's first number, the mask of its workers in two words, how
+# long to wait in microseconds; and what makes the ops of a table lie at multiples of 16 bytes.
+OP_WORDS = 8
 MAX_OP_NUMBER = 2**31 - 1
 # What a step may wait for one op: more is a mistake, and the kernel counts it in microseconds in an int32.
 MAX_LATE_MS = 60_000.0
@@ -76,60 +82,97 @@ class HostExchange:
                 raise ValueError(f"{name} must be flat; got {tuple(tensor.shape)}")
 
 
-def send_rows(x: Tensor, exchange: HostExchange, number: int) -> None:
-    """Queue: copy x to the exchange, then raise `sent` to `number`.
-
-    Neither two sends nor two adds on one device may run at the same time: they would share counters.
-
-    Args:
-        x: [T, in_width], exchange.x's dtype; rows may be strided, columns may not.
-        number: of the op, larger than those before.
-
-    Raises:
-        ValueError: x does not fit the exchange, or the number is none.
-    """
-    _check_rows(x, exchange.x, "x")
-    if x.dtype != exchange.x.dtype:
-        raise ValueError(f"x is {x.dtype}, the exchange is for {exchange.x.dtype}")
-    _check_number(number)
-    if x.is_cuda:
-        launch_send_rows(x, exchange.x, exchange.sent, number)
-        return
-    exchange.x[: x.numel()].view(x.shape).copy_(x)
-    exchange.sent.numpy()[0] = number
-
-
-def add_rows(
-    y: Tensor, exchange: HostExchange, number: int, first_number: int, workers: int, late_ms: float
+def write_ops(
+    words: NDArray[np.int32],
+    at: Sequence[int] | NDArray[np.int64],
+    num_rows: int,
+    first_number: int,
+    workers: int,
+    late_ms: float,
 ) -> None:
-    """Queue: wait for the workers, then y += result, in place; ends after `late_ms` whatever they do.
-
-    Adds nothing if an op of this step has failed (`failed` >= first_number); if it is this one that fails,
-    sets `failed` to `number` and adds nothing.
+    """Write down the ops of a step, which get the numbers from `first_number` on.
 
     Args:
-        y: [T, out_width], bfloat16, float16 or float32; rows may be strided, columns may not.
-        number: of the op.
-        first_number: of the first op of the step.
-        workers: bit mask of those that compute a part of this op.
-        late_ms: how long to wait for them.
+        words: int32 [..., OP_WORDS]; nothing is sent, waited for or added where there are zeros.
+        at: where the ops are written, in the order in which they will be sent.
+        num_rows: that are sent of each x, and to which a result is added.
+        first_number: larger than those of all steps before.
+        workers: bit mask of those that compute each of the ops together.
+        late_ms: how long `add_rows` waits for an op.
 
     Raises:
-        ValueError: y does not fit the exchange, a number is none, no worker, or a time out of bounds.
+        ValueError: no rows, a number is none, no worker, or a time out of bounds.
     """
-    _check_rows(y, exchange.result, "y")
-    _check_number(number)
-    if not 1 <= first_number <= number:
-        raise ValueError(f"the step's first op is {first_number}, this one {number}")
+    if num_rows < 1:
+        raise ValueError(f"an op of {num_rows} rows")
+    if first_number < 1 or first_number + len(at) - 1 > MAX_OP_NUMBER:
+        raise ValueError(f"op number {first_number} and those after it are not in 1 to {MAX_OP_NUMBER}")
     if not 0 < workers < 1 << MAX_WORKERS:
         raise ValueError(f"workers {workers:#x} is no mask of 1 to {MAX_WORKERS} workers")
     if not 0 < late_ms <= MAX_LATE_MS:
         raise ValueError(f"late_ms is {late_ms}; it must be above 0 and at most {MAX_LATE_MS:.0f}")
+    words[at, 0] = first_number + np.arange(len(at))
+    words[at, 1:6] = (num_rows, first_number, *_mask_words(workers), max(1, round(late_ms * 1000)))
+
+
+def send_rows(x: Tensor, exchange: HostExchange, op: Tensor) -> None:
+    """Queue: copy the op's rows of x to the exchange, then raise `sent` to its number.
+
+    Neither two sends nor two adds on one device may run at the same time: they would share counters.
+
+    Args:
+        x: [T, in_width], exchange.x's dtype, at least as many rows as the op has; rows may be strided,
+            columns may not.
+        op: int32 [OP_WORDS] on x's device, as `write_ops` writes them.
+
+    Raises:
+        ValueError: x does not fit the exchange, or the op is none.
+    """
+    _check_rows(x, exchange.x, "x")
+    if x.dtype != exchange.x.dtype:
+        raise ValueError(f"x is {x.dtype}, the exchange is for {exchange.x.dtype}")
+    _check_op(op)
+    if x.is_cuda:
+        launch_send_rows(x, exchange.x, exchange.sent, op)
+        return
+    number, num_rows = op[:2].tolist()
+    if number:
+        rows = x[:num_rows]
+        exchange.x[: rows.numel()].view(rows.shape).copy_(rows)
+        exchange.sent.numpy()[0] = number
+
+
+def add_rows(y: Tensor, exchange: HostExchange, op: Tensor) -> None:
+    """Queue: wait for the op's workers, then its rows of y += result, in place; ends after its time whatever
+    they do.
+
+    Adds nothing if an op of this step has failed (`failed` >= its first number); if it is this one that
+    fails, sets `failed` to its number and adds nothing.
+
+    Args:
+        y: [T, out_width], bfloat16, float16 or float32, at least as many rows as the op has; rows may be
+            strided, columns may not.
+        op: int32 [OP_WORDS] on y's device, as `write_ops` writes them.
+
+    Raises:
+        ValueError: y does not fit the exchange, or the op is none.
+    """
+    _check_rows(y, exchange.result, "y")
+    _check_op(op)
     if y.is_cuda:
-        words = (exchange.done, exchange.failed)
-        launch_add_rows(y, exchange.result, *words, number, first_number, workers, late_ms)
-    elif _wait_for_workers(exchange, number, first_number, workers, late_ms):
-        y.add_(exchange.result[: y.numel()].view(y.shape))
+        launch_add_rows(y, exchange.result, exchange.done, exchange.failed, op)
+        return
+    number, num_rows, first_number, low, high, late_us = op[:6].tolist()
+    workers = low % (1 << 32) | high % (1 << 32) << 32
+    if number and _wait_for_workers(exchange, number, first_number, workers, late_us / 1000):
+        rows = y[:num_rows]
+        rows.add_(exchange.result[: rows.numel()].view(rows.shape))
+
+
+def _mask_words(workers: int) -> tuple[int, int]:
+    """A mask of 64 bits as two int32, low and high."""
+    low, high = workers & 0xFFFFFFFF, workers >> 32
+    return low - (low >> 31 << 32), high - (high >> 31 << 32)
 
 
 def _wait_for_workers(
@@ -157,6 +200,6 @@ def _check_rows(rows: Tensor, room: Tensor, name: str) -> None:
         raise ValueError(f"{name} has {tuple(rows.shape)}; the exchange has room for {room.numel()} elements")
 
 
-def _check_number(number: int) -> None:
-    if not 1 <= number <= MAX_OP_NUMBER:
-        raise ValueError(f"op number {number} is not in 1 to {MAX_OP_NUMBER}")
+def _check_op(op: Tensor) -> None:
+    if op.dtype != torch.int32 or op.shape != (OP_WORDS,) or not op.is_contiguous():
+        raise ValueError(f"an op is int32 [{OP_WORDS}]; got {op.dtype} {tuple(op.shape)}")

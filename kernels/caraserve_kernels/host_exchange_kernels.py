@@ -1,6 +1,7 @@
 """The Triton kernels of `host_exchange`: what they do is written there.
 
-Both run few programs, because few multiprocessors saturate PCIe, and other streams keep the device.
+What they are told of an op lies in the device's memory (`host_exchange.write_ops`): an op whose number is 0
+is none. Both run few programs, because few multiprocessors saturate PCIe, and other streams keep the device.
 
 Order, in the terms of PTX's memory model. `send_rows`: the barrier and the counter's `acq_rel` at system
 scope put the stores of all programs before the flag, which is stored with `release.sys`. `add_rows`: the
@@ -32,36 +33,27 @@ _READY = tl.constexpr(1)
 _LATE = tl.constexpr(2)
 
 
-def launch_send_rows(x: Tensor, x_out: Tensor, sent: Tensor, number: int) -> None:
-    """x [T, in_width] on the device, to x_out in pinned memory; then sent[0] = number."""
+def launch_send_rows(x: Tensor, x_out: Tensor, sent: Tensor, op: Tensor) -> None:
+    """The op's rows of x [T, in_width] on the device, to x_out in pinned memory; then sent[0] = number."""
     num_rows, width = x.shape
     columns, grid = _cut(num_rows, width)
     _send_kernel[grid](
-        *(x, x_out, sent, _device_words(x.device), num_rows, width, x.stride(0), number),
+        *(x, x_out, sent, op, _device_words(x.device), width, x.stride(0)),
         columns=columns,
         num_warps=_NUM_WARPS,
     )
 
 
-def launch_add_rows(
-    y: Tensor, result: Tensor, done: Tensor, failed: Tensor,
-    number: int, first_number: int, workers: int, late_ms: float,
-) -> None:  # fmt: skip
-    """y [T, out_width] on the device += result, once done[w] >= number for every w of the mask `workers`."""
+def launch_add_rows(y: Tensor, result: Tensor, done: Tensor, failed: Tensor, op: Tensor) -> None:
+    """The op's rows of y [T, out_width] on the device += result, once done[w] >= its number for every worker
+    w of its mask."""
     num_rows, width = y.shape
     columns, grid = _cut(num_rows, width)
     _add_kernel[grid](
-        *(y, result, done, failed, _device_words(y.device), num_rows, width, y.stride(0)),
-        *(number, first_number, *mask_words(workers), max(1, round(late_ms * 1000))),
+        *(y, result, done, failed, op, _device_words(y.device), width, y.stride(0)),
         columns=columns,
         num_warps=_NUM_WARPS,
     )
-
-
-def mask_words(workers: int) -> tuple[int, int]:
-    """A mask of 64 bits as two int32, low and high: arguments whose type does not depend on their value."""
-    low, high = workers & 0xFFFFFFFF, workers >> 32
-    return low - (low >> 31 << 32), high - (high >> 31 << 32)
 
 
 def _cut(num_rows: int, width: int) -> tuple[int, tuple[int]]:
@@ -77,17 +69,16 @@ def _device_words(device: torch.device) -> Tensor:
     return torch.zeros(3, dtype=torch.int32, device=device)
 
 
-# Compiled for a width, not for a number of rows or an op.
-@triton.jit(do_not_specialize=["num_rows", "number"])
-def _send_kernel(
-    x_ptr, x_out_ptr, sent_ptr, words_ptr, num_rows, width, x_stride, number, columns: tl.constexpr
-):
-    _copy_rows(x_ptr, x_out_ptr, num_rows, width, x_stride, columns)
-    # One thread raises the counter: the barrier puts the stores of the others before it.
-    tl.debug_barrier()
-    if tl.atomic_add(words_ptr, 1, sem="acq_rel", scope="sys") == tl.num_programs(0) - 1:
-        tl.store(words_ptr, 0)
-        _raise_word(sent_ptr, number)
+@triton.jit
+def _send_kernel(x_ptr, x_out_ptr, sent_ptr, op_ptr, words_ptr, width, x_stride, columns: tl.constexpr):
+    number, num_rows = tl.load(op_ptr), tl.load(op_ptr + 1)
+    if number != 0:
+        _copy_rows(x_ptr, x_out_ptr, num_rows, width, x_stride, columns)
+        # One thread raises the counter: the barrier puts the stores of the others before it.
+        tl.debug_barrier()
+        if tl.atomic_add(words_ptr, 1, sem="acq_rel", scope="sys") == tl.num_programs(0) - 1:
+            tl.store(words_ptr, 0)
+            _raise_word(sent_ptr, number)
 
 
 @triton.jit
@@ -101,23 +92,25 @@ def _copy_rows(x_ptr, x_out_ptr, num_rows, width, x_stride, columns: tl.constexp
         tl.store(x_out_ptr + row * width + at, tl.load(x_ptr + row * x_stride + at, inside), inside)
 
 
-@triton.jit(do_not_specialize=["num_rows", "number", "first_number", "low_mask", "high_mask", "late_us"])
+@triton.jit
 def _add_kernel(
-    y_ptr, result_ptr, done_ptr, failed_ptr, words_ptr, num_rows, width, y_stride,
-    number, first_number, low_mask, high_mask, late_us, columns: tl.constexpr,
-):  # fmt: skip
-    outcome_ptr, knowing_ptr = words_ptr + 1, words_ptr + 2
-    outcome = _poll(done_ptr, failed_ptr, number, first_number, low_mask, high_mask, late_us)
-    # Of the first thread alone, which has polled; what an atomic returns is the same in all threads.
-    tl.atomic_cas(outcome_ptr, 0, outcome, sem="acq_rel")
-    outcome = tl.atomic_add(outcome_ptr, 0, sem="acquire")
-    if tl.atomic_add(knowing_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-        tl.store(outcome_ptr, 0)
-        tl.store(knowing_ptr, 0)
-    if outcome == _READY:
-        _add_result(y_ptr, result_ptr, num_rows, width, y_stride, columns)
-    elif outcome == _LATE:
-        _raise_word(failed_ptr, number)
+    y_ptr, result_ptr, done_ptr, failed_ptr, op_ptr, words_ptr, width, y_stride, columns: tl.constexpr
+):
+    number, num_rows, first_number = tl.load(op_ptr), tl.load(op_ptr + 1), tl.load(op_ptr + 2)
+    low_mask, high_mask, late_us = tl.load(op_ptr + 3), tl.load(op_ptr + 4), tl.load(op_ptr + 5)
+    if number != 0:
+        outcome_ptr, knowing_ptr = words_ptr + 1, words_ptr + 2
+        outcome = _poll(done_ptr, failed_ptr, number, first_number, low_mask, high_mask, late_us)
+        # Of the first thread alone, which has polled; what an atomic returns is the same in all threads.
+        tl.atomic_cas(outcome_ptr, 0, outcome, sem="acq_rel")
+        outcome = tl.atomic_add(outcome_ptr, 0, sem="acquire")
+        if tl.atomic_add(knowing_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+            tl.store(outcome_ptr, 0)
+            tl.store(knowing_ptr, 0)
+        if outcome == _READY:
+            _add_result(y_ptr, result_ptr, num_rows, width, y_stride, columns)
+        elif outcome == _LATE:
+            _raise_word(failed_ptr, number)
 
 
 @triton.jit

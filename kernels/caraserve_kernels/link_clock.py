@@ -32,14 +32,22 @@ TURN_BYTES = 64 * 1024
 _cpu_turn = threading.Lock()
 
 
-def pace(clock: Tensor, num_bytes: int, bytes_per_s: float, turn_bytes: int = TURN_BYTES) -> None:
+def pace(
+    clock: Tensor,
+    num_bytes: int,
+    bytes_per_s: float,
+    turn_bytes: int | None = TURN_BYTES,
+    num_rows: Tensor | None = None,
+) -> None:
     """Queue: take the emulated link for one piece, and wait until the piece would be through.
 
     Args:
         clock: int64 [1], zero at first, on the device whose stream is to wait.
         num_bytes: of the piece.
         bytes_per_s: of the emulated link; see `paced_rate`.
-        turn_bytes: that go over at once.
+        turn_bytes: that go over at once; None for all, in front of the turns that others have not had yet.
+        num_rows: int32 [1] on the same device, read when the link is taken: the piece has so many rows of
+            `num_bytes` each; None for one. Then the piece's bounds are the caller's to keep.
 
     Raises:
         ValueError: no clock, negative bytes, a rate or a turn not above 0, or a piece of more than two
@@ -47,18 +55,22 @@ def pace(clock: Tensor, num_bytes: int, bytes_per_s: float, turn_bytes: int = TU
     """
     if clock.dtype != torch.int64 or clock.shape != (1,):
         raise ValueError(f"a clock is int64 [1]; got {clock.dtype} {tuple(clock.shape)}")
-    if num_bytes < 0 or not bytes_per_s > 0 or turn_bytes < 1:
+    if num_bytes < 0 or not bytes_per_s > 0 or (turn_bytes is not None and turn_bytes < 1):
         raise ValueError(f"cannot move {num_bytes} bytes at {bytes_per_s} bytes/s, {turn_bytes} at once")
     piece_ns = round(num_bytes / bytes_per_s * 1e9)
     if piece_ns > MAX_PIECE_NS:
         raise ValueError(
             f"a piece of {num_bytes} bytes takes {piece_ns / 1e9:.1f} s: cut it, or mend the rate"
         )
-    turn_ns = max(1, min(piece_ns, round(turn_bytes / bytes_per_s * 1e9)))
+    turn_ns = MAX_PIECE_NS
+    if turn_bytes is not None:
+        turn_ns = max(1, min(turn_ns, round(turn_bytes / bytes_per_s * 1e9)))
     if clock.is_cuda:
-        _pace_kernel[(1,)](clock, piece_ns, turn_ns, num_warps=1)
+        _pace_kernel[(1,)](clock, num_rows, piece_ns, turn_ns, num_warps=1)
         return
     free_at = clock.numpy()
+    if num_rows is not None:
+        piece_ns *= int(num_rows)
     # At least once: who brings nothing comes after what is on its way, too.
     for begun_ns in range(0, max(1, piece_ns), turn_ns):
         with _cpu_turn:
@@ -79,7 +91,9 @@ def paced_rate(emulated_bytes_per_s: float, link_bytes_per_s: float) -> float:
 
 
 @triton.jit(do_not_specialize=["piece_ns", "turn_ns"])
-def _pace_kernel(clock_ptr, piece_ns, turn_ns):  # type: ignore[no-untyped-def]
+def _pace_kernel(clock_ptr, num_rows_ptr, piece_ns, turn_ns):  # type: ignore[no-untyped-def]
+    if num_rows_ptr is not None:
+        piece_ns *= tl.load(num_rows_ptr)
     begun_ns = 0
     # At least once: who brings nothing comes after what is on its way, too.
     while begun_ns < tl.maximum(piece_ns, 1):

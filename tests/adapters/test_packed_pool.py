@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 import torch
 
 from caraserve_cli.adapters import packed_pool
+from caraserve_cli.adapters.copy_lane import Arrival, open_lane
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
@@ -218,3 +221,50 @@ def test_a_rank_that_the_kernels_have_no_room_for_is_refused() -> None:
 def test_groups_are_the_decoders() -> None:
     assert [group.modules for group in fused_groups(SHAPE)] == list(FUSED_MODULES)
     assert fused_groups(SHAPE)[0].out_widths == (32, 16, 16)
+
+
+class _LaneLog:
+    """A lane that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self._lane, self.link = open_lane(CPU), None
+        self.num_waits = 0
+
+    def copy(self, pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Arrival:
+        return self._lane.copy(pieces)
+
+    def come_after_current_work(self) -> None:
+        self.num_waits += 1
+
+
+@pytest.mark.parametrize(
+    ("read_in", "ended", "waits"), [(None, 0, 0), (1, 1, 0), (1, 0, 1), (2, 1, 1), (1, 2, 0)]
+)
+def test_copies_wait_for_steps_that_still_read_what_has_left(
+    read_in: int | None, ended: int, waits: int
+) -> None:
+    """The adapter in slot 0 leaves after two steps, of which `ended` have ended."""
+    lane = _LaneLog()
+    pool = PackedPool(SHAPE, CAPACITY_BYTES, 2, torch.float32, CPU, lane)
+    weights = packed(make_weights("a", 3, ("q_proj",)))
+    pool.load(0, weights, 0)
+    pool.start_copies()
+    for step in (1, 2):
+        assert pool.note_step(np.array([0] if step == read_in else [1])) == step
+    pool.note_ended(ended)
+    pool.evict(0)
+    pool.load(1, weights, 0)
+    pool.start_copies()
+    assert lane.num_waits == waits
+
+
+def test_copies_wait_for_moves() -> None:
+    lane = _LaneLog()
+    pool = PackedPool(SHAPE, CAPACITY_BYTES, 2, torch.float32, CPU, lane)
+    weights = packed(make_weights("a", 3, ("q_proj",)))
+    pool.load(0, weights, 4096)
+    pool.start_copies()
+    pool.move(AdapterMove(0, 4096, 0, weights.num_bytes))
+    pool.load(1, weights, 8192)
+    pool.start_copies()
+    assert lane.num_waits == 1

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from caraserve_cli.adapters.copy_lane import EmulatedLink, open_lane
-from caraserve_cli.adapters.transfer import LAYERS_PER_COPY, LayerCopy, LayerOrder, Transfer
+from caraserve_cli.adapters.layer_order import LAYERS_PER_COPY, LayerOrder
+from caraserve_cli.adapters.transfer import LayerCopy, Transfer
 from caraserve_cli.adapters.transfers import Transfers
 
 CPU = torch.device("cpu")
@@ -127,3 +128,38 @@ def test_on_a_slower_link_copies_arrive_one_after_the_other() -> None:
     transfers.settle()
     assert transfers.take_copied_ms() == pytest.approx(200)
     assert transfers.take_copied_ms() == 0
+
+
+def test_who_needs_what_has_not_come_stands_still_and_is_told_once() -> None:
+    """Pieces of a tenth and two tenths of a second; the second transfer comes before anyone needs it."""
+    link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
+    transfers = Transfers(open_lane(CPU, link), 2)
+    slow, late = (
+        transfers.open([LayerCopy(torch.zeros(300), torch.ones(300), [0, 100, 300])], LayerOrder())
+        for _ in range(2)
+    )
+    assert transfers.opened_bytes == 2400
+    assert transfers.take_stall().ms == 0
+    slow.wait_for_layer(0)
+    first = transfers.take_stall()
+    slow.wait_for_layer(1)
+    second = transfers.take_stall()
+    assert (len(first.arrivals), len(second.arrivals)) == (1, 1)
+    assert first.ms > 0
+    assert second.ms > 0
+    transfers.settle()
+    assert slow.lasted_ms == pytest.approx(300)
+    assert transfers.take_stall().arrivals == ()
+    transfers.block(most_s=60.0)
+    assert late.has_arrived
+    late.wait()
+    assert transfers.take_stall().ms == 0, "it was there"
+
+
+def test_a_stall_is_told_though_its_transfer_is_over() -> None:
+    link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
+    transfers = Transfers(open_lane(CPU, link), 1)
+    transfers.open([LayerCopy(torch.zeros(10), torch.ones(10))], LayerOrder()).wait()
+    transfers.settle()
+    assert transfers.are_over
+    assert transfers.take_stall().ms > 0

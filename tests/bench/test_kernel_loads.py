@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder, Transfer
+from caraserve_cli.adapters.layer_order import LayerOrder
+from caraserve_cli.adapters.transfer import LayerCopy, Transfer
 from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.bench.kernel_cases import LoadCase
 from caraserve_cli.bench.kernel_loads import measure_loads

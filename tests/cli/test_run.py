@@ -80,6 +80,14 @@ def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) 
         "ttft_ms",
         "tpot_ms",
         "latency_ms",
+        "load_ms",
+        "load_hidden_ms",
+        "load_wait_ms",
+        "disk_wait_ms",
+        "room_wait_ms",
+        "stalled_ms",
+        "assisted_ms",
+        "failed_assists",
         "slo_attained",
         "logprobs",
         "metadata",
@@ -91,6 +99,8 @@ def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) 
     assert answer["text"].strip() == SAMPLE_ROWS[0]["metadata"]["expected"], "and not shown"
     assert all(len(position["top"]) == 2 for position in answer["logprobs"])
     assert answer["cold_start"] == "stream"
+    assert answer["load_ms"] is answer["load_hidden_ms"] is None, "nothing is copied on a CPU"
+    assert answer["load_wait_ms"] == answer["stalled_ms"] == answer["assisted_ms"] == 0
     assert answer["slo_attained"] is True
 
 

@@ -49,6 +49,20 @@ def test_what_was_touched_is_mapped_and_little_else(view):
     assert _mapped_bytes("arena-view") >= 400_000
 
 
+def test_what_is_read_is_mapped_and_little_else(view):
+    view.read(200_000, 300_000)
+    assert 200_000 <= _mapped_bytes("arena-view") <= 200_000 + 2 * (64 << 10)
+
+
+def test_the_last_elements_and_none_at_all_can_be_read(view):
+    view.read(0, 0)
+    assert _mapped_bytes("arena-view") == 0
+    # Two bytes behind the last whole cache line.
+    view.read(_NUM_BYTES // 2 - 1, _NUM_BYTES // 2)
+    view.read(_NUM_BYTES // 2 - 40, _NUM_BYTES // 2)
+    assert 0 < _mapped_bytes("arena-view") <= 64 << 10
+
+
 def test_the_last_elements_and_none_at_all_can_be_touched(view):
     view.touch(0, 0)
     view.touch(_NUM_BYTES // 2 - 1, _NUM_BYTES // 2)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caraserve_cli.coldstart.cpu_lora import add_group, choose_compute_dtype, entry_extent
+from caraserve_cli.coldstart.cpu_lora import GroupProducts, add_group, choose_compute_dtype, weight_extents
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModuleKey
 from tests.coldstart.worker_pools import reference
 
@@ -68,6 +68,23 @@ def test_equals_the_products_module_by_module(op, num_rows, padded_rank, dtypes)
     assert wide[:, -8:].isnan().all(), "written past the row's end"
 
 
+@settings(max_examples=100, deadline=None)
+@given(op=_ops(), cut=st.tuples(st.integers(0, 2), st.integers(0, 2)), num_rows=st.integers(1, 5))
+def test_some_modules_have_their_columns_written_and_no_other(op, cut, num_rows):
+    group, ranks, biased = op
+    first, last = sorted(min(module, len(group.modules) - 1) for module in cut)
+    layout = AdapterLayout.build((group,), 1, ranks, biased)
+    torch.manual_seed(num_rows)
+    arena, entry = torch.randn(layout.num_elements + 1), layout.table[0, 0].tolist()
+    x = torch.randn(num_rows, group.in_width)
+    out = torch.full((num_rows, sum(group.out_widths)), torch.nan)
+    GroupProducts(x, out, arena, entry, group, range(first, last + 1), torch.float32).run()
+    own = slice(sum(group.out_widths[:first]), sum(group.out_widths[: last + 1]))
+    expected = torch.full_like(out, torch.nan, dtype=torch.float64)
+    expected[:, own] = reference(x, arena, entry, group)[:, own]
+    assert torch.allclose(out.double(), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def test_the_entry_counts_from_the_arenas_first_element_where_the_arena_is_a_view():
     group = FusedGroup(("o_proj",), 16, (16,))
     layout = AdapterLayout.build((group,), 1, {(0, "o_proj"): 4}, {(0, "o_proj")})
@@ -77,18 +94,25 @@ def test_the_entry_counts_from_the_arenas_first_element_where_the_arena_is_a_vie
     assert torch.allclose(out.double(), reference(x, arena, layout.table[0, 0].tolist(), group), atol=1e-5)
 
 
-@given(op=_ops(), first_element=st.sampled_from((0, 640)))
-def test_the_extent_of_an_entry_is_all_that_is_read_and_no_more(op, first_element):
+@given(
+    op=_ops(), first_element=st.sampled_from((0, 640)), cut=st.tuples(st.integers(0, 2), st.integers(0, 2))
+)
+def test_the_extents_of_modules_are_all_that_is_read_and_no_more(op, first_element, cut):
     group, ranks, biased = op
+    first, last = sorted(min(module, len(group.modules) - 1) for module in cut)
     layout = AdapterLayout.build((group,), 1, ranks, biased)
-    pieces = layout.pieces.values()
-    firsts = [piece.a_offset for piece in pieces]
-    ends = [piece.b_offset + piece.lora_rank * piece.out_width for piece in pieces]
-    ends += [layout.pieces[key].bias_offset + layout.pieces[key].out_width for key in biased]
-    expected = (min(firsts) + first_element, max(ends) + first_element) if ranks else (0, 0)
+    expected = set()
+    for key, piece in layout.pieces.items():
+        if first <= group.modules.index(key[1]) <= last:
+            expected |= set(range(piece.a_offset, piece.a_offset + piece.lora_rank * piece.in_width))
+            expected |= set(range(piece.b_offset, piece.b_offset + piece.lora_rank * piece.out_width))
+            if key in biased:
+                expected |= set(range(piece.bias_offset, piece.bias_offset + piece.out_width))
     entry = layout.placed(first_element)[0, 0].tolist()
-    first, end = entry_extent(entry, group)
-    assert (first, end) == expected if ranks else first == end
+    extents = weight_extents(entry, group, range(first, last + 1))
+    read = [element - first_element for begin, end in extents for element in range(begin, end)]
+    assert len(read) == len(set(read))
+    assert set(read) == expected
 
 
 def test_an_adapter_that_changes_nothing_of_the_group_gives_zeros():

@@ -8,6 +8,7 @@ import torch
 
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_kernels.host_exchange import MAX_WORKERS, add_rows, send_rows
+from tests.kernels.exchange_workers import op_words
 
 
 @pytest.fixture
@@ -20,14 +21,15 @@ def memory():
 def test_whoever_attaches_sees_and_is_seen(memory):
     other = ExchangeMemory.attach(os.dup(memory.fd), memory.layout)
     x = torch.randn(5, 33).bfloat16()
-    send_rows(x, memory.exchange, 7)
+    told = op_words(7, 5, workers=1 << (MAX_WORKERS - 1), late_ms=1000)
+    send_rows(x, memory.exchange, told)
     assert other.sent[0] == 7
     rows, result = other.rows(5, 33, 65)
     assert torch.equal(rows, x)
     result.fill_(2)
     other.done[MAX_WORKERS - 1] = 7
     y = torch.ones(5, 65)
-    add_rows(y, memory.exchange, 7, 7, 1 << (MAX_WORKERS - 1), 1000)
+    add_rows(y, memory.exchange, told)
     assert torch.equal(y, torch.full((5, 65), 3.0))
     memory.exchange.failed.fill_(9)
     assert other.failed[0] == 9
@@ -67,4 +69,4 @@ def test_close_leaves_no_fd_and_may_come_twice():
 
 def test_what_does_not_fit_is_refused(memory):
     with pytest.raises(ValueError, match="room for"):
-        send_rows(torch.zeros(6, 33, dtype=torch.bfloat16), memory.exchange, 1)
+        send_rows(torch.zeros(6, 33, dtype=torch.bfloat16), memory.exchange, op_words(1, 6))

@@ -55,21 +55,26 @@ def test_times_are_those_of_the_simulation(race: LayerRace, data: st.DataObject)
     assert race.stall_ms(cpu_layers) == pytest.approx(beyond_ms + waited_ms)
 
 
-@given(races())
-def test_a_prefill_that_was_held_waits_no_more(race: LayerRace) -> None:
-    hold_ms = race.hold_ms()
+@given(races(), st.data())
+def test_a_prefill_that_was_held_waits_no_more(race: LayerRace, data: st.DataObject) -> None:
+    cpu_layers = data.draw(st.integers(0, race.num_layers))
+    hold_ms = race.hold_ms(cpu_layers)
     late = replace(race, copies_begin_ms=race.copies_begin_ms - hold_ms)
-    assert run(late, 0)[1] == 0
+    assert run(late, cpu_layers)[1] == 0
+    assert run(late, cpu_layers)[0] == race.computing_ms(cpu_layers)
+    if cpu_layers == race.num_layers:
+        return
     sooner = replace(race, copies_begin_ms=race.copies_begin_ms - hold_ms + 1 / 16)
-    assert run(sooner, 0)[1] > 0
-    assert hold_ms + run(late, 0)[0] == run(race, 0)[0]
+    assert run(sooner, cpu_layers)[1] > 0
+    if hold_ms >= 0:
+        assert hold_ms + run(late, cpu_layers)[0] == run(race, cpu_layers)[0]
 
 
 @given(races(), SIXTEENTHS)
 def test_a_slower_link_never_makes_anything_shorter(race: LayerRace, slower_ms: float) -> None:
     slow = replace(race, copy_layer_ms=race.copy_layer_ms + slower_ms)
     assert slow.stall_ms(0) >= race.stall_ms(0)
-    assert slow.hold_ms() >= race.hold_ms()
+    assert slow.hold_ms(0) >= race.hold_ms(0)
     assert slow.fewest_cpu_layers() >= race.fewest_cpu_layers()
 
 
@@ -77,4 +82,4 @@ def test_a_slower_link_never_makes_anything_shorter(race: LayerRace, slower_ms: 
 def test_without_a_link_nothing_waits(race: LayerRace) -> None:
     there = replace(race, copy_layer_ms=0.0)
     assert there.fewest_cpu_layers() == 0
-    assert (there.stall_ms(0), there.complete_ms(0), there.hold_ms()) == (0, 0, 0)
+    assert (there.stall_ms(0), there.complete_ms(0), there.hold_ms(0)) == (0, 0, 0)

@@ -4,16 +4,8 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from caraserve_cli.coldstart.ticket_memory import (
-    NUM_PLACES,
-    AssistRows,
-    Ticket,
-    TicketMemory,
-    WorkerTicket,
-)
+from caraserve_cli.coldstart.ticket_memory import NUM_PLACES, AssistRows, Ticket, TicketMemory
 from caraserve_kernels.host_exchange import MAX_WORKERS
 from caraserve_kernels.lora_layout import TABLE_FIELDS
 
@@ -61,14 +53,3 @@ def test_nothing_of_a_longer_ticket_is_left_in_a_place(tickets):
 def test_what_has_no_room_is_refused(tickets, num_ops, num_adapters):
     with pytest.raises(ValueError, match="room for 6 and 3"):
         tickets.write(0, Ticket(1, num_ops, 1), 9, {}, [(0, 0)] * num_ops, [_rows(0, 1)] * num_adapters)
-
-
-@settings(max_examples=200, deadline=None)
-@given(workers=st.sets(st.integers(0, MAX_WORKERS - 1), min_size=1), more_rows=st.integers(0, 300))
-def test_shares_are_all_rows_once_and_as_equal_as_can_be(workers, more_rows):
-    num_rows = len(workers) + more_rows
-    mask = sum(1 << worker for worker in workers)
-    ticket = WorkerTicket(Ticket(1, 1, mask), num_rows, {}, [], [], np.empty((0, 0, TABLE_FIELDS), np.int64))
-    shares = [ticket.share(worker) for worker in sorted(workers)]
-    assert [row for share in shares for row in share] == list(range(num_rows))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1

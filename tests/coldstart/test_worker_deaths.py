@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -89,6 +90,23 @@ def test_a_new_worker_leaves_tickets_older_than_itself_alone():
             assert not bench.compute(ticket, rows, 20, late_ms=50)
         assert list(bench.memory.done[:2]) == [0, 0]
         assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
+
+
+def test_a_new_worker_answers_for_no_dead_one_though_it_has_nothing_to_do_at_first():
+    with open_bench(2) as bench:
+        rows = [AssistRows(0, 4, bench.tables[0])]
+        qkv, o_then_qkv = OPS[:1], (OPS[1], OPS[0])
+        lost = bench.pool.submit(rows, qkv, 4)
+        second = max(workers_of(os.getpid()), key=lambda worker: psutil.Process(worker).cmdline())
+        os.kill(second, signal.SIGKILL)
+        _until(lambda: parent(second) == 0, "the dead worker is still there")
+        assert _poll_until_usable(bench, 2) == 1
+        following = bench.pool.submit(rows, o_then_qkv, 4)
+        assert (lost.workers, following.workers) == (0b11, 0b11)
+        # The new worker waits for the first one alone, which ends the lost op, and has no part of o.
+        assert not bench.compute(lost, rows, 4, ops=qkv, late_ms=200)
+        assert bench.memory.done[1] == 0
+        assert bench.compute(following, rows, 4, ops=o_then_qkv)
 
 
 def test_a_worker_that_does_not_end_what_has_failed_is_replaced():

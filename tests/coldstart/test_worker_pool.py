@@ -47,12 +47,41 @@ def test_many_tickets_of_several_adapters_are_right(bench):
     for _ in range(40):
         num_rows = chance.randint(1, MAX_ROWS)
         rows = _random_rows(bench, chance, num_rows)
-        ticket = bench.pool.submit(rows, OPS, num_rows)
+        ops = OPS[chance.randrange(4) :: chance.randint(1, 4)]
+        ticket = bench.pool.submit(rows, ops, num_rows)
         masks.add(ticket.workers)
-        assert bench.compute(ticket, rows, num_rows)
+        assert bench.compute(ticket, rows, num_rows, ops=ops)
         _until_usable(bench)
-    # One worker for every four tokens that are begun.
     assert masks == {0b1, 0b11, 0b111}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4, 5])
+def test_any_number_of_workers_is_right(num_workers):
+    chance = random.Random(num_workers)
+    with open_bench(num_workers) as bench:
+        for num_rows in (1, 4, 5, 33, MAX_ROWS):
+            rows = _random_rows(bench, chance, num_rows)
+            ticket = bench.pool.submit(rows, OPS, num_rows)
+            assert bench.compute(ticket, rows, num_rows)
+            _until_usable(bench, num_workers)
+
+
+def test_a_ticket_has_a_worker_for_each_part(bench):
+    """Four tokens a worker; of q, k, v and gate, up the second adapter changes q, v and up."""
+    all_of_it, some_of_it = bench.tables[:2]
+    for op, table, num_rows, workers in (
+        ((0, 1), all_of_it, 4, 0b1),
+        ((0, 1), all_of_it, 5, 0b11),
+        ((0, 1), all_of_it, 64, 0b111),
+        ((0, 0), all_of_it, 1, 0b111),
+        ((0, 0), some_of_it, 1, 0b11),
+        ((0, 2), some_of_it, 1, 0b1),
+    ):
+        rows = [AssistRows(0, num_rows, table)]
+        ticket = bench.pool.submit(rows, [op], num_rows)
+        assert ticket.workers == workers
+        assert bench.compute(ticket, rows, num_rows, ops=[op])
+        _until_usable(bench)
 
 
 def test_bfloat16_is_right():
@@ -94,10 +123,13 @@ def test_tickets_that_wait_behind_each_other_are_all_computed(bench):
     # A worker outside the first ticket's mask is given the second one alone.
     rows = [AssistRows(1, 3, bench.tables[1])]
     many = [AssistRows(0, 20, bench.tables[0])]
-    tickets = [(bench.pool.submit(rows, OPS, 4), rows, 4), (bench.pool.submit(many, OPS, 20), many, 20)]
-    tickets.append((bench.pool.submit(rows, OPS, 4), rows, 4))
-    assert [ticket.workers for ticket, _, _ in tickets] == [0b1, 0b111, 0b1]
-    assert all(bench.compute(*ticket) for ticket in tickets)
+    few = OPS[1::4]
+    tickets = [
+        (bench.pool.submit(of_ticket, ops, num_rows), of_ticket, num_rows, ops)
+        for of_ticket, ops, num_rows in ((rows, few, 4), (many, OPS, 20), (rows, few, 4))
+    ]
+    assert [ticket.workers for ticket, _, _, _ in tickets] == [0b1, 0b111, 0b1]
+    assert all(bench.compute(*of_ticket, ops=ops) for *of_ticket, ops in tickets)
     _until_usable(bench)
 
 

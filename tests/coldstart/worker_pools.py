@@ -30,6 +30,7 @@ from caraserve_kernels.lora_layout import (
     FusedGroup,
     ModuleKey,
 )
+from tests.kernels.exchange_workers import op_words
 
 GROUPS = (
     FusedGroup(("q_proj", "k_proj", "v_proj"), 32, (32, 16, 16)),
@@ -90,8 +91,15 @@ class Bench:
                 part = slice(row.first_row, row.first_row + row.num_rows)
                 entry = row.table[layer, group_index].tolist()
                 expected[part] += reference(x[part], self.arena, entry, group)
-            send_rows(x, self.memory.exchange, number)
-            add_rows(y, self.memory.exchange, number, ticket.first_number, ticket.workers, late_ms)
+            told = op_words(
+                number,
+                num_rows,
+                first_number=ticket.first_number,
+                workers=ticket.workers,
+                late_ms=late_ms,
+            )
+            send_rows(x, self.memory.exchange, told)
+            add_rows(y, self.memory.exchange, told)
             tolerance = 1e-5 if y.dtype == torch.float32 else 3e-2
             if not torch.allclose(y.double(), expected, rtol=tolerance, atol=tolerance):
                 wrong.append(number)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.core import AdapterLoad, AdapterMove
 from caraserve_cli.engine.cold_starts import InPlace
 
 
 class StillDepot(InPlace):
     """Everything that is loaded is there."""
+
+    copied_bytes = 0
+    num_lost_workers = 0
+
+    def take_stall(self) -> Stall:
+        return Stall()
 
     def load(self, load: AdapterLoad) -> None: ...
 
@@ -31,6 +38,7 @@ class HandDepot(StillDepot):
         ready: adapters that are in host memory; None for all.
         arrived: slots whose copies have come; those of other slots are under way.
         prefetched: what was asked for last.
+        took_ms: how long each load is on its way.
     """
 
     def __init__(self) -> None:
@@ -39,12 +47,16 @@ class HandDepot(StillDepot):
         self.free_workers = 4
         self.link_backlog_ms = 0.0
         self.prefetched: list[str] = []
+        self.took_ms: float | None = None
 
     def is_ready(self, adapter: str) -> bool:
         return self.ready is None or adapter in self.ready
 
     def has_arrived(self, adapter_slot: int) -> bool:
         return adapter_slot in self.arrived
+
+    def load_ms(self, adapter_slot: int) -> float | None:
+        return self.took_ms
 
     def can_assist(self, adapter: str) -> bool:
         return True

@@ -115,3 +115,59 @@ def test_adapters_of_one_step_are_copied_together() -> None:
     assert isinstance(policy, Always)
     asked = [arrival.adapter_bytes for arrival in policy.arrivals]
     assert asked == [first.num_bytes, first.num_bytes + second.num_bytes]
+
+
+def test_who_is_passed_over_waits_from_plan_to_plan() -> None:
+    """A disk, then the copies; who needs neither waits for nothing, and a second one joins the load."""
+    scheduler, depot = make(Decision(ColdStart.ON_DEMAND))
+    now_ms = 10.0
+    scheduler.cold_starts._clock_ms = lambda: now_ms
+    depot.ready, depot.took_ms = set(), 7.5
+    cold = add(scheduler, "cold", 3, adapter=make_adapter("a"))
+    base = add(scheduler, "base", 3)
+    run_step(scheduler)
+    depot.ready, now_ms = {"a"}, 12.0
+    run_step(scheduler)
+    now_ms = 15.0
+    again = add(scheduler, "again", 3, adapter=make_adapter("a"))
+    run_step(scheduler)
+    depot.arrived, now_ms = {0}, 19.0
+    assert {"cold", "again"} <= set(chunks_of(run_step(scheduler)))
+    now_ms = 50.0
+    late = add(scheduler, "late", 3, adapter=make_adapter("a"))
+    run_step(scheduler)
+    waits = [(each.timings.disk_wait_ms, each.timings.load_wait_ms) for each in (cold, again, base, late)]
+    assert waits == [(2.0, 7.0), (0.0, 4.0), (0.0, 0.0), (0.0, 0.0)]
+    assert cold.timings.load is again.timings.load is not None
+    assert cold.timings.load.ms == 7.5
+    assert base.timings.load is late.timings.load is None
+    assert late.cold_start is ColdStart.RESIDENT
+
+
+def test_who_finds_no_room_on_the_device_waits_for_it() -> None:
+    scheduler, _ = make(Decision(ColdStart.STREAM))
+    now_ms = 0.0
+    scheduler.cold_starts._clock_ms = lambda: now_ms
+    add(scheduler, "large", 3, max_tokens=2, adapter=make_adapter("a", 90))
+    small = add(scheduler, "small", 3, adapter=make_adapter("b", 20))
+    run_step(scheduler)
+    now_ms = 4.0
+    run_step(scheduler)
+    now_ms = 9.0
+    assert set(chunks_of(run_step(scheduler))) == {"small"}
+    assert (small.timings.room_wait_ms, small.timings.load_wait_ms) == (9.0, 0.0)
+
+
+def test_waits_end_with_the_first_token() -> None:
+    """An assisted prompt's second token waits for the copies, which its first did not."""
+    scheduler, depot = make(Decision(ColdStart.CPU_ASSIST, cpu_layers=2))
+    now_ms = 0.0
+    scheduler.cold_starts._clock_ms = lambda: now_ms
+    cold = add(scheduler, "cold", 3, adapter=make_adapter("a"))
+    (chunk,) = run_step(scheduler).chunks
+    scheduler.check(chunk, in_time=True)
+    cold.timings.first_token_ms = now_ms
+    assert not run_step(scheduler).chunks
+    depot.arrived, now_ms = {0}, 5.0
+    assert run_step(scheduler).chunks
+    assert cold.timings.load_wait_ms == 0.0

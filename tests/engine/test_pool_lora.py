@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from caraserve_cli.adapters.copy_lane import open_lane
 from caraserve_cli.adapters.extents import aligned_bytes
+from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import MAX_LORA_RANK, LoraForm, Packer, PaddedForm, UnpaddedForm
-from caraserve_cli.adapters.transfer import LayerOrder, Transfer
+from caraserve_cli.adapters.transfer import Transfer
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import FUSED_MODULES, LORA_MODULES, BaseShape
 from caraserve_cli.engine.pool_lora import PoolLora

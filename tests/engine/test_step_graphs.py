@@ -54,6 +54,6 @@ def test_without_graphs_each_step_is_computed_as_it_comes() -> None:
     graphs.run(2, "way", log.append)
     assert log == [0, (2, "way", 0), 1, (2, "way", 1), 2, (2, "way", 2)]
     log.clear()
-    graphs.run(2, "way", log.append, first_piece=2)
-    graphs.run(2, "way", log.append, first_piece=3)
+    graphs.run(2, "way", log.append, pieces=[2])
+    graphs.run(2, "way", log.append, pieces=[])
     assert log == [2, (2, "way", 2)]

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from caraserve_cli.coldstart.assistant import Assistance
+from caraserve_cli.adapters.layer_order import LayerOrder
+from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
+from caraserve_cli.coldstart.assisted_ops import AssistedOps
 from caraserve_cli.coldstart.policy import Arrival, Decision
 from caraserve_cli.core import ColdStart, Completion
 from caraserve_cli.fleet import local
@@ -57,16 +59,27 @@ class Assists:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_every: int | None) -> None:
         self.num_results: Counter[int] = Counter()  # by the layers that CPU workers compute
         self.num_failed = 0
-        receive = Assistance.receive
+        under_way: list[Assistance] = []
+        begin, receive = Assistant.begin, AssistedOps.receive
 
-        def receive_or_fail(assistance: Assistance, layer: int, modules: tuple[str, ...], y: Tensor) -> None:
-            self.num_results[assistance.cpu_layers] += 1
-            if fails_every and self.num_results.total() % fails_every == 0:
-                self.num_failed += 1
-                assistance.abandon()
-            receive(assistance, layer, modules, y)
+        def begin_and_note(
+            assistant: Assistant, segments: Sequence[AssistedSegment], num_tokens: int, cpu_layers: int
+        ) -> Assistance | None:
+            assistance = begin(assistant, segments, num_tokens, cpu_layers)
+            under_way[:] = [] if assistance is None else [assistance]
+            return assistance
 
-        monkeypatch.setattr(Assistance, "receive", receive_or_fail)
+        def receive_or_fail(ops: AssistedOps, layer: int, group: int, y: Tensor) -> None:
+            if ops._words[layer, group].any():
+                (assistance,) = under_way
+                self.num_results[assistance.cpu_layers] += 1
+                if fails_every and self.num_results.total() % fails_every == 0:
+                    self.num_failed += 1
+                    assistance.abandon()
+            receive(ops, layer, group, y)
+
+        monkeypatch.setattr(Assistant, "begin", begin_and_note)
+        monkeypatch.setattr(AssistedOps, "receive", receive_or_fail)
 
 
 def load_base() -> PreTrainedModel:
@@ -142,7 +155,10 @@ def test_tokens_are_pefts(
     surroundings.host_store.close()
     assert len(answers) == len(oracle.requests)
     assert_same(oracle, answers)
-    assert set(assists.num_results) <= {decision.cpu_layers for decision in decisions}
+    # Whole pieces of a step, each of which has a graph on a GPU.
+    ends = [end for _, end in LayerOrder().groups(NUM_LAYERS)]
+    asked = {decision.cpu_layers for decision in decisions if decision.cpu_layers}
+    assert set(assists.num_results) <= {next(end for end in ends if end >= layers) for layers in asked}
     assert bool(assists.num_results) == any(decision.cpu_layers for decision in decisions)
     assert (assists.num_failed > 0) == (fails_every is not None)
     assert sum(record.num_adapter_loads for record in steps.records) > 40, "the pool was meant to be small"

@@ -11,7 +11,7 @@ from caraserve_kernels import host_exchange_kernels as module
 from caraserve_kernels.host_exchange import add_rows, send_rows
 from caraserve_kernels.linear import linear
 from caraserve_kernels.rms_norm import add_rms_norm
-from tests.kernels.exchange_workers import Op, SharedRows, expected_sum
+from tests.kernels.exchange_workers import Op, SharedRows, expected_sum, op_words
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -47,6 +47,13 @@ def shared_float32() -> Iterator[SharedRows]:
     yield from pinned(torch.float32)
 
 
+def never_late(op: Op, workers: int) -> torch.Tensor:
+    """What the device is told of an op of a step that began with number 1."""
+    return op_words(
+        op.number, op.num_rows, first_number=1, workers=workers, late_ms=NEVER_LATE_MS, device="cuda"
+    )
+
+
 def words_are_clear() -> bool:
     device = torch.device("cuda", torch.cuda.current_device())
     return module._device_words(device).tolist() == [0, 0, 0]
@@ -68,11 +75,12 @@ def test_all_rows_come_back_though_nothing_waits_for_the_host(
         sending = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     with shared.workers([0, 3, 40, 63], ops) as workers:
-        for op, x, y in zip(ops, xs, ys, strict=True):
+        tellings = [never_late(op, workers) for op in ops]
+        for x, y, told in zip(xs, ys, tellings, strict=True):
             sending.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(sending):
-                send_rows(x, shared.exchange, op.number)
-            add_rows(y, shared.exchange, op.number, 1, workers, NEVER_LATE_MS)
+                send_rows(x, shared.exchange, told)
+            add_rows(y, shared.exchange, told)
         torch.cuda.synchronize()
     assert shared.exchange.failed.tolist() == [0]
     for op, y, y_expected in zip(ops, ys, expected, strict=True):
@@ -91,9 +99,12 @@ def test_a_late_worker_fails_its_step_and_no_other(shared_float32: SharedRows) -
         # Three ops and two.
         for op, y in zip(ops, ys, strict=True):
             first_number = 1 if op.number <= 3 else 4
-            send_rows(torch.full((40, WIDTH), float(op.number), device="cuda"), exchange, op.number)
             late_ms = 50.0 if op.number == 2 else NEVER_LATE_MS
-            add_rows(y, exchange, op.number, first_number, workers, late_ms)
+            told = op_words(
+                op.number, 40, first_number=first_number, workers=workers, late_ms=late_ms, device="cuda"
+            )
+            send_rows(torch.full((40, WIDTH), float(op.number), device="cuda"), exchange, told)
+            add_rows(y, exchange, told)
             if op.number in (3, 5):
                 torch.cuda.synchronize()
                 failed.append(int(exchange.failed))
@@ -107,8 +118,9 @@ def test_it_ends_when_nobody_answers(shared_float32: SharedRows) -> None:
     x, y = torch.ones(MOST_ROWS, WIDTH, device="cuda"), torch.ones(MOST_ROWS, FUSED_WIDTH, device="cuda")
     for number in range(1, 65):
         # A step each: every one waits.
-        send_rows(x, exchange, number)
-        add_rows(y, exchange, number, number, 1, 2.0)
+        told = op_words(number, MOST_ROWS, late_ms=2.0, device="cuda")
+        send_rows(x, exchange, told)
+        add_rows(y, exchange, told)
     torch.cuda.synchronize()
     assert exchange.sent.tolist() == [64]
     assert exchange.failed.tolist() == [64]
@@ -120,7 +132,7 @@ def test_it_ends_when_nobody_answers(shared_float32: SharedRows) -> None:
 def test_a_step_given_up_by_the_host_is_not_waited_for(shared_float32: SharedRows) -> None:
     exchange, y = shared_float32.exchange, torch.ones(4, WIDTH, device="cuda")
     exchange.failed[0] = 8
-    add_rows(y, exchange, 6, 5, 1, NEVER_LATE_MS)
+    add_rows(y, exchange, op_words(6, 4, first_number=5, late_ms=NEVER_LATE_MS, device="cuda"))
     torch.cuda.synchronize()
     assert exchange.failed.tolist() == [8]
     assert (y == 1).all()
@@ -132,8 +144,9 @@ def test_neither_kernel_is_compiled_for_an_op(shared_float32: SharedRows) -> Non
     exchange.done.fill_(2**31 - 1)
 
     def run(num_rows: int, number: int, workers: int, late_ms: float) -> None:
-        send_rows(torch.zeros(num_rows, WIDTH, device="cuda"), exchange, number)
-        add_rows(torch.zeros(num_rows, WIDTH, device="cuda"), exchange, number, number, workers, late_ms)
+        told = op_words(number, num_rows, workers=workers, late_ms=late_ms, device="cuda")
+        send_rows(torch.zeros(num_rows, WIDTH, device="cuda"), exchange, told)
+        add_rows(torch.zeros(num_rows, WIDTH, device="cuda"), exchange, told)
 
     def num_compiled() -> int:
         return sum(
@@ -170,11 +183,11 @@ def test_between_kernels_that_start_early(shared_bfloat16: SharedRows) -> None:
         expected = expected_sum(x, y)
     actual = first
     with shared_bfloat16.workers([0, 1], ops) as workers:
-        for op in ops:
+        for told in [never_late(op, workers) for op in ops]:
             x = add_rms_norm(actual, None, norm, 1e-6)
-            send_rows(x, exchange, op.number)
+            send_rows(x, exchange, told)
             actual = linear(x, weight)
-            add_rows(actual, exchange, op.number, 1, workers, NEVER_LATE_MS)
+            add_rows(actual, exchange, told)
         torch.cuda.synchronize()
     assert exchange.failed.tolist() == [0]
     assert torch.equal(actual, expected)

@@ -62,5 +62,5 @@ def test_pieces_that_have_been_computed_are_left_out() -> None:
     adder = Adder()
     adder.graphs.prepare(4, None)
     adder.buffer.zero_()
-    adder.graphs.run(4, None, first_piece=1)
+    adder.graphs.run(4, None, pieces=[1])
     assert adder.buffer[:4].tolist() == [10.0] * 4

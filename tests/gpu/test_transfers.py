@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from caraserve_cli.adapters.copy_lane import open_lane
 from caraserve_cli.adapters.extents import aligned_bytes
+from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm
-from caraserve_cli.adapters.transfer import LayerCopy, LayerOrder
+from caraserve_cli.adapters.transfer import LayerCopy
 from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import BaseShape
@@ -120,6 +122,7 @@ def test_a_pool_waits_for_readers_of_what_it_gives_away() -> None:
     torch.cuda.synchronize()
     torch.cuda._sleep(LONG_CYCLES)  # type: ignore[no-untyped-call]
     before = pool.weights.clone()
+    pool.note_step(np.array([0]))
     pool.evict(0)
     pool.load(0, adapters[1], 0)
     pool.start_copies()

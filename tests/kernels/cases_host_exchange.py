@@ -13,7 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from caraserve_kernels import host_exchange_kernels as module
+from caraserve_kernels.host_exchange import OP_WORDS
 from caraserve_kernels.host_exchange_kernels import launch_add_rows, launch_send_rows
+from tests.kernels.exchange_workers import op_words
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # The interpreter cuts float32 to bfloat16 without rounding.
@@ -55,7 +57,7 @@ def words(length: int) -> Tensor:
 def test_send(dtype: torch.dtype, num_rows: int, width: int) -> None:
     x, sent = strided_rows(num_rows, width, dtype), words(1)
     x_out = torch.full((num_rows * width + 16,), -7.0, dtype=dtype)
-    launch_send_rows(x, x_out, sent, 5)
+    launch_send_rows(x, x_out, sent, op_words(5, num_rows))
     assert torch.equal(x_out[:-16].view(num_rows, width), x)
     assert (x_out[-16:] == -7).all(), "wrote past the rows"
     assert sent.tolist() == [5]
@@ -71,7 +73,8 @@ def test_add(dtype: torch.dtype, num_rows: int, width: int) -> None:
     before = whole.clone()
     done, failed = words(64), words(1)
     done[40], done[31] = 9, 10
-    launch_add_rows(y, result.flatten(), done, failed, 9, 4, 1 << 40 | 1 << 31, 20.0)
+    told = op_words(9, num_rows, first_number=4, workers=1 << 40 | 1 << 31)
+    launch_add_rows(y, result.flatten(), done, failed, told)
     expected = (before[:, 8:].float() + result.float()).to(dtype)
     assert torch.equal(y, expected)
     assert torch.equal(whole[:, :8], before[:, :8]), "wrote beside the rows"
@@ -87,7 +90,22 @@ def test_nothing_is_added_when_a_worker_is_late_or_the_step_has_failed(
     before = y.clone()
     done, failed = words(64), words(1)
     done[0], done[1], failed[0] = 9, 8, failed_before
-    launch_add_rows(y, torch.ones(40 * 64), done, failed, 9, 4, 0b11, 20.0)
+    launch_add_rows(y, torch.ones(40 * 64), done, failed, op_words(9, 40, first_number=4, workers=0b11))
     assert torch.equal(y, before)
     assert failed.tolist() == [failed_after]
+    assert module._device_words(y.device).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("num_rows", [0, 3, 40])
+def test_only_the_rows_of_the_op(num_rows: int) -> None:
+    """Of a batch of 40; no rows are no op."""
+    told = op_words(5, num_rows) if num_rows else words(OP_WORDS)
+    x, y, done, sent = torch.ones(40, 64), torch.zeros(40, 64), words(64), words(1)
+    done[0], x_out = 5, torch.full((40, 64), -1.0)
+    launch_send_rows(x, x_out.flatten(), sent, told)
+    launch_add_rows(y, torch.ones(40 * 64), done, words(1), told)
+    expected = torch.tensor([1.0] * num_rows + [0.0] * (40 - num_rows))
+    assert torch.equal(y, expected[:, None].expand(40, 64))
+    assert torch.equal(x_out, 2 * expected[:, None].expand(40, 64) - 1)
+    assert sent.tolist() == [5 if num_rows else 0]
     assert module._device_words(y.device).tolist() == [0, 0, 0]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caraserve_kernels.host_exchange import MAX_WORKERS, HostExchange
+from caraserve_kernels.host_exchange import MAX_WORKERS, OP_WORDS, HostExchange, write_ops
 
 _PAGE_BYTES = 4096
 _FAILED_BYTE, _DONE_BYTE = 64, 128
@@ -32,6 +32,23 @@ class Op(NamedTuple):
     in_width: int
     out_width: int
     silent: frozenset[int] = frozenset()
+
+
+def op_words(
+    number: int,
+    num_rows: int,
+    *,
+    first_number: int | None = None,
+    workers: int = 1,
+    late_ms: float = 20.0,
+    device: str = "cpu",
+) -> Tensor:
+    """What a device is told of one op, by default of the first of its step."""
+    first = number if first_number is None else first_number
+    # A step's numbers follow one another: the op is the last of its step.
+    step = np.zeros((number - first + 1, OP_WORDS), np.int32)
+    write_ops(step, range(len(step)), num_rows, first, workers, late_ms)
+    return torch.from_numpy(step[-1]).to(device)
 
 
 class SharedRows:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -18,8 +19,16 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from caraserve_kernels import host_exchange_kernels as module
-from caraserve_kernels.host_exchange import MAX_OP_NUMBER, MAX_WORKERS, HostExchange, add_rows, send_rows
-from tests.kernels.exchange_workers import Op, SharedRows, expected_sum
+from caraserve_kernels.host_exchange import (
+    MAX_OP_NUMBER,
+    MAX_WORKERS,
+    OP_WORDS,
+    HostExchange,
+    add_rows,
+    send_rows,
+    write_ops,
+)
+from tests.kernels.exchange_workers import Op, SharedRows, expected_sum, op_words
 
 CASES = Path(__file__).with_name("cases_host_exchange.py")
 # No answer takes so long, on whatever machine; a test that waits for it has failed.
@@ -50,8 +59,9 @@ def test_rows_go_to_the_workers_and_come_back(dtype: torch.dtype) -> None:
             x = random_rows(op.number, op.num_rows, op.in_width, dtype)
             y = random_rows(-op.number, op.num_rows, op.out_width, dtype)
             expected = expected_sum(x, y)
-            send_rows(x, shared.exchange, op.number)
-            add_rows(y, shared.exchange, op.number, 1, workers, NEVER_LATE_MS)
+            told = op_words(op.number, op.num_rows, first_number=1, workers=workers, late_ms=NEVER_LATE_MS)
+            send_rows(x, shared.exchange, told)
+            add_rows(y, shared.exchange, told)
             assert torch.equal(y, expected), op
     assert shared.exchange.failed.tolist() == [0]
 
@@ -66,9 +76,10 @@ def test_a_late_worker_fails_its_step_and_no_other() -> None:
         for op in ops:
             first_number = 1 if op.number <= 2 else 3
             y = torch.zeros(4, 8)
-            send_rows(torch.full((4, 8), float(op.number)), shared.exchange, op.number)
             late_ms = 20.0 if op.number == 1 else NEVER_LATE_MS
-            add_rows(y, shared.exchange, op.number, first_number, workers, late_ms)
+            told = op_words(op.number, 4, first_number=first_number, workers=workers, late_ms=late_ms)
+            send_rows(torch.full((4, 8), float(op.number)), shared.exchange, told)
+            add_rows(y, shared.exchange, told)
             sums.append(sorted(set(y.flatten().tolist())))
     assert sums == [[0.0], [0.0], [3.0], [4.0]]
     assert shared.exchange.failed.tolist() == [1], "an op of a failed step is not waited for"
@@ -79,9 +90,9 @@ def test_only_the_workers_of_the_op_are_waited_for() -> None:
     shared.exchange.result.fill_(1)
     shared.exchange.done[7], shared.exchange.done[9] = 5, 6
     y = torch.zeros(4, 8)
-    add_rows(y, shared.exchange, 5, 5, 1 << 7 | 1 << 9, NEVER_LATE_MS)
+    add_rows(y, shared.exchange, op_words(5, 4, workers=1 << 7 | 1 << 9, late_ms=NEVER_LATE_MS))
     assert (y == 1).all()
-    add_rows(y, shared.exchange, 5, 5, 1 << 7 | 1 << 8, 1.0)
+    add_rows(y, shared.exchange, op_words(5, 4, workers=1 << 7 | 1 << 8, late_ms=1.0))
     assert (y == 1).all()
     assert shared.exchange.failed.tolist() == [5]
 
@@ -92,7 +103,7 @@ def test_nothing_is_added_before_the_worker_has_answered() -> None:
     y = torch.zeros(4, 8)
     with shared.workers([0], [Op(1, 4, 8, 8)]) as workers:
         # Nothing was sent: the worker waits too.
-        add_rows(y, shared.exchange, 1, 1, workers, 30.0)
+        add_rows(y, shared.exchange, op_words(1, 4, workers=workers, late_ms=30.0))
     assert shared.exchange.failed.tolist() == [1], "it was waited for until it was late"
     assert (y == 0).all()
 
@@ -102,50 +113,86 @@ def test_the_sum_is_rounded_once() -> None:
     shared.exchange.result.fill_(2**-8 + 2**-18)
     shared.exchange.done[0] = 1
     y = torch.ones(2, 8, dtype=torch.bfloat16)
-    add_rows(y, shared.exchange, 1, 1, 1, NEVER_LATE_MS)
+    add_rows(y, shared.exchange, op_words(1, 2, late_ms=NEVER_LATE_MS))
     assert (y == 1 + 2**-7).all()
 
 
+def test_rows_beyond_those_of_the_op_stay_where_they_are() -> None:
+    """A batch is padded, and its other tokens are not assisted."""
+    shared = SharedRows(64, torch.float32)
+    shared.exchange.x.fill_(-1)
+    shared.exchange.result.fill_(1)
+    shared.exchange.done[0] = 1
+    told, y = op_words(1, 3, late_ms=NEVER_LATE_MS), torch.zeros(8, 8)
+    send_rows(torch.ones(8, 8), shared.exchange, told)
+    add_rows(y, shared.exchange, told)
+    assert shared.exchange.x.view(8, 8).sum(dim=1).tolist() == [8.0] * 3 + [-8.0] * 5
+    assert y.sum(dim=1).tolist() == [8.0] * 3 + [0.0] * 5
+
+
+def test_an_op_without_a_number_is_none() -> None:
+    shared = SharedRows(64, torch.float32)
+    shared.exchange.result.fill_(1)
+    none, y = torch.zeros(OP_WORDS, dtype=torch.int32), torch.zeros(8, 8)
+    send_rows(torch.ones(8, 8), shared.exchange, none)
+    add_rows(y, shared.exchange, none)
+    assert (y == 0).all()
+    assert shared.exchange.sent.tolist() + shared.exchange.failed.tolist() == [0, 0]
+
+
 def test_what_does_not_fit_is_refused() -> None:
-    exchange = SharedRows(32, torch.float32).exchange
+    exchange, told = SharedRows(32, torch.float32).exchange, op_words(1, 4)
     with pytest.raises(ValueError, match="room for 32 elements"):
-        send_rows(torch.zeros(5, 8), exchange, 1)
+        send_rows(torch.zeros(5, 8), exchange, told)
     with pytest.raises(ValueError, match="room for 32 elements"):
-        add_rows(torch.zeros(5, 8), exchange, 1, 1, 1, 20.0)
+        add_rows(torch.zeros(5, 8), exchange, told)
     with pytest.raises(ValueError, match="side by side"):
-        send_rows(torch.zeros(8, 4).T, exchange, 1)
+        send_rows(torch.zeros(8, 4).T, exchange, told)
     with pytest.raises(ValueError, match=r"float16.*float32"):
-        send_rows(torch.zeros(4, 8, dtype=torch.float16), exchange, 1)
+        send_rows(torch.zeros(4, 8, dtype=torch.float16), exchange, told)
+    for other in (told[:6], told.long(), told.repeat_interleave(2)[::2]):
+        with pytest.raises(ValueError, match="an op is int32"):
+            send_rows(torch.zeros(4, 8), exchange, other)
+        with pytest.raises(ValueError, match="an op is int32"):
+            add_rows(torch.zeros(4, 8), exchange, other)
     assert exchange.sent.tolist() == [0]
 
 
-@pytest.mark.parametrize("number", [0, -1, MAX_OP_NUMBER + 1])
-def test_numbers_outside_int32_are_refused(number: int) -> None:
-    exchange = SharedRows(32, torch.float32).exchange
-    with pytest.raises(ValueError, match="op number"):
-        send_rows(torch.zeros(4, 8), exchange, number)
-    with pytest.raises(ValueError, match="op number"):
-        add_rows(torch.zeros(4, 8), exchange, number, 1, 1, 20.0)
-
-
 @pytest.mark.parametrize(
-    ("first_number", "workers", "late_ms", "message"),
+    ("num_ops", "num_rows", "first_number", "workers", "late_ms", "message"),
     [
-        (6, 1, 20.0, "first op is 6, this one 5"),
-        (0, 1, 20.0, "first op is 0"),
-        (5, 0, 20.0, "mask"),
-        (5, 1 << MAX_WORKERS, 20.0, "mask"),
-        (5, 1, 0.0, "late_ms"),
-        (5, 1, float("inf"), "late_ms"),
-        (5, 1, float("nan"), "late_ms"),
+        (1, 0, 5, 1, 20.0, "0 rows"),
+        (1, 4, 0, 1, 20.0, "op number"),
+        (1, 4, -1, 1, 20.0, "op number"),
+        (1, 4, MAX_OP_NUMBER + 1, 1, 20.0, "op number"),
+        (2, 4, MAX_OP_NUMBER, 1, 20.0, "op number"),
+        (1, 4, 5, 0, 20.0, "mask"),
+        (1, 4, 5, 1 << MAX_WORKERS, 20.0, "mask"),
+        (1, 4, 5, 1, 0.0, "late_ms"),
+        (1, 4, 5, 1, float("inf"), "late_ms"),
+        (1, 4, 5, 1, float("nan"), "late_ms"),
     ],
 )
 def test_what_would_never_end_is_refused(
-    first_number: int, workers: int, late_ms: float, message: str
+    num_ops: int, num_rows: int, first_number: int, workers: int, late_ms: float, message: str
 ) -> None:
-    exchange = SharedRows(32, torch.float32).exchange
+    words = np.zeros((2, OP_WORDS), np.int32)
     with pytest.raises(ValueError, match=message):
-        add_rows(torch.zeros(4, 8), exchange, 5, first_number, workers, late_ms)
+        write_ops(words, range(num_ops), num_rows, first_number, workers, late_ms)
+    assert not words.any()
+
+
+@given(workers=st.integers(1, (1 << MAX_WORKERS) - 1), num_ops=st.integers(1, 5))
+def test_ops_are_written_where_they_belong(workers: int, num_ops: int) -> None:
+    words = np.zeros((2 * num_ops, OP_WORDS), np.int32)
+    write_ops(words, range(1, 2 * num_ops, 2), 7, 30, workers, 1.5)
+    assert not words[::2].any()
+    numbers, num_rows, first_numbers, low, high, late_us = words[1::2, :6].T.tolist()
+    assert numbers == list(range(30, 30 + num_ops))
+    assert num_rows == [7] * num_ops
+    assert first_numbers == [30] * num_ops
+    assert late_us == [1500] * num_ops
+    assert {(h & 0xFFFFFFFF) << 32 | (lo & 0xFFFFFFFF) for lo, h in zip(low, high, strict=True)} == {workers}
 
 
 def test_an_exchange_of_other_words_is_refused() -> None:
@@ -156,28 +203,11 @@ def test_an_exchange_of_other_words_is_refused() -> None:
         HostExchange(flat.view(2, 4), flat, word, torch.zeros(MAX_WORKERS, dtype=torch.int32), word)
 
 
-@given(workers=st.integers(1, (1 << MAX_WORKERS) - 1))
-def test_a_mask_is_two_int32(workers: int) -> None:
-    low, high = module.mask_words(workers)
-    assert all(-(2**31) <= word < 2**31 for word in (low, high))
-    assert (high & 0xFFFFFFFF) << 32 | (low & 0xFFFFFFFF) == workers
-
-
-def test_no_op_is_compiled_for() -> None:
-    """Numbers, rows, masks and times change all the time; widths and strides do not."""
-    changing = {"num_rows", "number", "first_number", "low_mask", "high_mask", "late_us"}
-    for kernel in (module._send_kernel, module._add_kernel):
-        free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
-        assert free == changing & set(kernel.arg_names)
-
-
 def compile_for_hopper(kernel: Any, dtype: str, aligned_width: bool = True) -> str:
     """The PTX of a kernel for rows of `dtype`, at real sizes: multiples of 16 where the launcher looks."""
     types = dict.fromkeys(kernel.arg_names, "i32") | {"columns": "constexpr"}
     types |= {name: dtype if name in ROWS else "*i32" for name in types if name.endswith("_ptr")}
-    free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
-    if not aligned_width:
-        free |= {"width", "x_stride", "y_stride"}
+    free = set() if aligned_width else {"width", "x_stride", "y_stride"}
     aligned = [index for index, name in enumerate(types) if name not in free and types[name] != "constexpr"]
     attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
     source = triton.compiler.ASTSource(kernel, types, {"columns": module._MAX_COLUMNS}, attributes)

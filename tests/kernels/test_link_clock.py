@@ -73,6 +73,22 @@ def test_a_sender_overtakes_the_turns_that_another_has_not_had_yet() -> None:
     assert ends == ["activations", "adapter"]
 
 
+def test_a_piece_without_turns_is_not_cut() -> None:
+    clock, ends = new_clock(), []
+
+    def send(name: str, num_bytes: int, turn_bytes: int | None) -> None:
+        pace(clock, num_bytes, 1e9, turn_bytes=turn_bytes)
+        ends.append(name)
+
+    adapter = threading.Thread(target=send, args=("adapter", 60 * MEGABYTE, 20 * MEGABYTE))
+    adapter.start()
+    while int(clock) == 0:
+        time.sleep(0.0005)
+    send("activations", 50 * MEGABYTE, None)
+    adapter.join()
+    assert ends == ["activations", "adapter"]
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "bytes_per_s"), [(1, 0.0), (1, -1.0), (1, float("nan")), (-1, 1e9), (3 * 10**9, 1e9)]
 )
@@ -97,8 +113,26 @@ def test_paced_and_true_transfers_together_move_at_the_emulated_rate() -> None:
             paced_rate(3e9, link)
 
 
-def test_compiled_for_hopper_it_reserves_before_it_waits() -> None:
-    ptx = compile_for_hopper(module._pace_kernel, {"clock_ptr": "*i64"}, ["piece_ns", "turn_ns"], {}, 1)
+def test_a_piece_has_as_many_rows_as_are_said_when_its_turn_comes() -> None:
+    clock, num_rows = new_clock(), torch.zeros(1, dtype=torch.int32)
+    began_ns = time.perf_counter_ns()
+    num_rows.fill_(3)
+    pace(clock, 10 * MEGABYTE, 1e9, num_rows=num_rows)
+    assert int(clock) >= began_ns + 30_000_000
+    free_at = int(clock)
+    num_rows.fill_(0)
+    pace(clock, 10 * MEGABYTE, 1e9, num_rows=num_rows)
+    assert int(clock) <= max(free_at, time.perf_counter_ns()), "no rows take no time"
+
+
+@pytest.mark.parametrize("counts_rows", [False, True])
+def test_compiled_for_hopper_it_reserves_before_it_waits(counts_rows: bool) -> None:
+    pointers, constants = {"clock_ptr": "*i64"}, {}
+    if counts_rows:
+        pointers |= {"num_rows_ptr": "*i32"}
+    else:
+        constants |= {"num_rows_ptr": None}
+    ptx = compile_for_hopper(module._pace_kernel, pointers, ["piece_ns", "turn_ns"], constants, 1)
     reserved = ptx.index(".add.u64")
     assert ptx.index("%globaltimer") < ptx.index(".max.s64") < reserved < ptx.index("nanosleep")
     assert "%globaltimer" in ptx[ptx.index("nanosleep") :], "the timer is not read again"

@@ -22,22 +22,31 @@ def grid() -> list[CpuLoraOp]:
     ]
 
 
+def own_widths(op: CpuLoraOp) -> tuple[int, ...]:
+    """Of the modules of the worker with most work; the widths are at most three, falling."""
+    num_modules = len(op.out_widths)
+    if op.num_workers >= num_modules:
+        return op.out_widths[:1]
+    return op.out_widths if op.num_workers == 1 else op.out_widths[1:]
+
+
 def true_ms(op: CpuLoraOp) -> float:
-    worker_tokens = -(-op.num_tokens // op.num_workers)
-    weights = op.lora_rank * (512 * len(op.out_widths) + sum(op.out_widths))
-    fixed_ms = 0.02 + 0.01 * len(op.out_widths) + 0.001 * (op.num_workers - 1)
+    worker_tokens = -(-op.num_tokens // max(1, op.num_workers // len(op.out_widths)))
+    widths = own_widths(op)
+    weights = op.lora_rank * (512 * len(widths) + sum(widths))
+    fixed_ms = 0.02 + 0.01 * len(widths) + 0.001 * (op.num_workers - 1)
     return fixed_ms + 1e-8 * worker_tokens * weights + 4e-7 * weights
 
 
 def test_a_known_cost_is_found_again() -> None:
     model = CpuLoraModel.fit(grid(), [true_ms(op) for op in grid()])
-    unseen = CpuLoraOp(50, 512, (512, 256), 16, 3)
+    unseen = CpuLoraOp(50, 512, (512, 256), 16, 5)
     assert model.predict_ms(unseen) == pytest.approx(true_ms(unseen))
     assert model.quality.r2 == pytest.approx(1)
 
 
 def test_the_table_of_hardware_md() -> None:
-    """Threads there share one product, and a model of workers still explains it."""
+    """Threads there share all products, and a model of workers still explains it."""
     ops, times_ms = cpu_points()
     model = CpuLoraModel.fit(ops, times_ms)
     assert model.quality.r2 > 0.9
@@ -56,14 +65,28 @@ def test_a_further_worker_saves_what_it_costs_from_c_tokens_on() -> None:
     """3/8 ms for any worker, 1/64 ms a token: a second one saves what it costs from 24 tokens each."""
     quality = FitQuality(1, 0, 9)
     model = CpuLoraModel(0.125, 0.25, 2**-20, 0, 0, 0, quality)
-    assert model.tokens_per_worker(1024, (1024,), 8) == 24
+    assert model.tokens_per_worker(1024, 1024, 8) == 24
     without = CpuLoraModel(0.3, 0, 0, 0, 0, 0, quality)
-    assert without.tokens_per_worker(1024, (1024,), 8) > 1024
+    assert without.tokens_per_worker(1024, 1024, 8) > 1024
 
 
 def test_workers_that_cost_nothing_take_a_token_each() -> None:
     model = CpuLoraModel(0, 0, 1e-6, 0, 0, 0, FitQuality(1, 0, 9))
-    assert model.tokens_per_worker(1024, (1024,), 8) == 1
+    assert model.tokens_per_worker(1024, 1024, 8) == 1
+
+
+def test_the_worker_with_most_work_decides() -> None:
+    """By hand: modules of it, multiplications, weights and elements."""
+    gqa = CpuLoraOp(32, 64, (64, 16, 16), 4, 1)
+    assert gqa.terms == (1, 3, 32 * 1152, 1152, 32 * 160, 0)
+    # q alone is less than k and v together.
+    assert gqa._replace(num_workers=2).terms == (1, 2, 32 * 640, 640, 32 * 96, 1)
+    assert gqa._replace(num_workers=3).terms == (1, 1, 32 * 512, 512, 32 * 128, 2)
+    # Four workers cut no module; seven cut all of them in two.
+    assert gqa._replace(num_workers=4).terms == (1, 1, 32 * 512, 512, 32 * 128, 3)
+    assert gqa._replace(num_workers=7).terms == (1, 1, 16 * 512, 512, 16 * 128, 6)
+    # More workers than tokens.
+    assert CpuLoraOp(2, 64, (64,), 4, 9).terms == (1, 1, 512, 512, 128, 8)
 
 
 def test_what_follows_no_model_is_refused() -> None:

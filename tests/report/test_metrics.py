@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from caraserve_cli.core import Bounds, ColdStart, Completion, FinishReason, Request, Timings
+from caraserve_cli.core import Bounds, ColdStart, Completion, FinishReason, LoadTime, Request, Timings
 from caraserve_cli.report.metrics import is_exact_match, measure, per_second, share
 
 NO_BOUNDS = Bounds()
@@ -69,6 +69,21 @@ def test_undefined_tpot_meets_its_bound_but_not_the_others() -> None:
 def test_an_unfinished_answer_has_no_metrics() -> None:
     with pytest.raises(ValueError, match="'r1' is not finished"):
         measure(completion(Timings(0.0, first_scheduled_ms=1.0, first_token_ms=2.0)))
+
+
+@pytest.mark.parametrize(
+    ("load", "waited_ms", "hidden_ms"),
+    [(None, 3.0, None), (LoadTime(), 3.0, None), (LoadTime(10.0), 3.0, 7.0), (LoadTime(10.0), 12.0, 0.0)],
+    ids=["none", "not known", "in part", "nothing"],
+)
+def test_hidden_is_what_was_not_waited_for(
+    load: LoadTime | None, waited_ms: float, hidden_ms: float | None
+) -> None:
+    timings = finished()
+    timings.load, timings.load_wait_ms = load, waited_ms
+    metrics = measure(completion(timings))
+    assert metrics.load_ms == (None if load is None else load.ms)
+    assert metrics.load_hidden_ms == hidden_ms
 
 
 def test_undefined_is_none_never_zero() -> None:

@@ -129,6 +129,39 @@ def test_what_the_engine_did(summary: RunSummary, facts: RunFacts) -> None:
     assert {"dropped_tokens", "memory_retries"} <= set(report["definitions"])
 
 
+def test_how_adapters_came_to_the_device(summary: RunSummary, facts: RunFacts) -> None:
+    engine = summary.engine
+    engine.adapter_loads, engine.loads_by_strategy["stream"], engine.adapter_bytes = 1, 1, 4096
+    engine.assists, engine.failed_assists, engine.lost_workers = 5, 2, 1
+    engine.stall_ms, engine.others_stalled_ms = 1.5, 4.5
+    report: Any = build_report(summary, facts, {})
+    cold = report["cold_starts"]
+    assert {key: value for key, value in cold.items() if key != "times"} == {
+        "scope": "this session",
+        "requests_with_adapter": 5,
+        "hits": 5,
+        "hit_rate": 1.0,
+        "loads": 1,
+        "loads_by_strategy": {"stream": 1},
+        "bytes_moved": 4096,
+        "assists": 5,
+        "failed_assists": 2,
+        "lost_workers": 1,
+        "stall_ms": 1.5,
+        "others_stalled_ms": 4.5,
+    }
+    assert (cold["times"]["load_ms"]["count"], cold["times"]["load_wait_ms"]["count"]) == (0, 5)
+    defined = {name.strip() for names in report["definitions"] for name in names.split(",")}
+    assert defined >= {*cold["times"], "hit_rate", "bytes_moved", "stall_ms", "assists", "lost_workers"}
+
+
+def test_a_link_that_was_emulated_is_told(summary: RunSummary, facts: RunFacts) -> None:
+    own: Any = build_report(summary, facts, {})
+    slow: Any = build_report(summary, replace(facts, emulated_link_gbps=3.0), {})
+    assert (own["run"]["is_link_emulated"], own["run"]["emulated_link_gbps"]) == (False, None)
+    assert (slow["run"]["is_link_emulated"], slow["run"]["emulated_link_gbps"]) == (True, 3.0)
+
+
 def test_goodput_is_null_when_no_request_carries_a_bound(facts: RunFacts) -> None:
     summary = RunSummary()
     summary.add_error("invalid_json", carried_bound=False)

@@ -146,6 +146,13 @@ def test_engine_steps_are_added_up() -> None:
                 num_kv_blocks=40,
                 num_dropped_tokens=2 * step,
                 num_memory_retries=3 * step,
+                adapter_bytes=100,
+                loads_by_strategy={"stream": 1},
+                num_assists=4,
+                num_failed_assists=step,
+                num_lost_workers=2,
+                stall_ms=1.5,
+                others_stalled_ms=4.5,
             )
         )
     engine = summary.engine
@@ -153,8 +160,28 @@ def test_engine_steps_are_added_up() -> None:
     assert (engine.prefill_tokens, engine.decode_tokens, engine.prefix_cached_tokens) == (200, 6, 32)
     assert (engine.dropped_tokens, engine.memory_retries) == (2, 3)
     assert (engine.preemptions, engine.adapter_loads, engine.adapter_load_ms) == (1, 2, 1.0)
+    assert (engine.loads_by_strategy, engine.adapter_bytes) == ({"stream": 2}, 200)
+    assert (engine.assists, engine.failed_assists, engine.lost_workers) == (8, 1, 4)
+    assert (engine.stall_ms, engine.others_stalled_ms) == (3.0, 9.0)
     assert (engine.mean_running, engine.peak_running, engine.peak_waiting) == (2.5, 3, 5)
     assert (engine.peak_kv_blocks_used, engine.peak_kv_use) == (30, 0.75)
+
+
+def test_cold_starts_are_those_of_this_session(make_row: MakeRow) -> None:
+    """Earlier versions wrote lines that do not tell of them."""
+    summary = RunSummary()
+    old = make_row("a", cold_start="stream")
+    del old["load_ms"]
+    summary.add_answer(old, restored=True)
+    assert summary.cold.hit_rate is None
+    summary.add_answer(make_row(None))
+    assert summary.cold.hit_rate is None
+    summary.add_answer(make_row("a", cold_start="on-demand", load_ms=8.0, load_hidden_ms=2.0))
+    for _ in range(3):
+        summary.add_answer(make_row("a"))
+    assert (summary.cold.num_hits, summary.cold.num_with_adapter, summary.cold.hit_rate) == (3, 4, 0.75)
+    counts = {name: times.count for name, times in summary.cold.times.items()}
+    assert (counts["load_ms"], counts["load_hidden_ms"], counts["stalled_ms"]) == (1, 1, 4)
 
 
 def test_an_engine_without_steps_has_no_means() -> None:

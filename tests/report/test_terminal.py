@@ -143,3 +143,25 @@ def test_lack_of_device_memory_is_told(
         assert told in said[0]
         assert "--gpu-memory" in said[0]
         assert len(said[0]) <= 100
+
+
+def test_an_emulated_link_is_told(summary: RunSummary, facts: RunFacts) -> None:
+    lines = rendered(build_report(summary, replace(facts, emulated_link_gbps=3.0), {}))
+    assert "sample-base, checkpoint weights, float32 on cpu (2 threads), emulated link: 3 GB/s" in lines
+
+
+def test_cold_starts_are_told_as_far_as_there_were_any(summary: RunSummary, facts: RunFacts) -> None:
+    lines = rendered(build_report(summary, facts, {}))
+    assert lines[5] == "Adapters on the device when asked for: 100.0% (5 of 5)"
+    assert not any("loads" in line or "lost" in line or "assists" in line for line in lines)
+    engine = summary.engine
+    engine.adapter_loads, engine.adapter_bytes = 3, 2_500_000
+    engine.loads_by_strategy.update({"stream": 2, "cpu-assist": 1})
+    engine.assists, engine.failed_assists, engine.lost_workers = 5, 2, 1
+    engine.stall_ms, engine.others_stalled_ms = 1.5, 4.5
+    assert rendered(build_report(summary, facts, {}))[6:10] == [
+        "3 loads (cpu-assist: 1, stream: 2), 2.5 MB moved",
+        "Steps stood still for adapters 1.5 ms, other requests in them 4.5 ms in all",
+        "CPU assists: 5, too late: 2",
+        "CPU workers lost: 1",
+    ]

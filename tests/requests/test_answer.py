@@ -13,7 +13,20 @@ from caraserve_cli.core import (
 )
 from caraserve_cli.requests.answer import answer_row
 
-METRICS = {"queue_ms": 0.12345, "ttft_ms": 10, "tpot_ms": None, "latency_ms": 20.00049, "slo_attained": True}
+METRICS = {
+    "queue_ms": 0.12345,
+    "ttft_ms": 10,
+    "tpot_ms": None,
+    "latency_ms": 20.00049,
+    "load_ms": 7.5,
+    "load_hidden_ms": 3.25,
+    "load_wait_ms": 4.25,
+    "disk_wait_ms": 1.5,
+    "room_wait_ms": 0.0,
+    "stalled_ms": 0.5,
+    "assisted_ms": 2.0,
+    "slo_attained": True,
+}
 
 
 def completion(
@@ -26,6 +39,7 @@ def completion(
         finish_reason=FinishReason.STOP,
         cold_start=ColdStart.ON_DEMAND,
         timings=Timings(arrival_ms=0.0),
+        num_failed_assists=1,
         logprobs=logprobs,
     )
 
@@ -35,7 +49,8 @@ def test_the_line_has_the_documented_keys_in_order() -> None:
     assert orjson.dumps(answer_row(completion(request), METRICS, include_token_ids=False)).decode() == (
         '{"id":"r1","adapter":"team/summarise","text":"hi","finish_reason":"stop","prompt_tokens":3,'
         '"completion_tokens":2,"cold_start":"on-demand","queue_ms":0.123,"ttft_ms":10,"tpot_ms":null,'
-        '"latency_ms":20.0,"slo_attained":true}'
+        '"latency_ms":20.0,"load_ms":7.5,"load_hidden_ms":3.25,"load_wait_ms":4.25,"disk_wait_ms":1.5,'
+        '"room_wait_ms":0.0,"stalled_ms":0.5,"assisted_ms":2.0,"failed_assists":1,"slo_attained":true}'
     )
 
 
@@ -60,6 +75,14 @@ def test_what_was_asked_for_is_added() -> None:
         "ttft_ms",
         "tpot_ms",
         "latency_ms",
+        "load_ms",
+        "load_hidden_ms",
+        "load_wait_ms",
+        "disk_wait_ms",
+        "room_wait_ms",
+        "stalled_ms",
+        "assisted_ms",
+        "failed_assists",
         "slo_attained",
         "logprobs",
         "metadata",

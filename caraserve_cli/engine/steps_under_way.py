@@ -1,0 +1,152 @@
+"""Steps that were launched and whose tokens have not been taken: what they computed, what it took, and who
+waited for whose adapter in them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from caraserve_cli.adapters.transfer import Stall
+from caraserve_cli.core import Completion, ScheduledChunk, Sequence, SequenceStatus, StepPlan
+from caraserve_cli.engine.depot import AdapterDepot
+from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.engine.step_record import Attempt, ColdCosts, LoadCount, count_tokens, make_record
+from caraserve_cli.events import EventSink
+from caraserve_cli.model.sampler import Sampled
+
+
+class StepResult(Protocol):
+    """The tokens of a step that is under way."""
+
+    def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
+        """Wait for the step; the next token of each chunk that yields one."""
+        ...
+
+    @property
+    def adapter_copy_ms(self) -> float:
+        """What copying the adapters took that have arrived since the step before; known after `sampled`."""
+        ...
+
+    @property
+    def was_assisted_in_time(self) -> bool:
+        """Whether all that CPU workers were to compute came in time; known after `sampled`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step under way; the last of `attempts` is its own, those before it did not fit the device.
+
+    `stall`: for what it stands still; `cold_adapters`: those that were on their way when it was launched.
+    """
+
+    attempts: tuple[Attempt, ...]
+    result: StepResult
+    stall: Stall
+    cold_adapters: frozenset[str]
+
+    @property
+    def plan(self) -> StepPlan:
+        return self.attempts[-1].plan
+
+
+class StepsUnderWay:
+    """Those of one engine, the oldest first.
+
+    Args:
+        scheduler: told of adapters that have arrived, and of assistance that came too late.
+        depot: of the runner that computes the steps.
+        take_token: takes a token of a sequence at a time; the completion if that ends the answer.
+        clock_ms: milliseconds since the start of the run.
+        events: told of every step.
+
+    Attributes:
+        loads: those that no record tells of yet.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        depot: AdapterDepot,
+        take_token: Callable[[Sequence, Sampled, float], Completion | None],
+        clock_ms: Callable[[], float],
+        events: EventSink,
+    ) -> None:
+        self._scheduler, self._depot, self._take_token = scheduler, depot, take_token
+        self._clock_ms, self._events = clock_ms, events
+        self.loads = LoadCount()
+        self._num_lost_workers = 0
+        self._steps: deque[_Launched] = deque()
+        self._last_end_ms = 0.0
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, attempts: tuple[Attempt, ...], result: StepResult) -> None:
+        """A step was launched right now; the last of `attempts` is its own."""
+        cold_adapters = self._scheduler.cold_starts.under_way
+        self._steps.append(_Launched(attempts, result, self._depot.take_stall(), cold_adapters))
+
+    def take(self, most_left: int) -> list[Completion]:
+        """Wait for the oldest ones, until no more than `most_left` are under way; what ended with them."""
+        completions: list[Completion] = []
+        while len(self._steps) > most_left:
+            completions += self._take_step(self._steps.popleft())
+        return completions
+
+    def _take_step(self, step: _Launched) -> list[Completion]:
+        """Wait for a step's tokens; what ended with them."""
+        sampled = step.result.sampled()
+        now_ms = self._clock_ms()
+        # Steps in flight overlap; each accounts for the time since the one before it ended.
+        start_ms = max(step.attempts[0].start_ms, self._last_end_ms)
+        self._last_end_ms = now_ms
+        tokens = count_tokens(step.plan)
+        self._scheduler.cold_starts.note_arrivals()
+        cold_costs = self._cold_costs(step, now_ms - start_ms)
+        in_time = step.result.was_assisted_in_time
+        completions = [
+            done
+            for chunk, token in sampled
+            if (in_time or not chunk.cpu_layers) and (done := self._take_token(chunk.sequence, token, now_ms))
+        ]
+        loads = self.loads.take(step.result.adapter_copy_ms, self._depot.copied_bytes)
+        self._events.on_step(
+            make_record(step.attempts, loads, tokens, cold_costs, self._scheduler, start_ms, now_ms)
+        )
+        return completions
+
+    def _cold_costs(self, step: _Launched, step_ms: float) -> ColdCosts:
+        """What adapters on their way cost in a step that has ended, of `step_ms`; its sequences are told.
+        Chunks whose part on the CPU came too late are computed again, and their tokens do not hold."""
+        assisted = [chunk for chunk in step.plan.chunks if chunk.cpu_layers]
+        for chunk in assisted:
+            chunk.sequence.timings.assisted_ms += step_ms
+            self._scheduler.check(chunk, in_time=step.result.was_assisted_in_time)
+        stall_ms = step.stall.ms
+        lost_before, self._num_lost_workers = self._num_lost_workers, self._depot.num_lost_workers
+        return ColdCosts(
+            num_assists=len(assisted),
+            num_failed_assists=0 if step.result.was_assisted_in_time else len(assisted),
+            num_lost_workers=self._num_lost_workers - lost_before,
+            stall_ms=stall_ms,
+            others_stalled_ms=stall_ms * _tell_stall(step, stall_ms) if stall_ms else 0.0,
+        )
+
+
+def _tell_stall(step: _Launched, stall_ms: float) -> int:
+    """Tell all sequences of a step that it stood still for `stall_ms`; how many of them waited for others."""
+    num_others = 0
+    for chunk in step.plan.chunks:
+        sequence, timings = chunk.sequence, chunk.sequence.timings
+        if sequence.status is SequenceStatus.FINISHED:
+            continue
+        if sequence.request.adapter not in step.cold_adapters:
+            timings.stalled_ms += stall_ms
+            num_others += 1
+        elif timings.first_token_ms is None:
+            timings.load_wait_ms += stall_ms
+    return num_others

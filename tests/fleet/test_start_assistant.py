@@ -1,0 +1,55 @@
+"""How many tokens a CPU worker takes: as measured on this machine, or the constant where nothing was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from caraserve_cli.coldstart.break_even import BreakEven
+from caraserve_cli.fleet import cold_start
+from caraserve_cli.fleet.options import ReplicaOptions
+from tests.perf.h200 import LLAMA2_7B, h200_profile
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the pools are made of, in place of processes."""
+    made: list[dict[str, Any]] = []
+
+    class NoPool:
+        last_number = 0
+
+        def __init__(self, groups: object, **settings: Any) -> None:
+            made.append(settings)
+
+        def close(self) -> None:
+            """Nothing was started."""
+
+    monkeypatch.setattr(cold_start, "WorkerPool", NoPool)
+    return made
+
+
+@pytest.mark.parametrize("tokens_per_worker", [7, None])
+def test_the_profile_says_how_many_tokens_a_worker_takes(
+    tokens_per_worker: int | None, pools: list[dict[str, Any]]
+) -> None:
+    break_even = None
+    if tokens_per_worker is not None:
+        break_even = BreakEven(replace(h200_profile(), tokens_per_worker=tokens_per_worker))
+    host_store: Any = SimpleNamespace(arena=SimpleNamespace(fd=-1, capacity_bytes=4096))
+    assistant = cold_start.start_assistant(
+        ReplicaOptions(base="base", cpu_workers=1),
+        host_store,
+        LLAMA2_7B,
+        torch.bfloat16,
+        torch.device("cpu"),
+        break_even,
+    )
+    assistant.close()
+    assert [pool["tokens_per_worker"] for pool in pools] == [
+        tokens_per_worker or cold_start.TOKENS_PER_WORKER
+    ]
