@@ -73,6 +73,19 @@ class CellResult:
         return self.strategies[AUTO].ttft_ms.mean / self.strategies[self.winner].ttft_ms.mean
 
     @property
+    def auto_ratio_of_both(self) -> float | None:
+        """The product of both means of `auto`, TTFT and the others' TPOT, as a multiple of the least product
+        of the other strategies: a strategy may buy one with the other."""
+        if self.winner is None or AUTO not in self.strategies:
+            return None
+        products = {
+            strategy: arrivals.ttft_ms.mean * arrivals.others_tpot_ms.mean
+            for strategy, arrivals in self.strategies.items()
+        }
+        least = min(product for strategy, product in products.items() if strategy not in (AUTO, CACHED))
+        return products[AUTO] / least
+
+    @property
     def verdict(self) -> Verdict:
         """`auto` is near enough, or the difference may as well be none."""
         if self.auto_within is None:
@@ -85,7 +98,13 @@ class CellResult:
 
     def as_json(self) -> dict[str, object]:
         values = dataclasses.asdict(self)
-        return {**values.pop("cell"), **values, "auto_ratio": self.auto_ratio, "verdict": self.verdict}
+        return {
+            **values.pop("cell"),
+            **values,
+            "auto_ratio": self.auto_ratio,
+            "auto_ratio_of_both": self.auto_ratio_of_both,
+            "verdict": self.verdict,
+        }
 
 
 def judge_cell(cell: Cell, runs: CellRuns, auto_within: float | None) -> CellResult:

@@ -39,7 +39,9 @@ def _link_line(link: LinkResult) -> Text:
 def _cells_table(link: LinkResult) -> Table:
     """A row for each cell; the cells have the same strategies."""
     strategies = link.cells[0].strategies
-    table = plain_table("", *strategies, "best", "auto / best", "auto - best, ms", "auto chose", "")
+    table = plain_table(
+        "", *strategies, "best", "auto / best", "TTFT x TPOT", "auto - best, ms", "auto chose", ""
+    )
     for cell in link.cells:
         table.add_row(
             cell.cell.name,
@@ -48,12 +50,17 @@ def _cells_table(link: LinkResult) -> Table:
                 for each in cell.strategies.values()
             ),
             cell.winner or "-",
-            "-" if cell.auto_ratio is None else f"{cell.auto_ratio:.2f}x",
+            _times(cell.auto_ratio),
+            _times(cell.auto_ratio_of_both),
             _difference(cell),
             _choices(cell),
             verdict_text(cell.verdict, is_required=cell.auto_within is not None),
         )
     return table
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
 
 
 def _difference(cell: CellResult) -> str:

@@ -2,10 +2,10 @@
 
 Pure: a machine's profile and an arrival's facts in, predictions out; tens of microseconds for one arrival.
 
-Which way wins (`best`). Two things are asked for at once: a low TTFT of cold arrivals, and a low time per
-output token (TPOT) of the others. A sum of milliseconds would have one outweigh the other on some links and
-batches, so what is smallest is their product: a hundredth more of the one is as bad as a hundredth more of
-the other. Without others, TTFT alone counts.
+Which way wins (`best`). A cold start must delay neither its own first token nor the others' next ones, and
+often cannot have both. The others come first, as they did nothing to be delayed: of the ways that cost them
+no more than a twentieth of their time per output token (TPOT), the one with the least TTFT is taken, and of
+those that are as early the one that costs them least. Without others, TTFT alone counts.
 
 The others' TPOT is what it is where every running request is followed by a cold one: each such request
 decodes `max_output_tokens` tokens, in which `num_decoding` + 1 arrivals come, so that a step delayed by an
@@ -33,9 +33,11 @@ from caraserve_cli.perf.cpu_lora import CpuLoraOp
 from caraserve_cli.perf.op_cut import OpCut
 from caraserve_cli.perf.profile import MachineProfile
 
-# Losses that differ by less are equal, and the earlier of the ways in `ways` is taken: a measured model does
-# not know better. It keeps equal arrivals on equal ways.
-_EQUAL_LOSSES = 1e-3
+# How much of their TPOT, as a multiple of the least, an arrival may cost the others: what issue 4 allows the
+# 95th percentile of decode steps beside a load.
+_MOST_TPOT = 1.05
+# TTFTs that differ by less are equal: a measured model does not know better.
+_EQUAL_TTFT = 1.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,8 @@ class BreakEven:
         return arrival.can_assist and arrival.free_workers > 0 and self.profile.cpu_lora is not None
 
     def ways(self, arrival: Arrival) -> Sequence[Prediction]:
-        """Every way that the arrival has, what takes least from others first: those of equal merit come in
-        the order in which they are to be taken."""
+        """Every way that the arrival has; those of equal merit come in the order in which they are to be
+        taken."""
         race, later_ms = self.race(arrival), self._later_chunks_ms(arrival)
         ways: list[Prediction] = []
         for cpu_layers in (0, *self._cpu_layers(arrival, race)):
@@ -125,14 +127,13 @@ class BreakEven:
         return fewest and next(end for end in _piece_ends(race.num_layers) if end >= fewest)
 
     def best(self, arrival: Arrival) -> Prediction:
-        """The way that loses least; see the module's text."""
-        ways = self.ways(arrival)
-        costs = [way.ttft_ms * (self.others_tpot_ms(arrival, way) or 1.0) for way in ways]
-        best = 0
-        for index, cost in enumerate(costs):
-            if cost < costs[best] * (1 - _EQUAL_LOSSES):
-                best = index
-        return ways[best]
+        """The way to take; see the module's text."""
+        costs = [(way, self.others_tpot_ms(arrival, way)) for way in self.ways(arrival)]
+        most_tpot_ms = _MOST_TPOT * min(tpot_ms for _, tpot_ms in costs)
+        allowed = [(way, tpot_ms) for way, tpot_ms in costs if tpot_ms <= most_tpot_ms]
+        latest_ttft_ms = _EQUAL_TTFT * min(way.ttft_ms for way, _ in allowed)
+        early = [(way, tpot_ms) for way, tpot_ms in allowed if way.ttft_ms <= latest_ttft_ms]
+        return min(early, key=lambda cost: cost[1])[0]
 
     def others_tpot_ms(self, arrival: Arrival, way: Prediction) -> float:
         """Mean time per output token of the requests that run beside such arrivals; 0 where there are
@@ -224,19 +225,25 @@ class BreakEven:
     def _beyond_gpu_ms(
         self, arrival: Arrival, ops: Sequence[AdapterOp], num_tokens: int, gpu_layer_ms: float
     ) -> float:
-        """What CPU workers take in a layer beyond the GPU, which meanwhile computes the base's part of the
-        op."""
-        cpu_lora, exchange = self.profile.cpu_lora, self.profile.exchange
+        """How much longer the GPU waits in a layer for the ops of CPU workers than it takes for the base's
+        part of these ops, which it computes meanwhile."""
+        cpu_lora, tokens_per_worker = self.profile.cpu_lora, self.profile.tokens_per_worker
         if cpu_lora is None:
             return 0.0
         num_free = max(1, arrival.free_workers)
         beyond_ms = 0.0
         for op in ops:
-            rows_bytes = num_tokens * (op.in_width + op.group_out_width) * self.profile.dtype_bytes
-            exchange_ms = exchange.copy_ms(rows_bytes) if exchange else 0.0
-            cut = OpCut.of(num_tokens, len(op.out_widths), num_free, self.profile.tokens_per_worker)
+            cut = OpCut.of(num_tokens, len(op.out_widths), num_free, tokens_per_worker, max(1, arrival.lora_rank))
             op_ms = cpu_lora.predict_ms(
-                CpuLoraOp(num_tokens, op.in_width, op.out_widths, arrival.lora_rank, cut.num_shares)
+                CpuLoraOp(
+                    num_tokens,
+                    op.in_width,
+                    op.out_widths,
+                    arrival.lora_rank,
+                    cut.num_shares,
+                    tokens_per_worker,
+                    op.group_out_width,
+                )
             )
-            beyond_ms += max(0.0, op_ms + exchange_ms - op.gpu_share * gpu_layer_ms)
+            beyond_ms += max(0.0, op_ms - op.gpu_share * gpu_layer_ms)
         return beyond_ms

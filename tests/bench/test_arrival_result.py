@@ -44,6 +44,17 @@ def test_the_winner_is_neither_the_one_that_chooses_nor_the_ideal() -> None:
     assert result.strategies["cpu-assist"].cold_starts == {"cpu-assist": 2}
 
 
+def test_one_may_be_bought_with_the_other() -> None:
+    def of(ttft_ms: float, tpot_ms: float) -> list[ArrivalRun]:
+        return [ArrivalRun(ttft_ms=ttft_ms, others_tpot_ms=tpot_ms, cold_start="stream")]
+
+    runs = {"cached": of(1, 1), "auto": of(40, 6), "stream": of(20, 20), "on-demand": of(60, 5)}
+    result = judge_cell(CELL, runs, None)
+    assert (result.winner, result.auto_ratio) == ("stream", 2.0)
+    assert result.auto_ratio_of_both == pytest.approx(240 / 300)
+    assert result.as_json()["auto_ratio_of_both"] == result.auto_ratio_of_both
+
+
 @pytest.mark.parametrize(
     ("auto", "verdict"),
     [
@@ -106,17 +117,17 @@ def test_as_printed() -> None:
     console.print(render_arrivals(ArrivalResult(facts=FACTS, grid=grid, links=links)), soft_wrap=True)
     assert isinstance(console.file, StringIO)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
-    headings = "cached auto stream cpu-assist best auto / best auto - best, ms auto chose"
+    headings = "cached auto stream cpu-assist best auto / best TTFT x TPOT auto - best, ms auto chose"
     assert lines[1] == "llama2-7b with random weights, one cold arrival at a time beside 8 decoding requests"
     assert lines[8:] == [
         "native, native link: mean TTFT of the arrival / TPOT of the others, ms",
         headings,
-        "16 tokens, rank 64 1.0 / 5.00 11.0 / 5.00 10.0 / 5.00 12.0 / 5.00 stream 1.10x 1.00 to 1.00 5 "
+        "16 tokens, rank 64 1.0 / 5.00 11.0 / 5.00 10.0 / 5.00 12.0 / 5.00 stream 1.10x 1.10x 1.00 to 1.00 5 "
         "stream missed",
         "",
         "slow, 3 GB/s emulated: mean TTFT of the arrival / TPOT of the others, ms",
         headings,
-        "16 tokens, rank 64 1.0 / 5.00 9.0 / 5.00 10.0 / 5.00 9.5 / 5.00 cpu-assist 0.95x -0.50 1 stream met",
+        "16 tokens, rank 64 1.0 / 5.00 9.0 / 5.00 10.0 / 5.00 9.5 / 5.00 cpu-assist 0.95x 0.95x -0.50 1 stream met",
         "",
         "Missed: in 'native', 16 tokens, rank 64 'auto' takes 1.10x the mean TTFT of 'stream'; the recipe "
         "requires at most 1.05x.",
