@@ -6,12 +6,13 @@ recipes starts no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from caraserve_cli.bench.arrival_recipe import ARRIVALS, ArrivalRecipe, parse_arrivals
+from caraserve_cli.bench.assist_recipe import ASSIST, AssistRecipe, parse_assist
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
 from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
@@ -51,10 +52,12 @@ class AnyResult(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A result, and the same as text for a terminal."""
+    """A result, the same as text for a terminal, and what goes beside `--json NAME.json`: suffix, which takes
+    the place of `.json`, → content."""
 
     result: AnyResult
     rendered: RenderableType
+    beside: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 _Recipe = TypeVar("_Recipe", bound=AnyRecipe)
@@ -166,6 +169,14 @@ def _measure_kernels(recipe: KernelRecipe, tell: Tell) -> Measured:
     return Measured(result, render_kernels(result))
 
 
+def _measure_assist(recipe: AssistRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.assist_run import run_assist
+    from caraserve_cli.bench.assist_terminal import render_assist, summary
+
+    result = run_assist(recipe, lambda case: tell(case.name, 0, 0, summary(case)))
+    return Measured(result, render_assist(result), {".trace.json": result.trace_json()})
+
+
 def _speed(tokens_per_s: float) -> str:
     return f"{tokens_per_s:,.0f} output tokens/s"
 
@@ -180,6 +191,7 @@ def _step_time(step_ms: float | None) -> str:
 
 _KINDS: dict[str, RecipeKind[Any]] = {
     ARRIVALS: RecipeKind(ArrivalRecipe, parse_arrivals, _measure_arrivals),
+    ASSIST: RecipeKind(AssistRecipe, parse_assist, _measure_assist),
     COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
     SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),

@@ -60,6 +60,8 @@ def _run(name: str | None, json_file: Path | None) -> int:
     measured = measure_recipe(recipe, _tell)
     if json_file is not None:
         write_json(json_file, measured.result.as_json())
+        for suffix, content in measured.beside.items():
+            write_json(json_file.with_suffix(suffix), content)
     Console(soft_wrap=True).print(measured.rendered)
     return measured.result.verdict.exit_status
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,27 @@ _MADV_POPULATE_READ = 22
 # Pages are mapped, and noted as mapped, in pieces of this size; the kernel maps as much around each page that
 # is read.
 _PIECE_BYTES = 64 << 10
-# Of a cache line of any CPU that this program runs on; `read` loads one int64 of each.
+# Of a cache line of any CPU that this program runs on; `read` loads one byte of each.
 _LINE_BYTES = 64
-_LINE_INT64S = _LINE_BYTES // 8
+
+
+class Extent(NamedTuple):
+    """Elements of the arena: `num_pieces` equal pieces, the first one from `first` to before `end`, each
+    `stride` elements behind the one in front of it. Without a stride, one piece."""
+
+    first: int
+    end: int
+    num_pieces: int = 1
+    stride: int = 0
+
+    @property
+    def num_elements(self) -> int:
+        return (self.end - self.first) * self.num_pieces
+
+    @property
+    def last_end(self) -> int:
+        """Behind the last element of the last piece."""
+        return self.end + (self.num_pieces - 1) * self.stride
 
 
 class ArenaView:
@@ -44,8 +63,6 @@ class ArenaView:
             # That torch cannot forbid writing is what the mapping is for.
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             self.elements = torch.frombuffer(self._memory, dtype=dtype, count=num_bytes // dtype.itemsize)
-        whole_lines = num_bytes // _LINE_BYTES
-        self._lines = np.frombuffer(self._memory, np.int64, whole_lines * _LINE_INT64S)[::_LINE_INT64S]
         self._is_mapped = bytearray(-(-num_bytes // _PIECE_BYTES))
 
     def touch(self, first_element: int, end_element: int) -> None:
@@ -63,8 +80,15 @@ class ArenaView:
             # An older kernel: pages are mapped when they are read.
             return
 
-    def read(self, first_element: int, end_element: int) -> None:
-        """Have the cache lines of these elements in the cache."""
-        first = first_element * self._itemsize // _LINE_BYTES
-        end = -(-end_element * self._itemsize // _LINE_BYTES)
-        np.bitwise_or.reduce(self._lines[first:end])
+    def read(self, extent: Extent) -> None:
+        """Have the cache lines of these elements in the cache; of a piece that begins within a line, the last
+        one may be left out."""
+        piece_lines = -(-(extent.end - extent.first) * self._itemsize // _LINE_BYTES)
+        lines = np.ndarray(
+            (extent.num_pieces, piece_lines),
+            np.uint8,
+            self._memory,
+            extent.first * self._itemsize,
+            (extent.stride * self._itemsize, _LINE_BYTES),
+        )
+        np.bitwise_or.reduce(lines, axis=None)

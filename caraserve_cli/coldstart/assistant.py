@@ -115,7 +115,6 @@ class Assistant:
             num_tokens: in all, the first of the batch.
             cpu_layers: leading layers that the workers compute.
         """
-        self.num_lost_workers += self._pool.poll()
         known = all(segment.adapter_slot in self._tables for segment in segments)
         if not known or not self._pool.num_workers or num_tokens > self._memory.max_rows:
             return None
@@ -128,24 +127,28 @@ class Assistant:
         ticket = self._pool.submit(rows, ops, num_tokens)
         largest_rank = int(ranks.max(initial=0))
         due_ms = self._memory.op_flops(num_tokens, largest_rank) / _SLOWEST_FLOPS * 1000.0
-        # A worker for each module, and as many runs of rows.
-        num_row_runs = max(1, ticket.workers.bit_count() // MAX_GROUP_MODULES)
-        late_ms = self._late_ms + due_ms / num_row_runs
+        # Shared out among them, three modules to each at worst.
+        late_ms = self._late_ms + due_ms / max(1, ticket.workers.bit_count() // MAX_GROUP_MODULES)
         tell_device = partial(self.ops.write, ticket, ops, rows[0].table.shape[0], num_tokens, late_ms)
         return Assistance(self._memory.exchange, ticket, cpu_layers, tell_device)
 
     def call_when_over(self, call: Callable[[], None]) -> None:
         """Have something called, by `settle`, once no worker reads any more what it was given so far."""
         self._when_over.append((self._pool.last_number, call))
-        self.settle()
+        self._call_due()
 
     def settle(self) -> None:
-        """Call what is due; see `call_when_over`."""
-        while self._when_over and self._pool.is_over(self._when_over[0][0]):
-            self._when_over.popleft()[1]()
+        """Replace workers that are lost, and call what is due; to be called between any two steps. Who has no
+        worker is given no step to assist: that it gets one again must not wait for such a step."""
+        self.num_lost_workers += self._pool.poll()
+        self._call_due()
 
     def close(self) -> None:
         """End the workers."""
         self._pool.close()
-        self.settle()
+        self._call_due()
         self._memory.close()
+
+    def _call_due(self) -> None:
+        while self._when_over and self._pool.is_over(self._when_over[0][0]):
+            self._when_over.popleft()[1]()

@@ -2,13 +2,15 @@
 
 The A rows of a group lie one below the other (`caraserve_kernels.lora_layout`), so one product shrinks x for
 neighbouring modules; then each module's rows are expanded into its columns. Weights are read where they are,
-in the form in which they are copied to the device; nothing is packed or kept.
+in the form in which they are copied to the device; nothing is packed or kept. Several workers may share the
+products: each takes a slice of the A rows, then, when all have done so, a slice of each module's columns.
 
 Of torch's ways, `mm` with `out=` is as fast as any or faster, into columns of a wider result too. AMD Zen 5
 core, bfloat16 through oneDNN, d = 4096, q + k + v, B stored as [lora_rank, out]; us of the shrink / of one
 expand, 16 tokens at rank 8: 34 / 20, at rank 64: 100 / 52 (float32: 308 / 139); a product into a new tensor
 and a copy: 23 and 55; `linear` of the transposed view: 22 and 53; `addmm` with a bias: 26 and 58. The first
-product of a new shape takes 0.3 ms more.
+product of a new shape takes 0.3 ms more. Two workers that share o, rank 64, 16 tokens, take 105 us in place
+of the 177 of one (two AMD Zen 4 cores, weights read ahead); less than 1 of it they wait for each other.
 
 Knows no processes and no exchange.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caraserve_cli.coldstart.arena_view import Extent
+from caraserve_cli.perf.op_cut import WHOLE, Slice
 from caraserve_kernels.lora_layout import (
     A_OFFSET,
     FIRST_MODULE,
@@ -38,7 +43,7 @@ from caraserve_kernels.lora_layout import (
 
 
 class _Expand(NamedTuple):
-    """One module: y [t, out_width] = h [t, lora_rank] · b [lora_rank, out_width] + bias [out_width]."""
+    """Columns of one module: y [t, n] = h [t, lora_rank] · b [lora_rank, n] + bias [n]."""
 
     h: Tensor
     b: Tensor
@@ -47,8 +52,8 @@ class _Expand(NamedTuple):
 
 
 class GroupProducts:
-    """The products of some modules of one op for the rows of one adapter, every view made: what is left is
-    arithmetic.
+    """The products of some modules of one op for the rows of one adapter, or one of several equal shares of
+    them, every view made: what is left is arithmetic.
 
     Args:
         x: [t, in_width], the run's dtype.
@@ -58,9 +63,12 @@ class GroupProducts:
         group: what is projected.
         modules: of the group, neighbours.
         compute_dtype: float32, or that of the run.
+        own: slice of the modules' A rows, and of the columns of each, that this share has.
+        h: [t, ranks of the modules side by side], compute dtype, between all shares; rows may be strided. By
+            default memory of its own, which is right where there is one share.
     """
 
-    __slots__ = ("_a", "_expands", "_h", "_is_widened", "_x", "_zeros")
+    __slots__ = ("_a", "_expands", "_h", "_is_widened", "_own_h", "_x", "_zeros")
 
     def __init__(
         self,
@@ -71,58 +79,66 @@ class GroupProducts:
         group: FusedGroup,
         modules: range,
         compute_dtype: torch.dtype,
+        own: Slice = WHOLE,
+        h: Tensor | None = None,
     ) -> None:
         fields = entry.tolist() if isinstance(entry, np.ndarray) else entry
         first_element = arena.storage_offset()
-        first_row, stacked_rows = _stacked(fields, modules)
+        stacked = stacked_ranks(fields, modules)
+        own_ranks = own.of(len(stacked))
         self._is_widened = compute_dtype != arena.dtype
         self._x = x
         self._a = arena.as_strided(
-            (group.in_width, stacked_rows),
+            (group.in_width, len(own_ranks)),
             (1, group.in_width),
-            first_element + fields[A_OFFSET] + first_row * group.in_width,
+            first_element + fields[A_OFFSET] + (stacked.start + own_ranks.start) * group.in_width,
         )
-        self._h = x.new_empty((x.shape[0], stacked_rows), dtype=compute_dtype)
+        self._h = x.new_empty((x.shape[0], len(stacked)), dtype=compute_dtype) if h is None else h
+        self._own_h = self._h[:, own_ranks.start : own_ranks.stop]
         self._expands: list[_Expand] = []
         self._zeros: list[Tensor] = []
-        column = sum(group.out_widths[: modules.start])
-        for module in modules:
+        for module, columns in zip(modules, own_columns(group, modules, own), strict=True):
             first, width = FIRST_MODULE + module * MODULE_FIELDS, group.out_widths[module]
-            y = out[:, column : column + width]
-            column += width
-            lora_rank, row = fields[first + MODULE_RANK], fields[first + MODULE_ROW] - first_row
+            y, first_column = out[:, columns], own.of(width).start
+            lora_rank, row = fields[first + MODULE_RANK], fields[first + MODULE_ROW] - stacked.start
             if lora_rank == 0:
                 self._zeros.append(y)
                 continue
             b_offset, bias_offset = fields[first + MODULE_B_OFFSET], fields[first + MODULE_BIAS_OFFSET]
-            b = arena.as_strided((lora_rank, width), (width, 1), first_element + b_offset)
+            offset = first_element + first_column
+            b = arena.as_strided((lora_rank, y.shape[1]), (width, 1), offset + b_offset)
             bias = None
             if bias_offset != NO_BIAS:
-                bias = arena.as_strided((width,), (1,), first_element + bias_offset)
+                bias = arena.as_strided((y.shape[1],), (1,), offset + bias_offset)
             self._expands.append(_Expand(self._h[:, row : row + lora_rank], b, bias, y))
 
     def run(self) -> None:
-        """Read x, write all columns of the modules."""
+        """Read x, write all columns of the modules; where there is one share."""
+        self.shrink()
+        self.expand()
+
+    def shrink(self) -> None:
+        """Read x, write this share of h."""
+        if not self._own_h.shape[1]:
+            return
+        # Weights become float32 each time they are read: a second copy of them is what sharing avoids.
+        if self._is_widened:
+            torch.mm(self._x.float(), self._a.float(), out=self._own_h)
+        else:
+            torch.mm(self._x, self._a, out=self._own_h)
+
+    def expand(self) -> None:
+        """Read all of h, write this share of the columns."""
         for y in self._zeros:
             y.zero_()
-        if not self._expands:
-            return
-        if self._is_widened:
-            self._run_widened()
-            return
-        torch.mm(self._x, self._a, out=self._h)
         for h, b, bias, y in self._expands:
-            if bias is None:
+            if self._is_widened:
+                product = torch.mm(h, b.float())
+                y.copy_(product if bias is None else product.add_(bias))
+            elif bias is None:
                 torch.mm(h, b, out=y)
             else:
                 torch.addmm(bias, h, b, out=y)
-
-    def _run_widened(self) -> None:
-        """Weights become float32 each time they are read: a second copy of them is what sharing avoids."""
-        torch.mm(self._x.float(), self._a.float(), out=self._h)
-        for h, b, bias, y in self._expands:
-            product = torch.mm(h, b.float())
-            y.copy_(product if bias is None else product.add_(bias))
 
 
 def add_group(
@@ -147,32 +163,48 @@ def add_group(
     GroupProducts(x, out, arena, entry, group, range(len(group.modules)), dtype).run()
 
 
-def weight_extents(entry: Sequence[int], group: FusedGroup, modules: range) -> list[tuple[int, int]]:
-    """The elements of the arena, each from the first to behind the last, that products of these neighbouring
-    modules read; in the order in which they do."""
-    first_row, stacked_rows = _stacked(entry, modules)
+def weight_extents(
+    entry: Sequence[int], group: FusedGroup, modules: range, own: Slice = WHOLE
+) -> list[Extent]:
+    """What of the arena this slice of the products of these neighbouring modules reads; in the order in which
+    it does."""
+    stacked = stacked_ranks(entry, modules)
+    own_ranks = own.of(len(stacked))
     extents = []
-    if stacked_rows:
-        a_first = entry[A_OFFSET] + first_row * group.in_width
-        extents.append((a_first, a_first + stacked_rows * group.in_width))
+    if own_ranks:
+        a_offset = entry[A_OFFSET] + stacked.start * group.in_width
+        extents.append(
+            Extent(a_offset + own_ranks.start * group.in_width, a_offset + own_ranks.stop * group.in_width)
+        )
     for module in modules:
         first, width = FIRST_MODULE + module * MODULE_FIELDS, group.out_widths[module]
+        lora_rank, columns = entry[first + MODULE_RANK], own.of(width)
         b_offset, bias_offset = entry[first + MODULE_B_OFFSET], entry[first + MODULE_BIAS_OFFSET]
-        if entry[first + MODULE_RANK]:
-            extents.append((b_offset, b_offset + entry[first + MODULE_RANK] * width))
-        if bias_offset != NO_BIAS:
-            extents.append((bias_offset, bias_offset + width))
+        if lora_rank and len(columns) == width:
+            extents.append(Extent(b_offset, b_offset + lora_rank * width))
+        elif lora_rank and columns:
+            extents.append(Extent(b_offset + columns.start, b_offset + columns.stop, lora_rank, width))
+        if bias_offset != NO_BIAS and columns:
+            extents.append(Extent(bias_offset + columns.start, bias_offset + columns.stop))
     return extents
 
 
-def _stacked(entry: Sequence[int], modules: range) -> tuple[int, int]:
-    """Of these neighbouring modules' A, the first row in the group's stack, and how many they are."""
+def own_columns(group: FusedGroup, modules: range, own: Slice) -> list[slice]:
+    """Of each of these modules this slice of its columns, counted from the group's first."""
+    firsts = list(accumulate(group.out_widths, initial=0))
+    columns = ((firsts[module], own.of(group.out_widths[module])) for module in modules)
+    return [slice(first + part.start, first + part.stop) for first, part in columns]
+
+
+def stacked_ranks(entry: Sequence[int], modules: range) -> range:
+    """The rows of these neighbouring modules in the stack of the group's A."""
     firsts = range(
         FIRST_MODULE + modules.start * MODULE_FIELDS,
         FIRST_MODULE + modules.stop * MODULE_FIELDS,
         MODULE_FIELDS,
     )
-    return entry[firsts.start + MODULE_ROW], sum(entry[first + MODULE_RANK] for first in firsts)
+    first_row = entry[firsts.start + MODULE_ROW]
+    return range(first_row, first_row + sum(entry[first + MODULE_RANK] for first in firsts))
 
 
 @cache

@@ -1,7 +1,8 @@
 """The memory of an exchange between a stream and CPU workers: one memfd, mapped by everyone.
 
 Control words first, each kind in cache lines of its own; then x; then the result. What the words mean is
-`caraserve_kernels.host_exchange`'s. Knows no processes.
+`caraserve_kernels.host_exchange`'s. Behind these is what is between workers alone, and never the device's:
+the words `shrunk`, and h, the LoRA rows of an op, for modules that several of them share. Knows no processes.
 """
 
 from __future__ import annotations
@@ -13,19 +14,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from caraserve_cli.adapters.packing import MAX_LORA_RANK
 from caraserve_kernels.host_exchange import MAX_WORKERS, HostExchange
+from caraserve_kernels.lora_layout import MAX_GROUP_MODULES
 
 _PAGE_BYTES = 4096
 _SENT_BYTE = 0
 _FAILED_BYTE = 64
 _DONE_BYTE = 128
+# Each worker's word is in a cache line of its own: its peers look at it while others raise theirs.
+_SHRUNK_STRIDE = 16
+# Rows of h begin at cache lines, and so do most slices of them: they are written side by side.
+_H_ALIGN_RANKS = 32
 # cudaHostRegisterPortable | cudaHostRegisterMapped: kernels of any device address it.
 _CUDA_REGISTER_FLAGS = 0x01 | 0x02
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeLayout:
-    """Where x and the result lie.
+    """Where x and the result lie, and what the workers have between them.
 
     Attributes:
         max_rows: tokens of one op at most.
@@ -48,8 +55,22 @@ class ExchangeLayout:
         return self.x_byte + _whole_pages(self.max_rows * self.max_in_width * self.dtype.itemsize)
 
     @property
-    def num_bytes(self) -> int:
+    def shrunk_byte(self) -> int:
+        """Also the end of what the device addresses."""
         return self.result_byte + _whole_pages(self.max_rows * self.max_out_width * self.dtype.itemsize)
+
+    @property
+    def h_byte(self) -> int:
+        return self.shrunk_byte + _whole_pages(4 * _SHRUNK_STRIDE * MAX_WORKERS)
+
+    @property
+    def h_bytes(self) -> int:
+        """Room for the largest ranks in the widest dtype; pages that no op needs are never touched."""
+        return self.max_rows * MAX_GROUP_MODULES * MAX_LORA_RANK * torch.float32.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        return self.h_byte + _whole_pages(self.h_bytes)
 
 
 class ExchangeMemory:
@@ -60,6 +81,8 @@ class ExchangeMemory:
         layout: of x and the result.
         exchange: the tensors. They keep the mapping alive; it goes with the last of them.
         sent, done, failed: the words of the same names, as memoryviews of int32, which cost less to read.
+        shrunk: int32 [MAX_WORKERS], number of the last op that each worker shares a module of, and has
+            computed its LoRA rows of; another memoryview.
     """
 
     def __init__(self, fd: int, layout: ExchangeLayout, *, pinned: bool) -> None:
@@ -69,6 +92,9 @@ class ExchangeMemory:
         self.sent = words[_SENT_BYTE // 4 :][:1]
         self.failed = words[_FAILED_BYTE // 4 :][:1]
         self.done = words[_DONE_BYTE // 4 :][:MAX_WORKERS]
+        shrunk_words = memoryview(memory)[layout.shrunk_byte : layout.h_byte].cast("i")
+        self.shrunk = shrunk_words[::_SHRUNK_STRIDE][:MAX_WORKERS]
+        self._h = torch.frombuffer(memory, dtype=torch.uint8, count=layout.h_bytes, offset=layout.h_byte)
         x_elements, result_elements = (
             layout.max_rows * width for width in (layout.max_in_width, layout.max_out_width)
         )
@@ -134,6 +160,13 @@ class ExchangeMemory:
             result[: num_rows * out_width].view(num_rows, out_width),
         )
 
+    def h(self, num_rows: int, num_ranks: int, compute_dtype: torch.dtype) -> Tensor:
+        """LoRA rows of an op [num_rows, num_ranks], the ranks of a fused group's modules side by side, as a
+        view; in the dtype that the workers compute in. Nothing of it is registered with CUDA."""
+        row_ranks = -(-num_ranks // _H_ALIGN_RANKS) * _H_ALIGN_RANKS
+        num_bytes = num_rows * row_ranks * compute_dtype.itemsize
+        return self._h[:num_bytes].view(compute_dtype).view(num_rows, row_ranks)[:, :num_ranks]
+
     def close(self) -> None:
         """Take it back from CUDA and close the fd; the tensors can still be read. A second call does nothing.
         Nothing on the device must still use it."""
@@ -147,7 +180,8 @@ class ExchangeMemory:
 
     def _pin(self, address: int) -> None:
         cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        torch.cuda.check_error(cudart.cudaHostRegister(address, self.layout.num_bytes, _CUDA_REGISTER_FLAGS))
+        num_bytes = self.layout.shrunk_byte
+        torch.cuda.check_error(cudart.cudaHostRegister(address, num_bytes, _CUDA_REGISTER_FLAGS))
         self._pinned_address = address
 
 

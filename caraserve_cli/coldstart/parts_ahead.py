@@ -8,20 +8,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from caraserve_cli.coldstart.cpu_lora import GroupProducts, choose_compute_dtype, weight_extents
+from caraserve_cli.coldstart.cpu_lora import (
+    GroupProducts,
+    choose_compute_dtype,
+    own_columns,
+    stacked_ranks,
+    weight_extents,
+)
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.own_parts import OwnPart
 from caraserve_cli.coldstart.read_ahead import ReadAhead
 from caraserve_cli.coldstart.ticket_memory import WorkerTicket
-from caraserve_kernels.lora_layout import FusedGroup
+from caraserve_kernels.lora_layout import RANKS, FusedGroup
 
 # Parts whose views are made before their turn: those of a few layers. Chosen, not measured.
 _MOST_PREPARED = 4
 
-Steps = Sequence[Callable[[], object]]
+
+class _Steps(NamedTuple):
+    """What computes a part: its slice of the LoRA rows; then, when its peers have done so, of the columns."""
+
+    shrinks: Sequence[Callable[[], object]]
+    expands: Sequence[Callable[[], object]]
 
 
 class PartsAhead:
@@ -31,7 +43,7 @@ class PartsAhead:
         ticket: it stays in its place for as long as this object is used.
         parts: of the worker, in the order of their ops.
         groups: of a layer, in the order of the tables.
-        exchange: x and the result.
+        exchange: x and the result, and h between the workers.
         read_ahead: for this ticket alone.
         arena: flat, the run's dtype.
     """
@@ -50,19 +62,27 @@ class PartsAhead:
         self._compute_dtype = choose_compute_dtype(arena.dtype)
         # Parts that are found and not computed yet; the first ones of them are prepared.
         self._found: deque[OwnPart] = deque()
-        self._prepared: deque[Steps] = deque()
+        self._prepared: deque[_Steps] = deque()
+        # Of each op, the ranks of the adapter that has most: so wide are the rows of h.
+        self._h_ranks: list[int] = ticket.entries[..., RANKS].sum(axis=-1).max(axis=0, initial=0).tolist()
         # The same rows of x and of the result are needed in every layer.
         self._rows: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
-    def next_op(self) -> int | None:
-        """The op of the part whose turn it is, as an index in the ticket; None if there is none any more."""
-        return self._found[0].op if self._found or self._find() else None
+    def next_part(self) -> OwnPart | None:
+        """The part whose turn it is; None if there is none any more."""
+        return self._found[0] if self._found or self._find() else None
 
-    def run_next(self) -> None:
-        """Compute the part whose turn it is; there must be one."""
+    def shrink_next(self) -> None:
+        """Compute the LoRA rows of the part whose turn it is; there must be one."""
         if not self._prepared:
             self._prepare()
-        for step in self._prepared.popleft():
+        for step in self._prepared[0].shrinks:
+            step()
+
+    def expand_next(self) -> None:
+        """Compute the result of the part whose LoRA rows have just been computed, by its peers too. The next
+        one's turn comes."""
+        for step in self._prepared.popleft().expands:
             step()
         self._found.popleft()
         self._read_ahead.finish()
@@ -89,7 +109,7 @@ class PartsAhead:
         self._read_ahead.add(
             extent
             for segment, _, _ in part.segments
-            for extent in weight_extents(entries[segment, part.op].tolist(), group, part.modules)
+            for extent in weight_extents(entries[segment, part.op].tolist(), group, part.modules, part.slice)
         )
         return True
 
@@ -97,23 +117,37 @@ class PartsAhead:
         """Make the views of the first part that has none: products for rows of adapters, zeros for the rows
         between."""
         part = self._found[len(self._prepared)]
-        group, entries = self._groups[part.group], self._ticket.entries
-        columns = slice(
-            sum(group.out_widths[: part.modules.start]), sum(group.out_widths[: part.modules.stop])
-        )
-        steps: list[Callable[[], object]] = []
+        shrinks: list[Callable[[], object]] = []
+        expands: list[Callable[[], object]] = []
         row = part.rows.start
         for segment, first, end in part.segments:
-            if row < first:
-                steps.append(self._rows_of(part.group, row, first)[1][:, columns].zero_)
-            x, result = self._rows_of(part.group, first, end)
-            entry = entries[segment, part.op]
-            products = GroupProducts(x, result, self._arena, entry, group, part.modules, self._compute_dtype)
-            steps.append(products.run)
+            expands += self._zeros(part, row, first)
+            products = self._products(part, segment, first, end)
+            shrinks.append(products.shrink)
+            expands.append(products.expand)
             row = end
-        if row < part.rows.stop:
-            steps.append(self._rows_of(part.group, row, part.rows.stop)[1][:, columns].zero_)
-        self._prepared.append(steps)
+        expands += self._zeros(part, row, part.rows.stop)
+        self._prepared.append(_Steps(shrinks, expands))
+
+    def _products(self, part: OwnPart, segment: int, first: int, end: int) -> GroupProducts:
+        """Of the rows from `first` to before `end`, those of the adapter of this segment."""
+        x, result = self._rows_of(part.group, first, end)
+        entry = self._ticket.entries[segment, part.op].tolist()
+        h = None
+        if part.peers:
+            ranks = stacked_ranks(entry, part.modules)
+            h = self._exchange.h(self._ticket.num_rows, self._h_ranks[part.op], self._compute_dtype)
+            h = h[first:end, ranks.start : ranks.stop]
+        group, dtype = self._groups[part.group], self._compute_dtype
+        return GroupProducts(x, result, self._arena, entry, group, part.modules, dtype, part.slice, h)
+
+    def _zeros(self, part: OwnPart, first: int, end: int) -> list[Callable[[], object]]:
+        """What writes zeros to the part's columns of these rows, which are no adapter's; maybe nothing."""
+        if first == end:
+            return []
+        result = self._rows_of(part.group, first, end)[1]
+        columns = own_columns(self._groups[part.group], part.modules, part.slice)
+        return [result[:, own].zero_ for own in columns]
 
     def _rows_of(self, group_index: int, first: int, end: int) -> tuple[Tensor, Tensor]:
         """x [end - first, in_width] and result [end - first, sum of out_widths] of some rows."""

@@ -6,6 +6,11 @@ result before all workers have ended what they were given earlier (`WorkerTicket
 that it is done with an op before the first one of the ticket is sent: until then the device may be waiting
 for a worker of the same index that is dead, and would take the word for that one's.
 
+Of a module that several workers share each computes a slice of the LoRA rows, says so (`shrunk`), and waits
+until the others have. The same rules keep what lies between them: nobody begins a ticket before all have
+ended the earlier ones, so what a late worker writes, or a dead one has left, is no later ticket's, and nobody
+takes a new worker's word for its predecessor's. The next op is sent only when all are done with this one.
+
 Knows no adapters and no devices. One process a core, as in CaraServe; which part is whose: `own_parts`.
 """
 
@@ -25,7 +30,7 @@ import torch
 from caraserve_cli.coldstart.arena_view import ArenaView
 from caraserve_cli.coldstart.cpu_lora import add_group
 from caraserve_cli.coldstart.exchange_memory import ExchangeLayout, ExchangeMemory
-from caraserve_cli.coldstart.own_parts import iter_own_parts
+from caraserve_cli.coldstart.own_parts import OwnPart, iter_own_parts
 from caraserve_cli.coldstart.parts_ahead import PartsAhead
 from caraserve_cli.coldstart.read_ahead import ReadAhead
 from caraserve_cli.coldstart.ticket_memory import TicketMemory, WorkerTicket
@@ -54,7 +59,7 @@ class WorkerSpec:
         layout: of the exchange.
         arena_bytes: size of the arena.
         max_ops, max_segments: of the ticket memory.
-        tokens_per_worker: from which another worker computes a part of a module.
+        tokens_per_worker: from which another worker computes further rows of a module.
     """
 
     groups: Sequence[FusedGroup]
@@ -92,6 +97,7 @@ class _Worker:
         self._spec, self._memory, self._index, self._wakes = spec, memory, index, wakes
         exchange = memory.exchange
         self._sent, self._done, self._failed = exchange.sent, exchange.done, exchange.failed
+        self._shrunk = exchange.shrunk
 
     def serve(self) -> None:
         """Work until the pool closes."""
@@ -110,17 +116,30 @@ class _Worker:
     def _work(self, ticket: WorkerTicket) -> None:
         first_number = ticket.ticket.first_number
         ahead = self._parts_of(ticket)
-        if self._wait(partial(self._may_begin, ticket), first_number, ahead):
-            while (op := ahead.next_op()) is not None:
-                number = first_number + op
+        if self._wait(partial(self._may_begin, ticket), first_number, ahead.advance):
+            while (part := ahead.next_part()) is not None:
+                number = first_number + part.op
                 # With the ops between its parts it has nothing to do.
                 self._done[self._index] = number - 1
-                if not self._wait(partial(self._is_sent, number), first_number, ahead):
+                if not self._wait(partial(self._is_sent, number), first_number, ahead.advance):
                     break
-                ahead.run_next()
+                ahead.shrink_next()
+                if part.peers and not self._meet(part, number, first_number):
+                    break
+                ahead.expand_next()
                 self._done[self._index] = number
         # Of a ticket that has failed nothing is added any more, whatever is said to be done.
         self._done[self._index] = ticket.ticket.last_number
+
+    def _meet(self, part: OwnPart, number: int, first_number: int) -> bool:
+        """Say that this worker's LoRA rows of an op are there, and wait for those of its peers: True; or
+        until the ticket has failed: False. Nothing is made ready meanwhile: peers begin and end together, and
+        whoever does something else keeps the others waiting."""
+        self._shrunk[self._index] = number
+        return self._wait(partial(self._have_shrunk, part.peers, number), first_number, _do_nothing)
+
+    def _have_shrunk(self, workers: Sequence[int], number: int) -> bool:
+        return all(self._shrunk[worker] >= number for worker in workers)
 
     def _parts_of(self, ticket: WorkerTicket) -> PartsAhead:
         spec, memory = self._spec, self._memory
@@ -135,9 +154,9 @@ class _Worker:
         is_sent = self._is_sent(ticket.ticket.first_number)
         return is_sent and all(self._done[worker] >= number for worker, number in ticket.before.items())
 
-    def _wait(self, is_so: Callable[[], bool], first_number: int, ahead: PartsAhead) -> bool:
-        """Wait until it is so: True; or until the ticket that begins with this number has failed: False. What
-        will be needed is made ready meanwhile."""
+    def _wait(self, is_so: Callable[[], bool], first_number: int, advance: Callable[[], bool]) -> bool:
+        """Wait until it is so: True; or until the ticket that begins with this number has failed: False.
+        `advance` does a little meanwhile, or returns False."""
         failed = self._failed
         if is_so():
             return failed[0] < first_number
@@ -145,7 +164,7 @@ class _Worker:
         while failed[0] < first_number:
             if is_so():
                 return failed[0] < first_number
-            if ahead.advance():
+            if advance():
                 continue
             waited_ns = time.perf_counter_ns() - began_ns
             if waited_ns > _YIELD_NS:
@@ -153,6 +172,10 @@ class _Worker:
             elif waited_ns > _SPIN_NS:
                 os.sched_yield()
         return False
+
+
+def _do_nothing() -> bool:
+    return False
 
 
 def _warm_up(group: FusedGroup, dtype: torch.dtype) -> None:

@@ -4,8 +4,8 @@ Nothing here waits for a worker once the pool is made, and none of their deaths 
 dead worker had is late, which is for the other end of the exchange to notice; the index gets a new process;
 without any worker `num_workers` is 0. Knows no devices and no strategies.
 
-A ticket has as many workers as the ops of a layer have parts (`own_parts`). In CaraServe they are
-ceil(tokens / tokens_per_worker), each reading the weights of all modules.
+A ticket has as many workers as the ops of a layer have parts (`own_parts`), if so many are free. In CaraServe
+they are ceil(tokens / tokens_per_worker), each reading the weights of all modules.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class WorkerPool:
         exchange_memory: what the workers read x from and write results to.
         dtype: of the run.
         cores: one for each worker, at most MAX_WORKERS.
-        tokens_per_worker: from which another worker computes a part of a module.
+        tokens_per_worker: from which another worker computes further rows of a module.
 
     Raises:
         InputError: no worker starts.

@@ -59,6 +59,8 @@ class CpuAdapters:
 
     def prefetch(self, adapters: Sequence[str]) -> None:
         """See `AdapterDepot`."""
+        if self._assistant is not None:
+            self._assistant.settle()
         self._host_store.prefetch(adapters)
 
     def wait(self) -> None:

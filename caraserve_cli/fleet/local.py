@@ -87,8 +87,11 @@ class Surroundings:
     dtype: torch.dtype
 
     @classmethod
-    def prepare(cls, options: ReplicaOptions, adapters: AdapterSource | None = None) -> Surroundings:
+    def prepare(
+        cls, options: ReplicaOptions, adapters: AdapterSource | None = None, *, use_profile: bool = True
+    ) -> Surroundings:
         """Resolve what the options name; `adapters` are there in place of those below the options' folders.
+        Who measures a new profile does not want the stored one.
 
         Raises:
             OptionError: an option cannot be met on this machine.
@@ -102,7 +105,7 @@ class Surroundings:
         source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
-        break_even = find_break_even(options, dtype, device)
+        break_even = find_break_even(options, dtype, device) if use_profile else None
         packer = None
         if copies_adapters(device) or wants_workers(options, break_even):
             form = source.choose_form(options.lora_kernel, shape)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from statistics import median_low
 
 import torch
 
 from caraserve_cli.adapters.packing import fused_groups
 from caraserve_cli.errors import ProfileError
-from caraserve_cli.fleet.cold_start import profile_base
+from caraserve_cli.fleet.cold_start import TOKENS_PER_WORKER, choose_cores, profile_base
 from caraserve_cli.fleet.local import Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
-from caraserve_cli.fleet.profile_cpu_lora import measure_cpu_lora
+from caraserve_cli.fleet.profile_cpu_lora import measure_round_trips
 from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
 from caraserve_cli.fleet.profile_steps import StepProfiler
-from caraserve_cli.perf.cpu_lora import CpuLoraModel
+from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.prefill import PrefillModel
@@ -25,6 +28,9 @@ from caraserve_cli.perf.profile import MachineProfile, MeasuredOn
 # Told before each part, so that a long measurement is seen to move.
 OnPart = Callable[[str], None]
 
+# CPU workers share their machine with others, who slow them down for seconds: what follows no model is
+# measured again, and of all measurements of an op the (lower) median counts.
+_MOST_TRIES = 3
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
@@ -40,13 +46,14 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
     Raises:
         OptionError: an option cannot be met on this machine.
         BaseModelError: the base is missing or cannot be honoured.
-        ProfileError: what was measured follows no model.
+        InputError: no CPU worker starts.
+        ProfileError: what was measured follows no model, or comes too late.
     """
-    surroundings = Surroundings.prepare(options)
+    surroundings = Surroundings.prepare(options, use_profile=False)
     shape, dtype, device = surroundings.base.config.shape, surroundings.dtype, surroundings.device
     # Before the base is loaded, with the caches and the memory to itself.
     on_part("LoRA on the CPU")
-    cpu_lora = CpuLoraModel.fit(*measure_cpu_lora(shape, dtype))
+    cpu_lora = _measure_cpu_lora(surroundings, choose_cores(replace(options, cpu_workers=None)))
     link = exchange = None
     if device.type == "cuda":
         on_part("link")
@@ -79,8 +86,34 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
         prefill=PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())),
         decode=DecodeModel.fit(list(decode_ms), list(decode_ms.values())),
         cpu_lora=cpu_lora,
-        tokens_per_worker=cpu_lora.tokens_per_worker(first.in_width, first.out_widths[0], _TYPICAL_RANK),
+        tokens_per_worker=TOKENS_PER_WORKER
+        if cpu_lora is None
+        else cpu_lora.tokens_per_worker(first.in_width, first.out_widths[0], _TYPICAL_RANK),
     )
+
+
+def _measure_cpu_lora(surroundings: Surroundings, cores: Sequence[int]) -> CpuLoraModel | None:
+    """None only for a base on the CPU, which sleeps between its looks for results: the ops of a small base
+    then follow no model, and no decision needs one, as nothing is copied.
+
+    Raises:
+        InputError: no CPU worker starts.
+        ProfileError: ops for a GPU follow no model, or come too late.
+    """
+    device = surroundings.device
+    times_ms: defaultdict[CpuLoraOp, list[float]] = defaultdict(list)
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            measured = measure_round_trips(surroundings.base.config.shape, surroundings.dtype, device, cores)
+            for op, op_ms in zip(*measured, strict=True):
+                times_ms[op].append(op_ms)
+            return CpuLoraModel.fit(list(times_ms), [median_low(each) for each in times_ms.values()])
+        except ProfileError:
+            if device.type != "cuda":
+                return None
+            if not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _fit_link(what: str, measured: Mapping[int, float]) -> LinkModel:

@@ -18,6 +18,8 @@ from caraserve_cli.errors import ProfileError
 # explain. Chosen, not measured.
 LEAST_R2 = 0.9
 SMALL_RESIDUAL = 0.25
+# Of all squares, what a set of terms must leave less than another one: rounding is no reason for it.
+_ROUNDING = 1e-15
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class FitQuality:
     """How well a model fits its points.
 
     Attributes:
-        r2: the share of the values' variance that it explains, 1 where they do not vary.
+        r2: the share of the values' variance that it explains, 1 where they do not vary; or of their relative
+            variation (`of_relative`).
         largest_residual: the largest distance of a point, as a share of the point's own value.
         num_points: how many there were.
     """
@@ -51,6 +54,18 @@ class FitQuality:
         total = sum((y - mean) ** 2 for y in measured)
         largest = max(abs(y - p) / y for y, p in zip(measured, predicted, strict=True))
         return FitQuality(1 - left / total if total else 1.0, largest, len(measured))
+
+    @staticmethod
+    def of_relative(predicted: Sequence[float], measured: Sequence[float]) -> FitQuality:
+        """The same for values that span orders of magnitude, of which R² would see the largest few alone:
+        each error is taken as a share of its point's own value, here and in what the best constant leaves,
+        which is what there was to explain."""
+        constant = sum(1 / y for y in measured) / sum(1 / y**2 for y in measured)
+        errors = [p / y - 1 for y, p in zip(measured, predicted, strict=True)]
+        left = sum(error**2 for error in errors)
+        total = sum((constant / y - 1) ** 2 for y in measured)
+        does_vary = min(measured) < max(measured)
+        return FitQuality(1 - left / total if does_vary else 1.0, max(map(abs, errors)), len(measured))
 
     @property
     def is_good(self) -> bool:
@@ -89,36 +104,45 @@ def fit_line(xs: Sequence[float], ys: Sequence[float]) -> Line:
     return Line(alpha, beta, 1 - left / total if total else 1.0)
 
 
-def fit_costs(rows: Sequence[Sequence[float]], costs: Sequence[float]) -> tuple[float, ...]:
+def fit_costs(
+    rows: Sequence[Sequence[float]], costs: Sequence[float], *, relative: bool = False
+) -> tuple[float, ...]:
     """Coefficients, none below 0, of a cost that is a sum of terms: what costs more of something never costs
     less. The squares are weighted by 1 / cost, as for errors that grow with the square root of what is
     measured: small costs are not lost beside large ones (a link's latency), nor do they outvote them (its
-        bandwidth).
+    bandwidth).
 
-    Exact: every set of terms is solved for, and the best without a negative coefficient taken.
+    Exact: every set of terms is solved for, and the best without a negative coefficient taken; of sets that
+    explain the same, such as a term that is the same in all points beside a constant, the first of the
+    smallest.
 
     Args:
         rows: the terms of each point; few terms, for their sets are 2 to the power of their number.
         costs: the cost of each point, above 0.
+        relative: whether errors grow with the cost itself, as the noise of busy cores does: the squares are
+            then those of the errors' shares of the costs.
 
     Raises:
         ValueError: there are fewer points than terms, or a cost is not above 0.
     """
     if len(rows) < len(rows[0]) or min(costs) <= 0:
         raise ValueError(f"{len(rows)} points for {len(rows[0])} terms, the least cost {min(costs)}")
-    targets = np.sqrt(np.asarray(costs, dtype=np.float64))
-    weighted = np.asarray(rows, dtype=np.float64) / targets[:, None]
+    measured = np.asarray(costs, dtype=np.float64)
+    weights = 1 / measured if relative else 1 / np.sqrt(measured)
+    targets = measured * weights
+    weighted = np.asarray(rows, dtype=np.float64) * weights[:, None]
     # Terms of very different sizes (1 beside bytes) are brought to one, for the solver's sake.
     scale = np.abs(weighted).max(axis=0)
     scale[scale == 0] = 1
     scaled = weighted / scale
     num_terms = scaled.shape[1]
-    best, least_left = np.zeros(num_terms), float((targets**2).sum())
+    all_squares = float((targets**2).sum())
+    best, least_left = np.zeros(num_terms), all_squares
     for size in range(1, num_terms + 1):
         for chosen in combinations(range(num_terms), size):
             solved = np.linalg.lstsq(scaled[:, chosen], targets, rcond=None)[0]
             left = float(((scaled[:, chosen] @ solved - targets) ** 2).sum())
-            if (solved >= 0).all() and left < least_left:
+            if (solved >= 0).all() and least_left - left > _ROUNDING * all_squares:
                 best, least_left = np.zeros(num_terms), left
                 best[list(chosen)] = solved
     return tuple(float(each) for each in best / scale)

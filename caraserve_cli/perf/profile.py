@@ -47,10 +47,12 @@ class MachineProfile:
         dtype: of weights, activations and adapters.
         shape: of the base.
         link: pinned host memory to device; None where the base runs on the CPU, and nothing is copied.
-        exchange: rows to CPU workers and results back, by the bytes of both; None like `link`.
+        exchange: rows to CPU workers' memory and results back without any worker, by the bytes of both; None
+            like `link`. It says what a slower link would change of `cpu_lora`, which has it in itself.
         prefill: steps with prompts.
         decode: steps without.
-        cpu_lora: ops of CPU workers; None where they were not measured, and no worker then assists.
+        cpu_lora: ops of CPU workers, from sending their rows until their results are added; None where they
+            were not measured, and no worker then assists.
         tokens_per_worker: c of ⌈tokens / c⌉ workers.
         padded_kernel: BGMV; None without a GPU.
         unpadded_kernel: MBGMV; None without a GPU.
@@ -76,9 +78,15 @@ class MachineProfile:
 
     def emulated(self, link_gbps: float) -> MachineProfile:
         """The same machine with its link slowed down to `link_gbps` GB/s, for adapters and rows alike."""
+        exchange = self.exchange and self.exchange.emulated(link_gbps)
+        cpu_lora = self.cpu_lora
+        if cpu_lora is not None and self.exchange is not None and exchange is not None:
+            more_ms = self.dtype_bytes * (1 / exchange.bytes_per_ms - 1 / self.exchange.bytes_per_ms)
+            cpu_lora = cpu_lora.over_slower_link(more_ms)
         return replace(
             self,
             measured_on=replace(self.measured_on, emulated_link_gbps=link_gbps),
             link=self.link and self.link.emulated(link_gbps),
-            exchange=self.exchange and self.exchange.emulated(link_gbps),
+            exchange=exchange,
+            cpu_lora=cpu_lora,
         )

@@ -13,7 +13,7 @@ from caraserve_cli.errors import ProfileError
 from caraserve_cli.perf.profile import MachineProfile
 
 # Goes up with every change of what a profile holds or of what its numbers mean.
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 
 _PROFILE_AGAIN = "run `caraserve profile` again"
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from caraserve_cli.coldstart.arrival import Arrival
 from caraserve_cli.coldstart.break_even import BreakEven
 from caraserve_cli.core import ColdStart
+from caraserve_cli.perf.cpu_lora import CpuLoraModel
 from caraserve_cli.perf.least_squares import FitQuality
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.lora_kernels import LoraKernelModel
@@ -71,15 +72,26 @@ def _models(profile: MachineProfile) -> Iterator[tuple[str, str, FitQuality]]:
     points = zip(decode.batch_sizes, decode.steps_ms, strict=True)
     yield "decode step", ", ".join(f"{size}: {step_ms:.3g}" for size, step_ms in points), decode.quality
     if cpu_lora is not None:
-        words = (
-            f"{cpu_lora.op_ms:.3g} + {cpu_lora.module_ms:.3g} · modules + {cpu_lora.product_ms:.3g} "
-            f"· products + {cpu_lora.weight_ms:.3g} · weights + {cpu_lora.element_ms:.3g} · elements "
-            f"+ {cpu_lora.worker_ms:.3g} · further workers; {profile.tokens_per_worker} tokens a worker"
-        )
+        words = f"{_cpu_lora_words(cpu_lora)}; {profile.tokens_per_worker} tokens a worker"
         yield "LoRA on the CPU", words, cpu_lora.quality
     for kernel in (profile.padded_kernel, profile.unpadded_kernel):
         if kernel is not None:
             yield _kernel_words(kernel)
+
+
+def _cpu_lora_words(cpu_lora: CpuLoraModel) -> str:
+    """An op, from sending its rows until the results are added: the costs that it has."""
+    costs = (
+        (cpu_lora.module_ms, "modules"),
+        (cpu_lora.product_ms, "products"),
+        (cpu_lora.weight_ms, "weights"),
+        (cpu_lora.element_ms, "elements"),
+        (cpu_lora.worker_ms, "further workers"),
+        (cpu_lora.exchanged_ms, "elements exchanged"),
+        (cpu_lora.meeting_ms, "modules shared"),
+    )
+    words = [f"{cpu_lora.op_ms:.3g}", *(f"{cost_ms:.3g} · {what}" for cost_ms, what in costs if cost_ms)]
+    return " + ".join(words)
 
 
 def _link_words(link: LinkModel) -> str:

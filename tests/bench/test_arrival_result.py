@@ -127,7 +127,8 @@ def test_as_printed() -> None:
         "",
         "slow, 3 GB/s emulated: mean TTFT of the arrival / TPOT of the others, ms",
         headings,
-        "16 tokens, rank 64 1.0 / 5.00 9.0 / 5.00 10.0 / 5.00 9.5 / 5.00 cpu-assist 0.95x 0.95x -0.50 1 stream met",
+        "16 tokens, rank 64 1.0 / 5.00 9.0 / 5.00 10.0 / 5.00 9.5 / 5.00 cpu-assist 0.95x 0.95x -0.50 1 "
+        "stream met",
         "",
         "Missed: in 'native', 16 tokens, rank 64 'auto' takes 1.10x the mean TTFT of 'stream'; the recipe "
         "requires at most 1.05x.",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from caraserve_cli.fleet.cold_start import profile_base, this_machine
+from caraserve_cli.errors import ProfileError
+from caraserve_cli.fleet import profiling
+from caraserve_cli.fleet.cold_start import TOKENS_PER_WORKER, profile_base, this_machine
 from caraserve_cli.job.sample import find_sample
 from caraserve_cli.perf import least_squares
 from caraserve_cli.perf.profile_json import from_json
@@ -44,6 +46,27 @@ def test_a_profile_is_measured_printed_and_stored(caraserve: Caraserve, tmp_path
     assert profile.decode.batch_sizes == (1, 2, 4)
     assert profile.cpu_lora is not None
     assert profile.prefill.step_ms(64) > 0
+
+
+def test_a_base_on_the_cpu_needs_no_model_of_cpu_workers(
+    caraserve: Caraserve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is copied to it that they could hide; on a GPU they would be refused."""
+
+    def too_late(*_: object) -> object:
+        raise ProfileError("LoRA on the CPU: 56 of 56 sizes of ops came too late every time")
+
+    monkeypatch.setattr(profiling, "measure_round_trips", too_late)
+    written = tmp_path / "profile.json"
+    ended = caraserve(
+        "profile", "--base", find_sample().base, "--device", "cpu", "--max-running", "1",
+        "--kv-memory", "64MiB", "--json", written,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "LoRA on the CPU" not in ended.stdout
+    profile = from_json(written.read_bytes(), "written")
+    assert profile.cpu_lora is None
+    assert profile.tokens_per_worker == TOKENS_PER_WORKER
 
 
 def test_a_base_must_be_named(caraserve: Caraserve) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from caraserve_cli.coldstart.arena_view import ArenaView
+from caraserve_cli.coldstart.arena_view import ArenaView, Extent
 
 # Behind whole pieces one page more, of two bytes. With two pages the kernel may map two windows around them.
 _NUM_BYTES = (1 << 20) + 2
@@ -50,16 +50,23 @@ def test_what_was_touched_is_mapped_and_little_else(view):
 
 
 def test_what_is_read_is_mapped_and_little_else(view):
-    view.read(200_000, 300_000)
+    view.read(Extent(200_000, 300_000))
     assert 200_000 <= _mapped_bytes("arena-view") <= 200_000 + 2 * (64 << 10)
 
 
+def test_of_pieces_what_lies_between_them_need_not_be_read(view):
+    view.read(Extent(1000, 1100, 2, 400_000))
+    assert 0 < _mapped_bytes("arena-view") <= 4 * (64 << 10)
+    # Up to the last element of the memory.
+    view.read(Extent(_NUM_BYTES // 2 - 3200, _NUM_BYTES // 2 - 3100, 32, 100))
+
+
 def test_the_last_elements_and_none_at_all_can_be_read(view):
-    view.read(0, 0)
+    view.read(Extent(0, 0))
     assert _mapped_bytes("arena-view") == 0
     # Two bytes behind the last whole cache line.
-    view.read(_NUM_BYTES // 2 - 1, _NUM_BYTES // 2)
-    view.read(_NUM_BYTES // 2 - 40, _NUM_BYTES // 2)
+    view.read(Extent(_NUM_BYTES // 2 - 1, _NUM_BYTES // 2))
+    view.read(Extent(_NUM_BYTES // 2 - 40, _NUM_BYTES // 2))
     assert 0 < _mapped_bytes("arena-view") <= 64 << 10
 
 

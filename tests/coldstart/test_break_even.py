@@ -71,12 +71,12 @@ def test_a_slow_link_and_a_short_prompt_are_assisted() -> None:
 
 
 def test_beside_others_it_is_assisted_as_far_as_they_do_not_suffer() -> None:
-    cold = arrival(prompt_tokens=16)
+    cold = arrival(prompt_tokens=16, num_decoding=4)
     best, held = model(3).best(cold), way(model(3), cold, ColdStart.STREAM, held=True)
     assert best.decision.how is ColdStart.CPU_ASSIST
     assert best.decision.hold_ms > 0
     assert best.ttft_ms < 0.93 * held.ttft_ms
-    assert model(3).others_tpot_ms(cold, best) <= 1.05 * model(3).others_tpot_ms(cold, held)
+    assert model(3).cost_ms(cold, best) < model(3).cost_ms(cold, held)
 
 
 def test_a_slow_link_and_a_long_prompt_are_not() -> None:
@@ -86,25 +86,25 @@ def test_a_slow_link_and_a_long_prompt_are_not() -> None:
 
 @pytest.mark.parametrize(("prompt_tokens", "lora_rank"), itertools.product(PROMPTS, RANKS))
 @pytest.mark.parametrize("gbps", GBPS)
-def test_no_way_is_earlier_that_costs_the_others_as_little_as_it_must(
-    gbps: float | None, prompt_tokens: int, lora_rank: int
-) -> None:
+def test_no_way_costs_less(gbps: float | None, prompt_tokens: int, lora_rank: int) -> None:
+    """The sum of the arrival's TTFT and half of what the 8 others lose; within 1% the least of the latter."""
     break_even, cold = model(gbps), arrival(prompt_tokens=prompt_tokens, lora_rank=lora_rank)
     ways, best = break_even.ways(cold), break_even.best(cold)
-    tpots_ms = [break_even.others_tpot_ms(cold, each) for each in ways]
-    assert break_even.others_tpot_ms(cold, best) <= 1.05 * min(tpots_ms)
-    for each, tpot_ms in zip(ways, tpots_ms, strict=True):
-        if tpot_ms <= 1.05 * min(tpots_ms):
-            assert best.ttft_ms <= 1.01 * each.ttft_ms
+    costs_ms = [each.ttft_ms + 4 * each.stall_ms for each in ways]
+    assert best.ttft_ms + 4 * best.stall_ms <= 1.01 * min(costs_ms)
+    for each, cost_ms in zip(ways, costs_ms, strict=True):
+        if cost_ms <= 1.01 * min(costs_ms):
+            assert best.stall_ms <= each.stall_ms
 
 
-@pytest.mark.parametrize("num_decoding", [1, 4, 8, 32])
-def test_the_more_others_there_are_the_less_they_are_delayed(num_decoding: int) -> None:
-    """Each of them is followed by an arrival, so that arrivals come more often."""
-    cold = arrival(prompt_tokens=16, lora_rank=128, num_decoding=num_decoding)
-    best, decode_ms = model(3).best(cold), machine(3).decode.step_ms(num_decoding)
-    assert best.stall_ms <= 0.06 * decode_ms * 128 / (num_decoding + 1)
-    assert best.ttft_ms < 0.9 * way(model(3), cold, ColdStart.ON_DEMAND).ttft_ms
+def test_the_more_others_there_are_the_less_each_is_delayed() -> None:
+    colds = [arrival(prompt_tokens=16, lora_rank=128, num_decoding=count) for count in (0, 1, 4, 8, 32)]
+    bests = [model(3).best(cold) for cold in colds]
+    stalls_ms, ttfts_ms = [best.stall_ms for best in bests], [best.ttft_ms for best in bests]
+    assert stalls_ms == sorted(stalls_ms, reverse=True)
+    assert ttfts_ms == sorted(ttfts_ms)
+    assert stalls_ms[0] > 10
+    assert stalls_ms[-1] < 1
 
 
 def test_nobody_waits_where_holding_helps() -> None:

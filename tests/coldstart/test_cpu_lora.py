@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caraserve_cli.coldstart.cpu_lora import GroupProducts, add_group, choose_compute_dtype, weight_extents
+from caraserve_cli.perf.op_cut import Slice
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, ModuleKey
 from tests.coldstart.worker_pools import reference
 
@@ -85,6 +86,47 @@ def test_some_modules_have_their_columns_written_and_no_other(op, cut, num_rows)
     assert torch.allclose(out.double(), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    op=_ops(),
+    num_slices=st.sampled_from((1, 2, 4)),
+    num_rows=st.integers(1, 20),
+    dtypes=st.sampled_from(
+        (
+            (torch.float32, torch.float32, 1e-5),
+            (torch.bfloat16, torch.bfloat16, 2e-2),
+            (torch.bfloat16, torch.float32, 8e-3),
+        )
+    ),
+)
+def test_shares_in_any_order_equal_the_whole(op, num_slices, num_rows, dtypes):
+    group, ranks, biased = op
+    dtype, compute_dtype, tolerance = dtypes
+    layout = AdapterLayout.build((group,), 1, ranks, biased)
+    torch.manual_seed(num_rows)
+    arena, entry = torch.randn(layout.num_elements).to(dtype), layout.table[0, 0].tolist()
+    modules = range(len(group.modules))
+    x = torch.randn(num_rows, group.in_width).to(dtype)
+    out = torch.full((num_rows, sum(group.out_widths)), torch.nan, dtype=dtype)
+    wide_h = torch.full((num_rows, 140), torch.nan, dtype=compute_dtype)
+    h = wide_h[:, 8 : 8 + sum(ranks.values())]
+    shares = [
+        GroupProducts(x, out, arena, entry, group, modules, compute_dtype, Slice(place, num_slices), h)
+        for place in range(num_slices)
+    ]
+    for share in shares[::-1]:
+        share.shrink()
+    for share in shares:
+        share.expand()
+    assert _relative_error(out, reference(x, arena, entry, group)) <= tolerance
+    assert wide_h[:, :8].isnan().all()
+    assert wide_h[:, 8 + h.shape[1] :].isnan().all()
+    # h is rounded as one share has it, so only the order of sums can differ.
+    whole = torch.empty_like(out)
+    GroupProducts(x, whole, arena, entry, group, modules, compute_dtype).run()
+    assert _relative_error(out, whole.double()) <= tolerance
+
+
 def test_the_entry_counts_from_the_arenas_first_element_where_the_arena_is_a_view():
     group = FusedGroup(("o_proj",), 16, (16,))
     layout = AdapterLayout.build((group,), 1, {(0, "o_proj"): 4}, {(0, "o_proj")})
@@ -95,9 +137,12 @@ def test_the_entry_counts_from_the_arenas_first_element_where_the_arena_is_a_vie
 
 
 @given(
-    op=_ops(), first_element=st.sampled_from((0, 640)), cut=st.tuples(st.integers(0, 2), st.integers(0, 2))
+    op=_ops(),
+    first_element=st.sampled_from((0, 640)),
+    cut=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    num_slices=st.sampled_from((1, 2, 4)),
 )
-def test_the_extents_of_modules_are_all_that_is_read_and_no_more(op, first_element, cut):
+def test_the_extents_of_modules_are_all_that_is_read_and_no_more(op, first_element, cut, num_slices):
     group, ranks, biased = op
     first, last = sorted(min(module, len(group.modules) - 1) for module in cut)
     layout = AdapterLayout.build((group,), 1, ranks, biased)
@@ -109,8 +154,15 @@ def test_the_extents_of_modules_are_all_that_is_read_and_no_more(op, first_eleme
             if key in biased:
                 expected |= set(range(piece.bias_offset, piece.bias_offset + piece.out_width))
     entry = layout.placed(first_element)[0, 0].tolist()
-    extents = weight_extents(entry, group, range(first, last + 1))
-    read = [element - first_element for begin, end in extents for element in range(begin, end)]
+    read = [
+        element + piece * stride - first_element
+        for place in range(num_slices)
+        for begin, end, num_pieces, stride in weight_extents(
+            entry, group, range(first, last + 1), Slice(place, num_slices)
+        )
+        for piece in range(num_pieces)
+        for element in range(begin, end)
+    ]
     assert len(read) == len(set(read))
     assert set(read) == expected
 

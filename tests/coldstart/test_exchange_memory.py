@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from caraserve_cli.adapters.packing import MAX_LORA_RANK
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_kernels.host_exchange import MAX_WORKERS, add_rows, send_rows
 from tests.kernels.exchange_workers import op_words
@@ -36,19 +37,36 @@ def test_whoever_attaches_sees_and_is_seen(memory):
     other.close()
 
 
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_workers_see_each_others_lora_rows_and_words(memory, compute_dtype):
+    other = ExchangeMemory.attach(os.dup(memory.fd), memory.layout)
+    h = torch.randn(5, 70).to(compute_dtype)
+    memory.h(5, 70, compute_dtype).copy_(h)
+    assert torch.equal(other.h(5, 70, compute_dtype), h)
+    for worker in range(MAX_WORKERS):
+        memory.shrunk[worker] = worker
+    assert list(other.shrunk) == list(range(MAX_WORKERS))
+    other.close()
+
+
 def test_words_x_and_result_do_not_overlap(memory):
     exchange = memory.exchange
-    parts = (exchange.sent, exchange.failed, exchange.done, exchange.x, exchange.result)
+    h = memory.h(5, 3 * MAX_LORA_RANK, torch.float32)
+    parts = (exchange.sent, exchange.failed, exchange.done, exchange.x, exchange.result, h)
     for value, part in enumerate(parts, start=1):
         part.fill_(value)
     for value, part in enumerate(parts, start=1):
         assert (part == value).all()
+    assert list(memory.shrunk) == [0] * MAX_WORKERS
+    memory.shrunk[MAX_WORKERS - 1] = 7
+    assert (h == len(parts)).all()
     assert len(memory.done) == MAX_WORKERS
     assert memory.sent.tolist() + memory.failed.tolist() == [1, 2]
 
 
 def test_begins_with_no_op_sent_done_or_failed(memory):
-    assert memory.sent.tolist() + memory.failed.tolist() + memory.done.tolist() == [0] * (2 + MAX_WORKERS)
+    words = (memory.sent, memory.failed, memory.done, memory.shrunk)
+    assert [word for of_kind in words for word in of_kind] == [0] * (2 + 2 * MAX_WORKERS)
 
 
 def test_flops_of_an_op_are_those_of_its_widest_projection(memory):

@@ -17,7 +17,7 @@ from caraserve_cli.coldstart.policy import (
 )
 from caraserve_cli.core import ColdStart
 from caraserve_cli.errors import OptionError
-from tests.coldstart.arrivals import arrival
+from tests.coldstart.arrivals import alone, arrival
 from tests.perf.h200 import h200_profile
 
 
@@ -48,7 +48,7 @@ def test_strategies_that_need_no_model(name: str, how: ColdStart) -> None:
 
 def test_auto_follows_the_break_even() -> None:
     assert policy("auto").decide(arrival()).how is ColdStart.STREAM
-    assert policy("auto", 3).decide(arrival(prompt_tokens=16)).how is ColdStart.CPU_ASSIST
+    assert policy("auto", 3).decide(alone(prompt_tokens=16)).how is ColdStart.CPU_ASSIST
 
 
 def test_cpu_assist_bridges_what_the_link_lacks() -> None:

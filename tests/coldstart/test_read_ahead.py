@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import pytest
 import torch
 
-from caraserve_cli.coldstart.arena_view import ArenaView
+from caraserve_cli.coldstart.arena_view import ArenaView, Extent
 from caraserve_cli.coldstart.read_ahead import MOST_BYTES_AHEAD, ReadAhead
 
 _NUM_BYTES = 8 << 20
@@ -17,19 +18,19 @@ class CountingView(ArenaView):
     def __init__(self, fd: int) -> None:
         super().__init__(fd, _NUM_BYTES, torch.bfloat16)
         self.touched: list[tuple[int, int]] = []
-        self.was_read: list[tuple[int, int]] = []
+        self.was_read: list[Extent] = []
 
     def touch(self, first_element, end_element):
         self.touched.append((first_element, end_element))
         super().touch(first_element, end_element)
 
-    def read(self, first_element, end_element):
-        self.was_read.append((first_element, end_element))
-        super().read(first_element, end_element)
+    def read(self, extent):
+        self.was_read.append(extent)
+        super().read(extent)
 
     @property
     def bytes_read(self) -> int:
-        return sum(2 * (end - first) for first, end in self.was_read)
+        return sum(2 * extent.num_elements for extent in self.was_read)
 
 
 @pytest.fixture
@@ -41,6 +42,15 @@ def view():
     return made
 
 
+def _elements(extents: Iterable[Extent]) -> list[int]:
+    return [
+        element + piece * stride
+        for first, end, num_pieces, stride in extents
+        for piece in range(num_pieces)
+        for element in range(first, end)
+    ]
+
+
 def _all_steps(ahead: ReadAhead) -> int:
     num_steps = 0
     while ahead.step():
@@ -50,14 +60,19 @@ def _all_steps(ahead: ReadAhead) -> int:
 
 def test_everything_is_mapped_and_read_once_in_order_and_by_small_steps(view):
     ahead = ReadAhead(view)
-    parts = [[(64, 100_064), (200_000, 200_010)], [(300_000, 350_000)]]
+    parts = [
+        [Extent(64, 100_064), Extent(200_000, 200_010), Extent(210_000, 211_000, 70, 3000)],
+        [Extent(500_000, 550_000), Extent(600_000, 640_000, 3, 50_000)],
+    ]
     for part in parts:
         ahead.add(part)
     assert _all_steps(ahead) >= 4
-    assert view.touched == [*parts[0], *parts[1]]
-    elements = [element for first, end in view.was_read for element in range(first, end)]
-    assert elements == [element for part in parts for first, end in part for element in range(first, end)]
-    assert max(end - first for first, end in view.was_read) * 2 <= 128 << 10
+    extents = [extent for part in parts for extent in part]
+    assert view.touched == [(extent.first, extent.last_end) for extent in extents]
+    assert _elements(view.was_read) == _elements(extents)
+    assert max(extent.num_elements for extent in view.was_read) * 2 <= 128 << 10
+    # Short pieces are read several at a time.
+    assert len(view.was_read) < 20
     assert not ahead.step()
 
 
@@ -65,7 +80,7 @@ def test_no_more_is_read_ahead_than_a_cache_holds(view):
     ahead = ReadAhead(view)
     num_elements = 1 << 20 >> 1
     for part in range(4):
-        ahead.add([(part * num_elements, (part + 1) * num_elements)])
+        ahead.add([Extent(part * num_elements, (part + 1) * num_elements)])
     _all_steps(ahead)
     assert view.bytes_read == MOST_BYTES_AHEAD
     # What was computed makes room; what was not read before its turn is not read after it.
@@ -75,7 +90,7 @@ def test_no_more_is_read_ahead_than_a_cache_holds(view):
     ahead.finish()
     ahead.finish()
     ahead.finish()
-    ahead.add([(0, num_elements)])
+    ahead.add([Extent(0, num_elements)])
     assert _all_steps(ahead) > 1
     assert view.bytes_read == MOST_BYTES_AHEAD + (2 << 20)
 
@@ -84,7 +99,7 @@ def test_pages_are_mapped_however_far_ahead(view):
     ahead = ReadAhead(view)
     parts = [(part << 19, (part + 1) << 19) for part in range(8)]
     for part in parts:
-        ahead.add([part])
+        ahead.add([Extent(*part)])
     _all_steps(ahead)
     while ahead.touch_next():
         pass
@@ -95,9 +110,9 @@ def test_pages_are_mapped_however_far_ahead(view):
 def test_a_part_that_reads_nothing_is_no_obstacle(view):
     ahead = ReadAhead(view)
     ahead.add([])
-    ahead.add([(0, 64)])
+    ahead.add([Extent(0, 64)])
     _all_steps(ahead)
-    assert view.was_read == [(0, 64)]
+    assert view.was_read == [Extent(0, 64)]
     ahead.finish()
     ahead.finish()
     assert not ahead.step()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -54,11 +55,13 @@ def _poll_until_usable(bench: Bench, num_workers: int) -> int:
     return num_dead
 
 
-def test_fifty_workers_killed_at_any_moment_spoil_no_result_and_no_later_ticket():
+@pytest.mark.parametrize(("tokens_per_worker", "adapter"), [(4, 2), (MAX_ROWS, 3)])
+def test_fifty_workers_killed_at_any_moment_spoil_no_result_and_no_later_ticket(tokens_per_worker, adapter):
+    """With rows cut, and with modules shared."""
     chance = random.Random(3)
     num_dead = num_failed = 0
-    with open_bench(3) as bench:
-        rows = [AssistRows(1, 9, bench.tables[0]), AssistRows(10, 10, bench.tables[2])]
+    with open_bench(3, tokens_per_worker=tokens_per_worker) as bench:
+        rows = [AssistRows(1, 9, bench.tables[0]), AssistRows(10, 10, bench.tables[adapter])]
         for _ in range(50):
             victim = chance.choice(sorted(workers_of(os.getpid())))
             killer = threading.Timer(chance.uniform(0, 0.006), os.kill, (victim, signal.SIGKILL))
@@ -75,6 +78,43 @@ def test_fifty_workers_killed_at_any_moment_spoil_no_result_and_no_later_ticket(
     # On a busy machine one that is only slow may be replaced too.
     assert num_dead >= 50
     assert num_failed > 0, "no worker was killed in the middle of a ticket"
+
+
+def _workers_in_order() -> list[int]:
+    """By their indices, fewer than ten."""
+    return sorted(workers_of(os.getpid()), key=lambda worker: psutil.Process(worker).cmdline())
+
+
+@pytest.mark.parametrize("who_dies", ["the one that has computed its LoRA rows", "the one that has not"])
+def test_of_a_shared_module_a_worker_that_dies_between_the_phases_keeps_nobody(who_dies):
+    """Two workers share o, and one of them waits for the other when one of the two is killed."""
+    ops = [OPS[1]]
+    with open_bench(2, tokens_per_worker=MAX_ROWS) as bench:
+        rows, shrunk, done = [AssistRows(0, 16, bench.tables[3])], bench.memory.shrunk, bench.memory.done
+        before = bench.pool.submit(rows, ops, 16)
+        assert bench.compute(before, rows, 16, ops=ops)
+        assert list(shrunk[:2]) == [before.last_number] * 2
+        lost = bench.pool.submit(rows, ops, 16)
+        waiting, stopped = _workers_in_order()
+        os.kill(stopped, signal.SIGSTOP)
+        with ThreadPoolExecutor() as device:
+            computed = device.submit(bench.compute, lost, rows, 16, ops=ops, late_ms=1000)
+            _until(lambda: shrunk[0] == lost.last_number, "the LoRA rows are not computed")
+            assert shrunk[1] < lost.first_number
+            victim, survivor = (
+                (waiting, 1) if who_dies.endswith("has computed its LoRA rows") else (stopped, 0)
+            )
+            os.kill(victim, signal.SIGKILL)
+            os.kill(stopped, signal.SIGCONT)
+            assert not computed.result()
+        _until(lambda: done[survivor] == lost.last_number, "the survivor still waits")
+        assert done[1 - survivor] < lost.first_number
+        assert _poll_until_usable(bench, 2) == 1
+        for _ in range(3):
+            following = bench.pool.submit(rows, ops, 16)
+            assert following.workers == 0b11
+            assert bench.compute(following, rows, 16, ops=ops)
+            _until(lambda: bench.pool.num_workers == 2, "the workers do not come back")
 
 
 def test_a_new_worker_leaves_tickets_older_than_itself_alone():
@@ -97,7 +137,7 @@ def test_a_new_worker_answers_for_no_dead_one_though_it_has_nothing_to_do_at_fir
         rows = [AssistRows(0, 4, bench.tables[0])]
         qkv, o_then_qkv = OPS[:1], (OPS[1], OPS[0])
         lost = bench.pool.submit(rows, qkv, 4)
-        second = max(workers_of(os.getpid()), key=lambda worker: psutil.Process(worker).cmdline())
+        _, second = _workers_in_order()
         os.kill(second, signal.SIGKILL)
         _until(lambda: parent(second) == 0, "the dead worker is still there")
         assert _poll_until_usable(bench, 2) == 1

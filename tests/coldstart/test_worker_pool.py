@@ -42,7 +42,7 @@ def _random_rows(bench: Bench, chance: random.Random, num_rows: int) -> list[Ass
 
 
 def test_many_tickets_of_several_adapters_are_right(bench):
-    chance = random.Random(1)
+    chance = random.Random(2)
     masks = set()
     for _ in range(40):
         num_rows = chance.randint(1, MAX_ROWS)
@@ -64,6 +64,30 @@ def test_any_number_of_workers_is_right(num_workers):
             ticket = bench.pool.submit(rows, OPS, num_rows)
             assert bench.compute(ticket, rows, num_rows)
             _until_usable(bench, num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 6])
+def test_workers_that_share_modules_are_right(num_workers):
+    """Nobody's rows are cut: workers that modules leave over share them; ranks 16 to 50 beside smaller ones,
+    and one adapter without one of the modules."""
+    chance = random.Random(num_workers)
+    with open_bench(num_workers, tokens_per_worker=MAX_ROWS) as bench:
+        alone = [AssistRows(0, 1, bench.tables[3])]
+        for num_rows in (1, 2, 20, 64):
+            mixed = [AssistRows(row, 1, chance.choice(bench.tables)) for row in range(1, num_rows - 1, 2)]
+            for rows in (alone, [*alone, *mixed]):
+                ticket = bench.pool.submit(rows, OPS, num_rows)
+                assert ticket.workers == (1 << num_workers) - 1
+                assert bench.compute(ticket, rows, num_rows)
+                _until_usable(bench, num_workers)
+
+
+def test_modules_are_shared_in_bfloat16_too():
+    with open_bench(4, torch.bfloat16, tokens_per_worker=MAX_ROWS) as bench:
+        rows = [AssistRows(0, 16, bench.tables[3]), AssistRows(16, 3, bench.tables[0])]
+        for _ in range(3):
+            assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
+            _until_usable(bench, 4)
 
 
 def test_a_ticket_has_a_worker_for_each_part(bench):

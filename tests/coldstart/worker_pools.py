@@ -124,6 +124,14 @@ LORA_RANKS: tuple[Mapping[ModuleKey, int], ...] = (
     {(layer, module): 8 for layer in range(NUM_LAYERS) for group in GROUPS for module in group.modules},
     {(layer, module): 3 + layer for layer in range(NUM_LAYERS) for module in ("q_proj", "v_proj", "up_proj")},
     {(1, "o_proj"): 16, (1, "down_proj"): 1, (2, "k_proj"): 5},
+    # Enough for two workers a module, or four.
+    {
+        (layer, module): 16 + 17 * layer
+        for layer in range(NUM_LAYERS)
+        for group in GROUPS
+        for module in group.modules
+        if module != "k_proj"
+    },
 )
 
 
@@ -131,7 +139,7 @@ LORA_RANKS: tuple[Mapping[ModuleKey, int], ...] = (
 def open_bench(
     num_workers: int, dtype: torch.dtype = torch.float32, tokens_per_worker: int = 4
 ) -> Iterator[Bench]:
-    """Workers that share this machine's cores, and three adapters."""
+    """Workers that share this machine's cores, and four adapters."""
     arena_bytes = 1 << 20
     fd = os.memfd_create("arena")
     memory = ExchangeMemory.create(MAX_ROWS, 48, 96, dtype, pinned=False)

@@ -6,13 +6,17 @@ Needs an accelerator; CI has none, so that these are skipped there and run by ha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from caraserve_cli.core import SamplingParams
+from caraserve_cli.core import Request, SamplingParams
+from caraserve_cli.core import Sequence as EngineSequence
+from caraserve_cli.engine import gpu_runner
+from caraserve_cli.model.sampler import choose_tokens
 from tests.cli.command import SAMPLE, rows_by_id, run_caraserve
 from tests.fleet.test_parity import Oracle, answer, assert_same, oracle
 
@@ -54,22 +58,50 @@ def test_large_batches_are_pefts(oracle: Oracle) -> None:
     assert max(record.num_decode_tokens for record in steps.records) > 128
 
 
-def test_draws_do_not_depend_on_the_batch(oracle: Oracle) -> None:
+# Products of another batch size are summed in another order. The largest difference seen on an H100 was 7e-6,
+# at logits of up to 3.
+MOST_ROUNDING = 2e-5
+
+
+def test_draws_do_not_depend_on_the_batch(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a draw that falls onto the border between two tokens, as near as float32 is exact: one in some
+    hundred thousand. One request, r171, has such a draw."""
     sampling = SamplingParams(max_tokens=12, temperature=0.8, top_p=0.9, ignore_eos=True)
     requests = [
         dataclasses.replace(request, sampling=dataclasses.replace(sampling, seed=request.line))
         for request in oracle.requests
     ]
-    large, small = (
-        {name: tuple(each.token_ids) for name, each in answers.items()}
-        for answers, _ in (
-            answer(oracle, requests, device="cuda", adapter_memory="1GB"),
-            answer(oracle, requests, device="cuda", adapter_memory="1GB", max_running=12),
-        )
+    (large, large_logits), (small, small_logits) = (
+        _draw(oracle, requests, monkeypatch, max_running) for max_running in (256, 12)
     )
-    assert large == small
+    different = {name for name in large if large[name] != small[name]}
+    assert len(different) <= 1, different
+    for name in large:
+        pairs = zip(large[name], small[name], large_logits[name], small_logits[name], strict=True)
+        for one, other, logits, other_logits in pairs:
+            assert (logits - other_logits).abs().max() < MOST_ROUNDING, name
+            if one != other:
+                break  # what comes after is another answer
     greedy = {name: tuple(tokens) for name, tokens in oracle.answers.items()}
     assert sum(large[name][:4] != greedy[name][:4] for name in large) > len(large) // 2, "nothing was drawn"
+
+
+def _draw(
+    oracle: Oracle, requests: list[Request], monkeypatch: pytest.MonkeyPatch, max_running: int
+) -> tuple[dict[str, tuple[int, ...]], dict[str, list[Tensor]]]:
+    """Token ids by request, and the logits that each was drawn from."""
+    logits_of: dict[str, list[Tensor]] = {}
+
+    def choose_and_note(logits: Tensor, sequences: Sequence[EngineSequence]) -> Tensor:
+        for row, sequence in zip(logits.cpu(), sequences, strict=True):
+            logits_of.setdefault(sequence.request.id, []).append(row)
+        return choose_tokens(logits, sequences)
+
+    monkeypatch.setattr(gpu_runner, "choose_tokens", choose_and_note)
+    answers, _ = answer(oracle, requests, device="cuda", adapter_memory="1GB", max_running=max_running)
+    tokens = {name: tuple(each.token_ids) for name, each in answers.items()}
+    # A step that was launched before an answer was known to have ended has no token in it.
+    return tokens, {name: rows[: len(tokens[name])] for name, rows in logits_of.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

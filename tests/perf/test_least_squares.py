@@ -80,3 +80,34 @@ def test_little_variance_needs_no_explanation() -> None:
     assert not off.is_good
     with pytest.raises(ProfileError, match=r"^steps: the 3 measured points .*`caraserve profile` again$"):
         off.require("steps")
+
+
+def test_relative_errors_are_a_share_of_each_point() -> None:
+    """A point at 1 counts as much as one at 1000: of each pair the middle, by shares of 10 %."""
+    rows = [(1.0, 0.0), (1.0, 0.0), (1.0, 1000.0), (1.0, 1000.0)]
+    constant, slope = fit_costs(rows, [0.9, 1.1, 900.0, 1100.0], relative=True)
+    assert constant == pytest.approx(sum(1 / y for y in (0.9, 1.1)) / sum(1 / y**2 for y in (0.9, 1.1)))
+    assert constant + 1000 * slope == pytest.approx(1000 * constant)
+
+
+def test_relative_r2_sees_small_values_beside_a_large_one() -> None:
+    """Of small values none of the variation is explained: beside the large one only relative R² tells."""
+    measured = [1.0, 2.0, 4.0, 400.0]
+    predicted = [2.0, 2.0, 2.0, 400.0]
+    assert FitQuality.of(predicted, measured).r2 > 0.99
+    assert FitQuality.of_relative(predicted, measured).r2 < 0.5
+    assert FitQuality.of_relative(measured, measured) == FitQuality(1.0, 0.0, 4)
+    assert FitQuality.of_relative([4.0, 4.0], [4.0, 4.0]).r2 == 1
+
+
+def test_relative_r2_of_the_best_constant_is_nothing() -> None:
+    """By hand: of 1 and 2 it is (1 + 1/2) / (1 + 1/4) = 1.2, off by 0.2 and 0.4."""
+    quality = FitQuality.of_relative([1.2, 1.2], [1.0, 2.0])
+    assert quality.r2 == pytest.approx(0)
+    assert quality.largest_residual == pytest.approx(0.4)
+
+
+def test_of_terms_that_are_the_same_the_first_has_the_cost() -> None:
+    costs = fit_costs([(1.0, 1.0, x) for x in (1.0, 2.0, 3.0)], [2.1, 2.9, 4.0], relative=True)
+    assert costs[0] > 0
+    assert costs[1] == 0

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from caraserve_cli.errors import OutputError, ProfileError
+from caraserve_cli.perf.cpu_lora import CpuLoraOp
 from caraserve_cli.perf.profile_json import PROFILE_VERSION, from_json, to_json
 from caraserve_cli.perf.profile_store import ProfileStore, default_folder, machine_id
 from tests.perf.h200 import h200_profile
@@ -34,6 +35,28 @@ def test_an_emulated_link_is_told() -> None:
     assert slow.exchange is not None
     assert (slow.link.gbps, slow.exchange.gbps) == pytest.approx((3, 3))
     assert orjson.loads(to_json(slow))["measured_on"]["emulated_link_gbps"] == 3
+
+
+def test_a_slower_link_carries_the_rows_of_cpu_workers_too() -> None:
+    """x there, then the result back, each at the difference of both links; the workers are the same."""
+    profile = h200_profile()
+    slow, slower = profile.emulated(6), profile.emulated(6).emulated(3)
+    assert profile.exchange is not None
+    assert profile.cpu_lora is not None
+    assert slow.cpu_lora is not None
+    assert slower.cpu_lora is not None
+    op = CpuLoraOp(16, 4096, (4096,), 64, 1, group_out_width=3 * 4096)
+    x_bytes, result_bytes = 16 * 4096 * 2, 16 * 3 * 4096 * 2
+    own_ms = profile.cpu_lora.predict_ms(op)
+    for gbps, model in ((6, slow.cpu_lora), (3, slower.cpu_lora)):
+        more_ms = sum(
+            size / (gbps * 1e6) - size / profile.exchange.bytes_per_ms for size in (x_bytes, result_bytes)
+        )
+        assert model.predict_ms(op) == pytest.approx(own_ms + more_ms)
+    assert profile.emulated(1000).cpu_lora == profile.cpu_lora
+    at_once = profile.emulated(3).cpu_lora
+    assert at_once is not None
+    assert at_once.predict_ms(op) == pytest.approx(slower.cpu_lora.predict_ms(op))
 
 
 def test_what_is_stored_is_found(store: ProfileStore, tmp_path: Path) -> None:
@@ -66,6 +89,7 @@ def test_bases_with_like_names_do_not_share_a_file(store: ProfileStore) -> None:
         (b"[]", "it is no JSON object"),
         (b"{}", "has version None, and this program reads"),
         (b'{"version": 999}', "has version 999"),
+        (b'{"version": 1, "cpu_lora": {}}', "has version 1, and this program reads 2"),
         (f'{{"version": {PROFILE_VERSION}}}'.encode(), "lacks or does not know: base, "),
     ],
 )
