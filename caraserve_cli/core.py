@@ -233,13 +233,14 @@ class AdapterMove(NamedTuple):
 
 class AdapterLoad(NamedTuple):
     """Bring `adapter` into `adapter_slot`, at `offset_bytes` of the device pool. `how`: what waits for it;
-    the first `cpu_layers` layers are needed last."""
+    the first `cpu_layers` layers are needed last; what `is_held` has a step wait for it that begins later."""
 
     adapter: str
     adapter_slot: int
     offset_bytes: int
     how: ColdStart = ColdStart.STREAM
     cpu_layers: int = 0
+    is_held: bool = False
 
 
 # What changes the device pool. A later one may undo an earlier one's place, so that their order counts.

@@ -24,10 +24,13 @@ class LayerOrder:
     Attributes:
         first_layer: brought first, then those after it, at last those before it.
         in_one_piece: all layers together, for whoever waits for the whole of it anyway.
+        in_turn: all of it before anything of the next adapter, which may be for a later step; others are
+            copied together, layer by layer, beneath the one step that uses all of them.
     """
 
     first_layer: int = 0
     in_one_piece: bool = False
+    in_turn: bool = False
 
     def groups(self, num_layers: int) -> tuple[LayerGroup, ...]:
         """The groups of layers, as they are copied."""

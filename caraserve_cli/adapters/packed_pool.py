@@ -121,16 +121,18 @@ class PackedPool:
         self.used_groups |= set(np.flatnonzero(layout.stacked_rows).tolist())
 
     def start_copies(self) -> None:
-        """Do the moves, and open the transfers of what was loaded, those of one order together. Their copies
+        """Do the moves, and open the transfers of what was loaded, in turn or those of one order together; in
+        the order in which they were loaded. Their copies
         begin as their layers are waited for, or with `transfers.begin`."""
         # Extents only slide down and keep their order: none is moved onto one that is still to be moved.
         for adapter_slot, (source, target) in sorted(self._moves.items(), key=lambda item: item[1]):
             self._slide(adapter_slot, source, target)
         self._moves.clear()
-        by_order: dict[LayerOrder, list[int]] = {}
+        together: dict[tuple[LayerOrder, int | None], list[int]] = {}
         for adapter_slot, load in self._loads.items():
-            by_order.setdefault(load.order, []).append(adapter_slot)
-        for order, adapter_slots in by_order.items():
+            alone = adapter_slot if load.order.in_turn else None
+            together.setdefault((load.order, alone), []).append(adapter_slot)
+        for (order, _), adapter_slots in together.items():
             self._open_transfer(order, adapter_slots)
         self._loads.clear()
 

@@ -22,6 +22,8 @@ class Arrival:
         link_backlog_ms: how long the copies under way will still take.
         free_workers: CPU workers that compute nothing now.
         can_assist: whether they can compute with this adapter at all.
+        together_bytes: of other adapters whose layers are copied together with this one's.
+        ahead_bytes: of other adapters that are loaded by the same plan and copied before this one.
     """
 
     prompt_tokens: int
@@ -34,6 +36,8 @@ class Arrival:
     link_backlog_ms: float
     free_workers: int
     can_assist: bool
+    together_bytes: int = 0
+    ahead_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,14 @@ from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import ColdStart
 from caraserve_cli.perf.adapter_ops import AdapterOp, adapter_ops
 from caraserve_cli.perf.cpu_lora import CpuLoraOp
+from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.op_cut import OpCut
 from caraserve_cli.perf.profile import MachineProfile
 
-# What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. Under load (9 cold
-# arrivals a second, 16 tokens, rank 64, a link of 3 GB/s, a queue simulated with an H100's profile) on-demand
-# gives 80 ms to the first token; with 1.0 / 0.5 / 0.25 here it was 60 / 51 / 37 ms on average, and the latency
-# of all 2.4 / 3.9 / 8.1% above on-demand's.
+# What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. In a queue
+# simulated with an H100's profile (9 cold arrivals a second, 16 tokens, rank 64, a link of 3 GB/s) on-demand
+# gives 80 ms to the first token; with 1.0 / 0.5 / 0.25 here it was 60 / 51 / 37 ms on average, and the
+# latency of all 2.4 / 3.9 / 8.1% above on-demand's.
 _OTHERS_SHARE = 0.5
 # Costs that differ by less are equal: a measured model does not know better.
 _EQUAL_COST = 1.01
@@ -86,7 +87,7 @@ class BreakEven:
         num_tokens = self._first_tokens(arrival)
         step_ms = profile.prefill.step_ms(num_tokens + arrival.batch_tokens)
         gpu_layer_ms = step_ms / arrival.num_layers
-        layer_bytes = arrival.adapter_bytes / arrival.num_layers
+        layer_bytes = (arrival.adapter_bytes + arrival.together_bytes) / arrival.num_layers
         ops = self._ops(arrival)
         result_elements = num_tokens * sum(op.group_out_width for op in ops)
         return LayerRace(
@@ -95,9 +96,7 @@ class BreakEven:
             cpu_layer_ms=gpu_layer_ms + self._beyond_gpu_ms(arrival, ops, num_tokens, gpu_layer_ms),
             copy_layer_ms=layer_bytes / link.bytes_per_ms if link else 0.0,
             result_layer_ms=result_elements * profile.dtype_bytes / link.bytes_per_ms if link else 0.0,
-            copies_begin_ms=arrival.link_backlog_ms + link.latency_ms - self._ahead_ms(arrival)
-            if link
-            else 0.0,
+            copies_begin_ms=self._begin_ms(arrival, link) if link else 0.0,
         )
 
     def can_assist(self, arrival: Arrival) -> bool:
@@ -200,6 +199,11 @@ class BreakEven:
         """How long before a step begins it is planned, and its copies are begun: while the one before it is
         computed."""
         return self.profile.decode.step_ms(arrival.num_decoding)
+
+    def _begin_ms(self, arrival: Arrival, link: LinkModel) -> float:
+        """When the first of its copies begins."""
+        before_ms = arrival.link_backlog_ms + arrival.ahead_bytes / link.bytes_per_ms
+        return before_ms + link.latency_ms - self._ahead_ms(arrival)
 
     def _boundary_ms(self, arrival: Arrival) -> float:
         """From a moment to the next step's begin, on average: half a decoding step."""

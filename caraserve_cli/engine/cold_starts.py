@@ -97,11 +97,12 @@ class ColdStarts:
         self.waits = PlanWaits()
         self._residency, self._num_layers, self._clock_ms = residency, num_layers, clock_ms
         self._under_way: dict[str, _UnderWay] = {}
-        self._planned_bytes = 0  # of the loads of the plan in the making
+        # Of the loads of the plan in the making: those copied together, and those copied one after the other.
+        self._together_bytes = self._ahead_bytes = 0
 
     def begin_plan(self) -> None:
         """What was loaded by the last plan has begun, and who was passed over by it has waited until now."""
-        self._planned_bytes = 0
+        self._together_bytes = self._ahead_bytes = 0
         self.waits.end(self._clock_ms())
         self.note_arrivals()
 
@@ -143,14 +144,15 @@ class ColdStarts:
                 prompt_tokens=len(sequence.token_ids),
                 max_output_tokens=sequence.max_output_tokens,
                 lora_rank=info.lora_rank,
-                # Adapters that are loaded for the same step are copied together, layer by layer.
-                adapter_bytes=self._planned_bytes + info.num_bytes,
+                adapter_bytes=info.num_bytes,
                 num_layers=self._num_layers,
                 batch_tokens=batch_tokens,
                 num_decoding=num_decoding,
                 link_backlog_ms=self.supply.link_backlog_ms,
                 free_workers=self.supply.free_workers,
                 can_assist=self.supply.can_assist(info.name),
+                together_bytes=self._together_bytes,
+                ahead_bytes=self._ahead_bytes,
             )
         )
 
@@ -161,7 +163,10 @@ class ColdStarts:
     def note_load(self, info: AdapterInfo, adapter_slot: int, decision: Decision) -> None:
         """The plan in the making loads an adapter."""
         self._under_way[info.name] = _UnderWay(adapter_slot, decision, self._clock_ms())
-        self._planned_bytes += info.num_bytes
+        if decision.hold_ms or decision.how in (ColdStart.ON_DEMAND, ColdStart.ON_DEMAND_BLOCKING):
+            self._ahead_bytes += info.num_bytes
+        else:
+            self._together_bytes += info.num_bytes
 
     def note_failed_assist(self, adapter: str) -> None:
         """What CPU workers were to compute for it came too late: whoever needs it waits for its arrival."""

@@ -45,7 +45,7 @@ class GpuAdapters:
             load.adapter_slot,
             weights,
             load.offset_bytes,
-            LayerOrder(load.cpu_layers, in_one_piece=is_waited_for),
+            LayerOrder(load.cpu_layers, in_one_piece=is_waited_for, in_turn=is_waited_for or load.is_held),
             on_arrival,
         )
 

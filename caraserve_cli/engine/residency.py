@@ -131,16 +131,23 @@ class AdapterResidency:
         room_bytes = self.capacity_bytes - self._pinned_bytes
         return aligned_bytes(info.num_bytes) <= room_bytes and self._num_pinned < self._max_adapters
 
-    def acquire(self, info: AdapterInfo, how: ColdStart = ColdStart.STREAM, cpu_layers: int = 0) -> Acquired:
-        """Pin an adapter for one more user, making room if need be; `how` it is loaded then, and its
-        `cpu_layers`, are told to whoever loads it.
+    def acquire(
+        self,
+        info: AdapterInfo,
+        how: ColdStart = ColdStart.STREAM,
+        cpu_layers: int = 0,
+        *,
+        is_held: bool = False,
+    ) -> Acquired:
+        """Pin an adapter for one more user, making room if need be; `how` it is loaded then, and what else
+        an `AdapterLoad` says, is told to whoever loads it.
 
         Raises:
             ValueError: there is no room (callers ask `can_acquire` first).
         """
         if not self.can_acquire(info):
             raise ValueError(f"no room for adapter '{info.name}'")
-        pool_ops = () if self.is_resident(info.name) else self._place(info, how, cpu_layers)
+        pool_ops = () if self.is_resident(info.name) else self._place(info, how, cpu_layers, is_held)
         resident = self._residents[info.name]
         if resident.num_users == 0:
             self._pinned_bytes += resident.num_bytes
@@ -173,7 +180,7 @@ class AdapterResidency:
         self._residents[adapter].clock = self._clock
         self._residents.move_to_end(adapter)
 
-    def _place(self, info: AdapterInfo, how: ColdStart, cpu_layers: int) -> tuple[PoolOp, ...]:
+    def _place(self, info: AdapterInfo, how: ColdStart, cpu_layers: int, is_held: bool) -> tuple[PoolOp, ...]:
         """Make an adapter resident, unpinned; what that does to the pool."""
         size = aligned_bytes(info.num_bytes)
         evictions = [AdapterEviction(self._evict(name)) for name in self._choose_victims(size)]
@@ -186,7 +193,8 @@ class AdapterResidency:
         resident = _Resident(self._take_slot(), offset, size)
         self._residents[info.name] = resident
         self._name_at[offset] = info.name
-        return (*evictions, *moves, AdapterLoad(info.name, resident.adapter_slot, offset, how, cpu_layers))
+        load = AdapterLoad(info.name, resident.adapter_slot, offset, how, cpu_layers, is_held)
+        return (*evictions, *moves, load)
 
     def _choose_victims(self, num_bytes: int) -> list[str]:
         """Whom to evict so that `num_bytes` are free in total, and a slot: the least worth first, no more

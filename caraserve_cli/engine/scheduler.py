@@ -330,7 +330,9 @@ class Scheduler:
         if adapter is None or sequence.adapter_slot is not None:
             return
         self._drain.note_user(adapter, self._num_steps_left(sequence))
-        acquired = self.residency.acquire(self._adapters[adapter], decision.how, decision.cpu_layers)
+        acquired = self.residency.acquire(
+            self._adapters[adapter], decision.how, decision.cpu_layers, is_held=decision.hold_ms > 0
+        )
         sequence.adapter_slot = acquired.adapter_slot
         if acquired.needs_load:
             draft.pool_ops += acquired.pool_ops

@@ -11,6 +11,7 @@ import torch
 
 from caraserve_cli.adapters import packed_pool
 from caraserve_cli.adapters.copy_lane import Arrival, open_lane
+from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
@@ -268,3 +269,17 @@ def test_copies_wait_for_moves() -> None:
     pool.load(1, weights, 8192)
     pool.start_copies()
     assert lane.num_waits == 1
+
+
+@pytest.mark.parametrize(("in_turn", "num_transfers"), [(False, 1), (True, 2)])
+def test_adapters_are_copied_together_or_in_turn(in_turn: bool, num_transfers: int) -> None:
+    pool = PackedPool(SHAPE, CAPACITY_BYTES, 2, torch.float32, CPU)
+    weights = packed(make_weights("a", 3, ("q_proj",)))
+    for adapter_slot in (1, 0):
+        pool.load(adapter_slot, weights, 8192 * adapter_slot, LayerOrder(in_turn=in_turn))
+    pool.start_copies()
+    gates = pool.gates([1, 0])
+    assert len(gates) == num_transfers
+    gates[0].begin()
+    assert pool.has_arrived(1)
+    assert pool.has_arrived(0) != in_turn

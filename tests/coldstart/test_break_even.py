@@ -175,6 +175,19 @@ def test_a_longer_backlog_never_makes_a_way_better(cold: Arrival, more_ms: float
     assert model().fewest_cpu_layers(later) >= model().fewest_cpu_layers(cold)
 
 
+@given(arrivals, st.integers(0, 10**9))
+def test_bytes_ahead_are_a_backlog_and_bytes_beside_a_larger_adapter(cold: Arrival, num_bytes: int) -> None:
+    link = machine().link
+    assert link is not None
+    backlog_ms = cold.link_backlog_ms + num_bytes / link.bytes_per_ms
+    ahead = model().race(replace(cold, ahead_bytes=num_bytes))
+    assert ahead == model().race(replace(cold, link_backlog_ms=backlog_ms))
+    alone, beside = model().race(cold), model().race(replace(cold, together_bytes=num_bytes))
+    more_ms = num_bytes / cold.num_layers / link.bytes_per_ms
+    assert beside.copy_layer_ms == pytest.approx(alone.copy_layer_ms + more_ms)
+    assert beside.cpu_layer_ms == alone.cpu_layer_ms, "workers compute this one's adapter"
+
+
 @given(arrivals, st.sampled_from(GBPS))
 def test_predictions_make_sense(cold: Arrival, gbps: float | None) -> None:
     for each in model(gbps).ways(cold):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from caraserve_cli.coldstart.arrival import Arrival, Decision
-from caraserve_cli.core import ColdStart, SequenceStatus
+from caraserve_cli.core import AdapterLoad, ColdStart, SequenceStatus
 from caraserve_cli.engine.scheduler import Scheduler
 from tests.engine.depots import HandDepot
 from tests.engine.planning import add, chunks_of, make_adapter, make_scheduler, run_step
@@ -113,8 +115,23 @@ def test_adapters_of_one_step_are_copied_together() -> None:
     run_step(scheduler)
     policy = scheduler.cold_starts.policy
     assert isinstance(policy, Always)
-    asked = [arrival.adapter_bytes for arrival in policy.arrivals]
-    assert asked == [first.num_bytes, first.num_bytes + second.num_bytes]
+    asked = [(each.adapter_bytes, each.together_bytes, each.ahead_bytes) for each in policy.arrivals]
+    assert asked == [(first.num_bytes, 0, 0), (second.num_bytes, first.num_bytes, 0)]
+
+
+@pytest.mark.parametrize("decision", [Decision(ColdStart.STREAM, hold_ms=5.0), Decision(ColdStart.ON_DEMAND)])
+def test_adapters_that_are_waited_for_are_copied_one_after_the_other(decision: Decision) -> None:
+    scheduler, _ = make(decision)
+    first, second = make_adapter("a", 10), make_adapter("b", 20)
+    add(scheduler, "1", 3, adapter=first)
+    add(scheduler, "2", 3, adapter=second)
+    plan = run_step(scheduler)
+    policy = scheduler.cold_starts.policy
+    assert isinstance(policy, Always)
+    asked = [(each.adapter_bytes, each.together_bytes, each.ahead_bytes) for each in policy.arrivals[:2]]
+    assert asked == [(first.num_bytes, 0, 0), (second.num_bytes, 0, first.num_bytes)]
+    loads = [op for op in plan.pool_ops if isinstance(op, AdapterLoad)]
+    assert [load.is_held for load in loads] == [decision.hold_ms > 0] * 2
 
 
 def test_who_is_passed_over_waits_from_plan_to_plan() -> None:
