@@ -41,7 +41,9 @@ class Transfers:
         self._waited: list[Arrival] = []  # by transfers that are over, see `take_stall`
         self.opened_bytes = 0
         self._copied_ms = 0.0
-        self._bytes_per_ms = _FIRST_BYTES_PER_MS
+        # How fast the link was, and which one that was: its emulated rate, None for the machine's own.
+        self._bytes_per_ms: float | None = None
+        self._measured_link: float | None = None
 
     @property
     def are_over(self) -> bool:
@@ -52,7 +54,16 @@ class Transfers:
     def backlog_ms(self) -> float:
         """How long the transfers under way will still take, at the speed of those before, up to the group of
         layers that is on its way."""
-        return sum(transfer.left_bytes for transfer, _ in self._under_way) / self._bytes_per_ms
+        left_bytes = sum(transfer.left_bytes for transfer, _ in self._under_way)
+        return left_bytes / (self.bytes_per_ms or _FIRST_BYTES_PER_MS)
+
+    @property
+    def bytes_per_ms(self) -> float | None:
+        """How fast the transfers over this link were lately; None before any has told."""
+        link = None if self._lane.link is None else self._lane.link.bytes_per_s
+        if link != self._measured_link:
+            self._bytes_per_ms, self._measured_link = None, link
+        return self._bytes_per_ms
 
     def mark_stale(self) -> None:
         """What work queued so far on the current stream reads may be overwritten by copies from here on."""
@@ -94,7 +105,9 @@ class Transfers:
             self._copied_ms += took_ms
             self._waited += transfer.take_waited()
             if transfer.num_bytes >= _TELLING_BYTES and took_ms > 0:
-                self._bytes_per_ms += _NEWEST * (transfer.num_bytes / took_ms - self._bytes_per_ms)
+                newest = transfer.num_bytes / took_ms
+                before = self.bytes_per_ms or newest
+                self._bytes_per_ms = before + _NEWEST * (newest - before)
             on_arrival()
 
     def block(self, most_s: float) -> None:

@@ -24,6 +24,7 @@ class Arrival:
         can_assist: whether they can compute with this adapter at all.
         together_bytes: of other adapters whose layers are copied together with this one's.
         ahead_bytes: of other adapters that are loaded by the same plan and copied before this one.
+        link_bytes_per_ms: how fast copies were lately; None where only the profile is known.
     """
 
     prompt_tokens: int
@@ -38,6 +39,7 @@ class Arrival:
     can_assist: bool
     together_bytes: int = 0
     ahead_bytes: int = 0
+    link_bytes_per_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

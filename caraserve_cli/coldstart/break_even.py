@@ -89,14 +89,15 @@ class BreakEven:
         gpu_layer_ms = step_ms / arrival.num_layers
         layer_bytes = (arrival.adapter_bytes + arrival.together_bytes) / arrival.num_layers
         ops = self._ops(arrival)
+        bytes_per_ms = arrival.link_bytes_per_ms or (link.bytes_per_ms if link else 1.0)
         result_elements = num_tokens * sum(op.group_out_width for op in ops)
         return LayerRace(
             num_layers=arrival.num_layers,
             gpu_layer_ms=gpu_layer_ms,
             cpu_layer_ms=gpu_layer_ms + self._beyond_gpu_ms(arrival, ops, num_tokens, gpu_layer_ms),
-            copy_layer_ms=layer_bytes / link.bytes_per_ms if link else 0.0,
-            result_layer_ms=result_elements * profile.dtype_bytes / link.bytes_per_ms if link else 0.0,
-            copies_begin_ms=self._begin_ms(arrival, link) if link else 0.0,
+            copy_layer_ms=layer_bytes / bytes_per_ms if link else 0.0,
+            result_layer_ms=result_elements * profile.dtype_bytes / bytes_per_ms if link else 0.0,
+            copies_begin_ms=self._begin_ms(arrival, link, bytes_per_ms) if link else 0.0,
         )
 
     def can_assist(self, arrival: Arrival) -> bool:
@@ -200,9 +201,9 @@ class BreakEven:
         computed."""
         return self.profile.decode.step_ms(arrival.num_decoding)
 
-    def _begin_ms(self, arrival: Arrival, link: LinkModel) -> float:
+    def _begin_ms(self, arrival: Arrival, link: LinkModel, bytes_per_ms: float) -> float:
         """When the first of its copies begins."""
-        before_ms = arrival.link_backlog_ms + arrival.ahead_bytes / link.bytes_per_ms
+        before_ms = arrival.link_backlog_ms + arrival.ahead_bytes / bytes_per_ms
         return before_ms + link.latency_ms - self._ahead_ms(arrival)
 
     def _boundary_ms(self, arrival: Arrival) -> float:

@@ -43,12 +43,18 @@ class AdapterSupply(Protocol):
         """How long the copies under way will still take."""
         ...
 
+    @property
+    def link_bytes_per_ms(self) -> float | None:
+        """How fast copies were lately; None where none has told."""
+        ...
+
 
 class InPlace:
     """The supply of a device that uses adapters where they are: what is asked for is there."""
 
     free_workers = 0
     link_backlog_ms = 0.0
+    link_bytes_per_ms: float | None = None
 
     def is_ready(self, adapter: str) -> bool:
         """See `AdapterSupply`."""
@@ -153,6 +159,7 @@ class ColdStarts:
                 can_assist=self.supply.can_assist(info.name),
                 together_bytes=self._together_bytes,
                 ahead_bytes=self._ahead_bytes,
+                link_bytes_per_ms=self.supply.link_bytes_per_ms,
             )
         )
 

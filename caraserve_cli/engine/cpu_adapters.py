@@ -24,6 +24,7 @@ class CpuAdapters:
     """
 
     link_backlog_ms = 0.0
+    link_bytes_per_ms = None
     copied_bytes = 0
 
     def __init__(

@@ -111,6 +111,11 @@ class GpuAdapters:
         return 0 if self._assistant is None else self._assistant.num_workers
 
     @property
+    def link_bytes_per_ms(self) -> float | None:
+        """See `AdapterSupply`."""
+        return self._pool.transfers.bytes_per_ms
+
+    @property
     def link_backlog_ms(self) -> float:
         """See `AdapterSupply`."""
         return self._pool.transfers.backlog_ms

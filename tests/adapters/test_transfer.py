@@ -163,3 +163,22 @@ def test_a_stall_is_told_though_its_transfer_is_over() -> None:
     transfers.settle()
     assert transfers.are_over
     assert transfers.take_stall().ms > 0
+
+
+def test_the_speed_is_that_of_the_link_there_is_now() -> None:
+    """Which an experiment slows down in between."""
+    lane = open_lane(CPU, EmulatedLink(torch.zeros(1, dtype=torch.int64), 1e9))
+    transfers = Transfers(lane, 1)
+
+    def carry() -> None:
+        transfers.open([LayerCopy(torch.zeros(2**20), torch.ones(2**20))], LayerOrder()).wait()
+        transfers.settle()
+
+    assert transfers.bytes_per_ms is None
+    carry()
+    assert transfers.bytes_per_ms == pytest.approx(1e6, rel=0.01)
+    lane.link = EmulatedLink(torch.zeros(1, dtype=torch.int64), 4e9)
+    assert transfers.bytes_per_ms is None
+    carry()
+    carry()
+    assert transfers.bytes_per_ms == pytest.approx(4e6, rel=0.01)

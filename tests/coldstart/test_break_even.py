@@ -175,6 +175,13 @@ def test_a_longer_backlog_never_makes_a_way_better(cold: Arrival, more_ms: float
     assert model().fewest_cpu_layers(later) >= model().fewest_cpu_layers(cold)
 
 
+@given(arrivals, st.floats(1, 40))
+def test_the_speed_that_was_seen_counts_before_that_of_the_profile(cold: Arrival, gbps: float) -> None:
+    seen, told = model().race(replace(cold, link_bytes_per_ms=gbps * 1e6)), model(gbps).race(cold)
+    assert seen.copy_layer_ms == pytest.approx(told.copy_layer_ms)
+    assert seen.result_layer_ms == pytest.approx(told.result_layer_ms)
+
+
 @given(arrivals, st.integers(0, 10**9))
 def test_bytes_ahead_are_a_backlog_and_bytes_beside_a_larger_adapter(cold: Arrival, num_bytes: int) -> None:
     link = machine().link
