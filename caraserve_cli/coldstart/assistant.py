@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.coldstart.assisted_ops import AssistedOps
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
-from caraserve_cli.coldstart.worker_pool import AssistRows, Ticket, WorkerPool
-from caraserve_kernels.host_exchange import HostExchange
-from caraserve_kernels.lora_layout import MAX_GROUP_MODULES, RANKS
+from caraserve_cli.coldstart.worker_pool import AssistRows, NoFreeWorkerError, Ticket, WorkerPool
+from caraserve_kernels.host_exchange import MAX_LATE_MS, HostExchange
+from caraserve_kernels.lora_layout import RANKS
 
 # A result that comes later than this after it was due is given up (issue 4: 20 ms).
 LATE_MS = 20.0
@@ -124,11 +124,13 @@ class Assistant:
         ]
         ranks = np.max([row.table[:cpu_layers, :, RANKS].sum(axis=-1) for row in rows], axis=0)
         ops = [(int(layer), int(group)) for layer, group in np.argwhere(ranks)]
-        ticket = self._pool.submit(rows, ops, num_tokens)
+        try:
+            ticket = self._pool.submit(rows, ops, num_tokens)
+        except NoFreeWorkerError:
+            return None  # the device has just given up an earlier step, which one of them is late with
         largest_rank = int(ranks.max(initial=0))
         due_ms = self._memory.op_flops(num_tokens, largest_rank) / _SLOWEST_FLOPS * 1000.0
-        # Shared out among them, three modules to each at worst.
-        late_ms = self._late_ms + due_ms / max(1, ticket.workers.bit_count() // MAX_GROUP_MODULES)
+        late_ms = min(self._late_ms + due_ms / max(1, ticket.workers.bit_count()), MAX_LATE_MS)
         tell_device = partial(self.ops.write, ticket, ops, rows[0].table.shape[0], num_tokens, late_ms)
         return Assistance(self._memory.exchange, ticket, cpu_layers, tell_device)
 

@@ -26,7 +26,7 @@ from caraserve_cli.errors import InputError
 from caraserve_kernels.host_exchange import MAX_OP_NUMBER, MAX_WORKERS
 from caraserve_kernels.lora_layout import FusedGroup
 
-__all__ = ["AssistRows", "Ticket", "WorkerPool"]
+__all__ = ["AssistRows", "NoFreeWorkerError", "Ticket", "WorkerPool"]
 
 # The largest base has fewer layers; memory that no ticket touches is not taken.
 _MAX_LAYERS = 256
@@ -36,6 +36,10 @@ _MAX_LAYERS = 256
 _LATE_S = 0.5
 # Importing torch takes 2 to 4 seconds, from a cold disk a minute.
 _START_S = 120.0
+
+
+class NoFreeWorkerError(ValueError):
+    """No worker can be given work now."""
 
 
 class WorkerPool:
@@ -129,7 +133,8 @@ class WorkerPool:
             The ticket. Without ops it is for nobody.
 
         Raises:
-            ValueError: no worker can be given work, or the step does not fit the exchange.
+            NoFreeWorkerError: none can be given work, though `num_workers` may have said so a moment ago.
+            ValueError: the step does not fit the exchange.
         """
         if not 0 < num_rows <= self._exchange.max_rows:
             raise ValueError(f"{num_rows} rows; the exchange has room for {self._exchange.max_rows}")
@@ -137,7 +142,7 @@ class WorkerPool:
             return Ticket(self._next_number, 0, 0)
         num_free, place = self.num_workers, self._free_place()
         if num_free == 0 or place is None:
-            raise ValueError("no worker can be given work; ask num_workers first")
+            raise NoFreeWorkerError("no worker can be given work; ask num_workers first")
         num_workers = count_workers(rows, ops, num_rows, num_free, self._tokens_per_worker)
         chosen = [seat for seat in self._seats if seat.is_ready][:num_workers]
         before = {seat.index: seat.given[-1].ticket.last_number for seat in self._seats if seat.given}
