@@ -20,7 +20,8 @@ from caraserve_cli.adapters.packing import fused_groups
 from caraserve_cli.adapters.transfer import LayerCopy, Transfer
 from caraserve_cli.adapters.transfers import Transfers
 from caraserve_cli.adapters.weights import AdapterWeights
-from caraserve_cli.core import AdapterMove, BaseShape
+from caraserve_cli.core import BaseShape
+from caraserve_cli.step_plan import AdapterMove
 from caraserve_kernels.lora_layout import AdapterLayout, empty_table
 
 # Bytes that an extent is moved by at a time, through a buffer of that size, since an extent may overlap the

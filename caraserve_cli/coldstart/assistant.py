@@ -96,6 +96,11 @@ class Assistant:
         """Workers that can be given work."""
         return self._pool.num_workers
 
+    @property
+    def max_tokens(self) -> int:
+        """That can be assisted in one step."""
+        return self._memory.max_rows
+
     def note(self, adapter_slot: int, weights: AdapterWeights) -> None:
         """A slot holds this adapter from now on."""
         self._tables.pop(adapter_slot, None)
@@ -116,7 +121,7 @@ class Assistant:
             cpu_layers: leading layers that the workers compute.
         """
         known = all(segment.adapter_slot in self._tables for segment in segments)
-        if not known or not self._pool.num_workers or num_tokens > self._memory.max_rows:
+        if not known or num_tokens > self.max_tokens:
             return None
         rows = [
             AssistRows(segment.first_token, segment.num_tokens, self._tables[segment.adapter_slot])
@@ -127,7 +132,7 @@ class Assistant:
         try:
             ticket = self._pool.submit(rows, ops, num_tokens)
         except NoFreeWorkerError:
-            return None  # the device has just given up an earlier step, which one of them is late with
+            return None  # since the step was planned one was lost, or seen to be late with an earlier one
         largest_rank = int(ranks.max(initial=0))
         due_ms = self._memory.op_flops(num_tokens, largest_rank) / _SLOWEST_FLOPS * 1000.0
         late_ms = min(self._late_ms + due_ms / max(1, ticket.workers.bit_count()), MAX_LATE_MS)

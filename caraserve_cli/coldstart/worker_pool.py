@@ -133,7 +133,7 @@ class WorkerPool:
             The ticket. Without ops it is for nobody.
 
         Raises:
-            NoFreeWorkerError: none can be given work, though `num_workers` may have said so a moment ago.
+            NoFreeWorkerError: none can be given work now, whatever `num_workers` said a moment ago.
             ValueError: the step does not fit the exchange.
         """
         if not 0 < num_rows <= self._exchange.max_rows:

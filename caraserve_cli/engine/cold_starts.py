@@ -39,6 +39,11 @@ class AdapterSupply(Protocol):
     def free_workers(self) -> int: ...
 
     @property
+    def most_assisted_tokens(self) -> int:
+        """That CPU workers can be given in one step."""
+        ...
+
+    @property
     def link_backlog_ms(self) -> float:
         """How long the copies under way will still take."""
         ...
@@ -53,6 +58,7 @@ class InPlace:
     """The supply of a device that uses adapters where they are: what is asked for is there."""
 
     free_workers = 0
+    most_assisted_tokens = 0
     link_backlog_ms = 0.0
     link_bytes_per_ms: float | None = None
 

@@ -8,9 +8,10 @@ from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.assistant import Assistant
-from caraserve_cli.core import AdapterLoad, AdapterMove, ColdStart
+from caraserve_cli.core import ColdStart
 from caraserve_cli.engine.gpu_adapters import ADAPTER_WAIT_S
 from caraserve_cli.engine.lora_batch import LoraBatcher
+from caraserve_cli.step_plan import AdapterLoad, AdapterMove
 
 
 class CpuAdapters:
@@ -92,6 +93,11 @@ class CpuAdapters:
     def can_assist(self, adapter: str) -> bool:
         """See `AdapterSupply`."""
         return self._assistant is not None and self._host_store.is_shared(adapter)
+
+    @property
+    def most_assisted_tokens(self) -> int:
+        """See `AdapterSupply`."""
+        return 0 if self._assistant is None else self._assistant.max_tokens
 
     @property
     def free_workers(self) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from caraserve_cli.adapters.transfer import Stall
-from caraserve_cli.core import AdapterLoad, AdapterMove
 from caraserve_cli.engine.cold_starts import AdapterSupply
+from caraserve_cli.step_plan import AdapterLoad, AdapterMove
 
 
 class AdapterDepot(AdapterSupply, Protocol):

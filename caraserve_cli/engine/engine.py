@@ -13,17 +13,13 @@ from typing import Protocol
 
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import (
-    AdapterEviction,
     AdapterInfo,
-    AdapterLoad,
-    AdapterMove,
     Completion,
     Failure,
     FinishReason,
     Request,
     Sequence,
     SequenceStatus,
-    StepPlan,
     Timings,
 )
 from caraserve_cli.engine.depot import AdapterDepot
@@ -34,6 +30,7 @@ from caraserve_cli.engine.steps_under_way import StepResult, StepsUnderWay
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, StepPlan
 
 
 class Runner(Protocol):

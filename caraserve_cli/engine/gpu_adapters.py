@@ -10,7 +10,8 @@ from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.assistant import Assistant
-from caraserve_cli.core import AdapterLoad, AdapterMove, ColdStart
+from caraserve_cli.core import ColdStart
+from caraserve_cli.step_plan import AdapterLoad, AdapterMove
 
 # How long a replica that has nothing but adapters to wait for does so before it looks for other work.
 ADAPTER_WAIT_S = 0.001
@@ -109,6 +110,11 @@ class GpuAdapters:
     def free_workers(self) -> int:
         """See `AdapterSupply`."""
         return 0 if self._assistant is None else self._assistant.num_workers
+
+    @property
+    def most_assisted_tokens(self) -> int:
+        """See `AdapterSupply`."""
+        return 0 if self._assistant is None else self._assistant.max_tokens
 
     @property
     def link_bytes_per_ms(self) -> float | None:

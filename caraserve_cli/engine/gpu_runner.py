@@ -22,7 +22,6 @@ from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import ScheduledChunk, StepPlan
 from caraserve_cli.engine.chunk_steps import ChunkSteps
 from caraserve_cli.engine.decode_steps import DecodeSteps
 from caraserve_cli.engine.gpu_adapters import GpuAdapters
@@ -35,6 +34,7 @@ from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.rope import BASE_VARIANT
 from caraserve_cli.model.sampler import choose_tokens, needs_lockstep, sample
+from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 
 class GpuRunner:

@@ -14,13 +14,14 @@ from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
 from caraserve_cli.coldstart.assisted_lora import AssistedLora
-from caraserve_cli.core import FUSED_MODULES, ScheduledChunk, StepPlan
+from caraserve_cli.core import FUSED_MODULES
 from caraserve_cli.engine.cpu_adapters import CpuAdapters
 from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher
 from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAttention
 from caraserve_cli.model.contexts import LoraContext
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.sampler import Sampled, sample
+from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 
 class KnownTokens:

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from caraserve_cli.adapters.extents import ExtentMap, aligned_bytes
-from caraserve_cli.core import AdapterEviction, AdapterInfo, AdapterLoad, AdapterMove, ColdStart, PoolOp
+from caraserve_cli.core import AdapterInfo, ColdStart
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, PoolOp
 
 # One pinned copy from host to device, fitted to the table "Host ↔ device" of hardware.md (H200, PCIe 5.0
 # x16): 22 µs for the smallest, 55 GB/s for the largest.

@@ -9,7 +9,8 @@ Why nobody starves: running sequences are served in the order of their admission
 is the first preempted, so the oldest always goes on; waiting ones are admitted in the order of arrival. Only
 a sequence whose adapter does not fit beside the adapters in use may be passed, by sequences that need no
 load and prolong the use of the adapters whose room it waits for by a bounded time at most (`adapter_drain`),
-and one whose adapter is being read from disk or copied to the device, by anyone, until it is there.
+and one whose adapter is being read from disk or copied to the device, by anyone, until it is there, or whom
+CPU workers are to assist, until those before it have left them room in a step.
 
 A waiting sequence holds its adapter from when its copying begins, if it has to wait for all of it.
 """
@@ -19,48 +20,22 @@ from __future__ import annotations
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from caraserve_cli.coldstart.policy import Decision
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import (
-    AdapterInfo,
-    ColdStart,
-    PoolOp,
-    ScheduledChunk,
-    Sequence,
-    SequenceStatus,
-    StepPlan,
-)
+from caraserve_cli.core import AdapterInfo, ColdStart, Sequence, SequenceStatus
 from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
 from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool
 from caraserve_cli.engine.cold_starts import ColdStarts
+from caraserve_cli.engine.holdings import Holdings
+from caraserve_cli.engine.plan_draft import PlanDraft
 from caraserve_cli.engine.plan_waits import WaitFor
-from caraserve_cli.engine.prefix_hashes import remember_blocks, reusable_hashes
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 # Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
 LOOKAHEAD_SEQUENCES = 64
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A plan in the making."""
-
-    budget_tokens: int
-    chunks: list[ScheduledChunk] = field(default_factory=list)
-    pool_ops: list[PoolOp] = field(default_factory=list)
-    num_preempted: int = 0
-    num_cached_tokens: int = 0
-
-    def freeze(self) -> StepPlan:
-        return StepPlan(
-            tuple(self.chunks),
-            tuple(self.pool_ops),
-            self.num_preempted,
-            self.num_cached_tokens,
-        )
 
 
 class Scheduler:
@@ -72,6 +47,7 @@ class Scheduler:
         self._batch_limit = BatchLimit(config.max_batch_tokens)
         self.blocks = BlockPool(config.num_kv_blocks)
         self.residency = AdapterResidency(config.adapter_memory_bytes, config.max_resident_adapters)
+        self._holdings = Holdings(self.blocks, self.residency, config.kv_block_tokens)
         self.cold_starts = ColdStarts(self.residency, num_layers, clock_ms)
         self._drain = AdapterDrain(self.residency, self._adapter_uses)
         self.waiting: list[Sequence] = []
@@ -108,7 +84,7 @@ class Scheduler:
         """Choose the chunks of the next step. Empty when nothing can be computed before a token under way is
         known, or an adapter has arrived."""
         self.cold_starts.begin_plan()
-        draft = _Draft(self._batch_limit.num_tokens)
+        draft = PlanDraft(self._batch_limit.num_tokens, self.cold_starts.supply.most_assisted_tokens)
         self._plan_running(draft)
         if not draft.num_preempted:
             self._plan_waiting(draft)
@@ -137,10 +113,10 @@ class Scheduler:
             sequence.is_unchecked = chunk.cpu_layers > 0
             if sequence.is_unchecked:
                 continue  # it holds all until it is known that it need not be computed again
-            remember_blocks(self.blocks, sequence, self._config.kv_block_tokens)
+            self._holdings.remember(sequence)
             if sequence.is_ending:
                 self.running.remove(sequence)
-                self._give_back(sequence)
+                self._holdings.take_back(sequence)
                 sequence.status = SequenceStatus.ENDING
                 self.ending.add(sequence)
 
@@ -152,7 +128,7 @@ class Scheduler:
             return
         sequence.is_unchecked = False
         if in_time:
-            remember_blocks(self.blocks, sequence, self._config.kv_block_tokens)
+            self._holdings.remember(sequence)
             return
         assert sequence.request.adapter is not None
         # A preempted one starts anew anyway.
@@ -166,13 +142,13 @@ class Scheduler:
         """Take a sequence out and give back all that it holds."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
-            self._give_back(sequence)
+            self._holdings.take_back(sequence)
         elif sequence.status is SequenceStatus.ENDING:
             self.ending.remove(sequence)
         else:
             self.waiting.remove(sequence)
             self.residency.note_waiting(sequence.request.adapter, -1)
-            self._give_back(sequence)
+            self._holdings.take_back(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._order[sequence]
 
@@ -182,7 +158,7 @@ class Scheduler:
 
     # Running sequences
 
-    def _plan_running(self, draft: _Draft) -> None:
+    def _plan_running(self, draft: PlanDraft) -> None:
         index = 0
         while index < len(self.running) and draft.budget_tokens:
             sequence = self.running[index]
@@ -191,45 +167,39 @@ class Scheduler:
                 index += 1
                 continue
             num_tokens = self._chunk_tokens(sequence, draft)
+            if not num_tokens:  # CPU workers have enough for one step
+                index += 1
+                continue
             if not self._extend(sequence, num_tokens, draft):
                 return
             self._schedule(sequence, num_tokens, draft)
             index += 1
 
-    def _extend(self, sequence: Sequence, num_tokens: int, draft: _Draft) -> bool:
+    def _extend(self, sequence: Sequence, num_tokens: int, draft: PlanDraft) -> bool:
         """Give `sequence` the blocks for its chunk, preempting the youngest; False if it was itself."""
-        num_missing = self._num_missing_blocks(sequence, num_tokens)
+        num_missing = self._holdings.num_missing_blocks(sequence, num_tokens)
         while num_missing > self.blocks.num_free:
             victim = self.running[-1]
             self._preempt(victim)
             draft.num_preempted += 1
             if victim is sequence:
                 return False
-        sequence.block_table += self.blocks.allocate(num_missing)
+        self._holdings.give_blocks(sequence, num_tokens)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue, at its place by arrival; its tokens stay, their cache is computed again."""
         self.running.remove(sequence)
-        self._give_back(sequence)
+        self._holdings.take_back(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         insort(self.waiting, sequence, key=self._order.__getitem__)
         self.residency.note_waiting(sequence.request.adapter, +1)
 
-    def _give_back(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.block_table)
-        sequence.block_table = []
-        sequence.num_findable_blocks = 0
-        if sequence.adapter_slot is not None:
-            assert sequence.request.adapter is not None
-            self.residency.release(sequence.request.adapter)
-        sequence.adapter_slot = None
-
     # Waiting sequences
 
-    def _plan_waiting(self, draft: _Draft) -> None:
+    def _plan_waiting(self, draft: PlanDraft) -> None:
         self._drain.begin_plan()
         for sequence in list(self.waiting):
             if not draft.budget_tokens or len(self.running) >= self._config.max_running:
@@ -238,6 +208,8 @@ class Scheduler:
                 continue
             decision = self._decide(sequence, draft)
             if decision is None or self._waits_for_copies(sequence, decision, draft):
+                continue
+            if not draft.most_tokens(decision.cpu_layers):
                 continue
             if not self._admit(sequence, decision, draft):
                 return
@@ -257,7 +229,7 @@ class Scheduler:
         self.cold_starts.waits.note(sequence, WaitFor.ROOM)
         return False
 
-    def _decide(self, sequence: Sequence, draft: _Draft) -> Decision | None:
+    def _decide(self, sequence: Sequence, draft: PlanDraft) -> Decision | None:
         """How its adapter is brought to the device; None while that is still being read from disk."""
         adapter = sequence.request.adapter
         if adapter is None:
@@ -270,11 +242,11 @@ class Scheduler:
         return self.cold_starts.decide(
             sequence,
             self._adapters[adapter],
-            batch_tokens=sum(chunk.num_tokens for chunk in draft.chunks),
+            batch_tokens=draft.num_tokens,
             num_decoding=len(draft.chunks),
         )
 
-    def _waits_for_copies(self, sequence: Sequence, decision: Decision, draft: _Draft) -> bool:
+    def _waits_for_copies(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
         """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with
         this plan at the latest."""
         if decision.how is ColdStart.ON_DEMAND or decision.hold_ms:
@@ -300,17 +272,10 @@ class Scheduler:
         num_outputs = sequence.num_tokens - sequence.num_prompt_tokens
         return num_chunks + sequence.max_output_tokens - num_outputs - 1  # the last chunk yields a token
 
-    def _admit(self, sequence: Sequence, decision: Decision, draft: _Draft) -> bool:
+    def _admit(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
         """Start a waiting sequence if the cache has room for all of its tokens; False if it has not."""
-        cached_blocks = self.blocks.find_prefix(reusable_hashes(sequence, self._config.kv_block_tokens))
-        num_from_free = sum(map(self.blocks.is_free, cached_blocks))
-        num_total = self._num_blocks(len(sequence.token_ids))
-        if num_total - len(cached_blocks) + num_from_free > self.blocks.num_free:
+        if not self._holdings.give_prefix(sequence):
             return False
-        self.blocks.share(cached_blocks)
-        sequence.block_table = list(cached_blocks)
-        sequence.num_findable_blocks = len(cached_blocks)
-        sequence.num_computed_tokens = len(cached_blocks) * self._config.kv_block_tokens
         if sequence.timings.first_scheduled_ms is None:
             sequence.timings.first_scheduled_ms = self._clock_ms()
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -321,11 +286,11 @@ class Scheduler:
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
         num_tokens = self._chunk_tokens(sequence, draft)
-        sequence.block_table += self.blocks.allocate(self._num_missing_blocks(sequence, num_tokens))
+        self._holdings.give_blocks(sequence, num_tokens)
         self._schedule(sequence, num_tokens, draft)
         return True
 
-    def _acquire_adapter(self, sequence: Sequence, decision: Decision, draft: _Draft) -> None:
+    def _acquire_adapter(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> None:
         adapter = sequence.request.adapter
         if adapter is None or sequence.adapter_slot is not None:
             return
@@ -341,24 +306,18 @@ class Scheduler:
             sequence.cold_start = decision.how
             sequence.timings.load = self.cold_starts.load_of(adapter)
 
-    # Chunks and blocks
+    # Chunks
 
-    def _chunk_tokens(self, sequence: Sequence, draft: _Draft) -> int:
+    def _chunk_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
         num_left = sequence.num_tokens - sequence.num_computed_tokens
-        return min(num_left, draft.budget_tokens, self._config.prefill_chunk_tokens)
+        most_tokens = draft.most_tokens(self.cold_starts.cpu_layers(sequence))
+        return min(num_left, most_tokens, self._config.prefill_chunk_tokens)
 
-    def _schedule(self, sequence: Sequence, num_tokens: int, draft: _Draft) -> None:
+    def _schedule(self, sequence: Sequence, num_tokens: int, draft: PlanDraft) -> None:
         start = sequence.num_computed_tokens
         yields_token = start + num_tokens == sequence.num_tokens
         cpu_layers = self.cold_starts.cpu_layers(sequence)
-        draft.chunks.append(ScheduledChunk(sequence, start, num_tokens, yields_token, cpu_layers))
-        draft.budget_tokens -= num_tokens
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._config.kv_block_tokens)
-
-    def _num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
-        return self._num_blocks(sequence.num_computed_tokens + num_tokens) - len(sequence.block_table)
+        draft.add(ScheduledChunk(sequence, start, num_tokens, yields_token, cpu_layers))
 
     def check_integrity(self) -> None:
         """For tests, after every step.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from caraserve_cli.core import ScheduledChunk
+from caraserve_cli.step_plan import ScheduledChunk
 
 Ints = NDArray[np.int32]
 

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from caraserve_cli.core import AdapterLoad, SequenceStatus, StepPlan
+from caraserve_cli.core import SequenceStatus
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.events import StepRecord
+from caraserve_cli.step_plan import AdapterLoad, StepPlan
 
 
 class Attempt(NamedTuple):

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from caraserve_cli.adapters.transfer import Stall
-from caraserve_cli.core import Completion, ScheduledChunk, Sequence, SequenceStatus, StepPlan
+from caraserve_cli.core import Completion, Sequence, SequenceStatus
 from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt, ColdCosts, LoadCount, count_tokens, make_record
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 
 class StepResult(Protocol):

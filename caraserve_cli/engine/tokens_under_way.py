@@ -9,9 +9,9 @@ from torch import Tensor
 
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.coldstart.assistant import Assistance
-from caraserve_cli.core import ScheduledChunk
 from caraserve_cli.engine.stream_mark import StreamMark
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.step_plan import ScheduledChunk
 
 
 class TokensUnderWay:

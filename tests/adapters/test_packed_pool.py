@@ -15,16 +15,10 @@ from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
-from caraserve_cli.core import (
-    FUSED_MODULES,
-    LORA_MODULES,
-    AdapterEviction,
-    AdapterInfo,
-    AdapterMove,
-    BaseShape,
-)
+from caraserve_cli.core import FUSED_MODULES, LORA_MODULES, AdapterInfo, BaseShape
 from caraserve_cli.engine.residency import AdapterResidency
 from caraserve_cli.errors import AdapterError
+from caraserve_cli.step_plan import AdapterEviction, AdapterMove
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import DECODE_CONFIG, PooledLora
 from caraserve_kernels.lora_work import build_work

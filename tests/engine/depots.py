@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from caraserve_cli.adapters.transfer import Stall
-from caraserve_cli.core import AdapterLoad, AdapterMove
 from caraserve_cli.engine.cold_starts import InPlace
+from caraserve_cli.step_plan import AdapterLoad, AdapterMove
 
 
 class StillDepot(InPlace):
@@ -45,6 +45,7 @@ class HandDepot(StillDepot):
         self.ready: set[str] | None = None
         self.arrived: set[int] = set()
         self.free_workers = 4
+        self.most_assisted_tokens = 1024
         self.link_backlog_ms = 0.0
         self.prefetched: list[str] = []
         self.took_ms: float | None = None

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from caraserve_cli.adapters.extents import ALIGNMENT_BYTES
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, StepPlan, Timings
+from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, Timings
 from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.step_plan import StepPlan
 
 BLOCK_TOKENS = 4
 UNIT = ALIGNMENT_BYTES

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from caraserve_cli.coldstart.arrival import Arrival, Decision
-from caraserve_cli.core import AdapterLoad, ColdStart, SequenceStatus
+from caraserve_cli.core import ColdStart, SequenceStatus
 from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.step_plan import AdapterLoad
 from tests.engine.depots import HandDepot
 from tests.engine.planning import add, chunks_of, make_adapter, make_scheduler, run_step
 
@@ -132,6 +133,22 @@ def test_adapters_that_are_waited_for_are_copied_one_after_the_other(decision: D
     assert asked == [(first.num_bytes, 0, 0), (second.num_bytes, 0, first.num_bytes)]
     loads = [op for op in plan.pool_ops if isinstance(op, AdapterLoad)]
     assert [load.is_held for load in loads] == [decision.hold_ms > 0] * 2
+
+
+def test_cpu_workers_are_given_no_more_tokens_than_fit_a_step() -> None:
+    """The second prompt is cut, the third one waits; who needs no worker is in the step."""
+    scheduler, depot = make(Decision(ColdStart.CPU_ASSIST, 4))
+    depot.most_assisted_tokens = 5
+    for name in ("1", "2", "3"):
+        add(scheduler, name, 4, adapter=make_adapter(name, 10))
+    add(scheduler, "base", 3)
+    plan = run_step(scheduler)
+    assert chunks_of(plan) == {"1": (0, 4), "2": (0, 1), "base": (0, 3)}
+    assert [chunk.cpu_layers for chunk in plan.chunks] == [4, 4, 0]
+    for chunk in plan.chunks:
+        scheduler.check(chunk, in_time=True)
+    # The first one's next token is not for CPU workers: it waits for its adapter.
+    assert chunks_of(run_step(scheduler)) == {"2": (1, 3), "base": (3, 1), "3": (0, 2)}
 
 
 def test_who_is_passed_over_waits_from_plan_to_plan() -> None:

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.core import AdapterLoad, Request, ScheduledChunk, Sequence, StepPlan, Timings
+from caraserve_cli.core import Request, Sequence, Timings
 from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import AdapterError
 from caraserve_cli.model.checkpoint import load_decoder
 from caraserve_cli.model.config import load_decoder_config
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.step_plan import AdapterLoad, ScheduledChunk, StepPlan
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.fleet.families import write_base
 

@@ -7,21 +7,13 @@ import dataclasses
 import pytest
 
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import (
-    Completion,
-    FinishReason,
-    Request,
-    SamplingParams,
-    ScheduledChunk,
-    Sequence,
-    SequenceStatus,
-    StepPlan,
-)
+from caraserve_cli.core import Completion, FinishReason, Request, SamplingParams, Sequence, SequenceStatus
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 from tests.engine.depots import StillDepot
 
 EOS = 0

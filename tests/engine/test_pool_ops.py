@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from caraserve_cli.adapters.extents import ALIGNMENT_BYTES as UNIT
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import (
-    AdapterInfo,
-    AdapterLoad,
-    AdapterMove,
-    Completion,
-    Failure,
-    Request,
-    SamplingParams,
-    StepPlan,
-)
+from caraserve_cli.core import AdapterInfo, Completion, Failure, Request, SamplingParams
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.errors import AdapterError
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.step_plan import AdapterLoad, AdapterMove, StepPlan
 from tests.engine.depots import StillDepot
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caraserve_cli.adapters.extents import ALIGNMENT_BYTES, aligned_bytes
-from caraserve_cli.core import AdapterEviction, AdapterInfo, AdapterLoad, AdapterMove, PoolOp
+from caraserve_cli.core import AdapterInfo
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, PoolOp
 
 UNIT = ALIGNMENT_BYTES
 

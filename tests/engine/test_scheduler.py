@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caraserve_cli.core import AdapterEviction, AdapterLoad, AdapterMove, ColdStart, SequenceStatus
+from caraserve_cli.core import ColdStart, SequenceStatus
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove
 from tests.engine.planning import UNIT, add, chunks_of, make_adapter, make_scheduler, run_step
 
 

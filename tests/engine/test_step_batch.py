@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from caraserve_cli.core import Request, ScheduledChunk, Sequence, Timings
+from caraserve_cli.core import Request, Sequence, Timings
 from caraserve_cli.engine.step_batch import StepBatch
+from caraserve_cli.step_plan import ScheduledChunk
 
 BLOCK_TOKENS = 4
 

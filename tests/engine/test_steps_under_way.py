@@ -11,18 +11,11 @@ from caraserve_cli.adapters.extents import ALIGNMENT_BYTES as UNIT
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.arrival import Arrival, Decision
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import (
-    AdapterInfo,
-    AdapterLoad,
-    ColdStart,
-    Completion,
-    Request,
-    SamplingParams,
-    StepPlan,
-)
+from caraserve_cli.core import AdapterInfo, ColdStart, Completion, Request, SamplingParams
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.step_plan import AdapterLoad, StepPlan
 from tests.engine.depots import HandDepot
 from tests.engine.test_pipelining import Records
 

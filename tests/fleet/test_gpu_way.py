@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from caraserve_cli.core import Completion, FinishReason, Request, SamplingParams, StepPlan
+from caraserve_cli.core import Completion, FinishReason, Request, SamplingParams
 from caraserve_cli.engine.gpu_runner import GpuRunner
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.engine.stream_mark import StreamMark
 from caraserve_cli.fleet import local
 from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.step_plan import StepPlan
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import VOCAB_SIZE, write_base
 

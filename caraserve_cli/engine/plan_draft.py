@@ -1,0 +1,49 @@
+"""A step's plan in the making, and what it still has room for. Decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from caraserve_cli.step_plan import PoolOp, ScheduledChunk, StepPlan
+
+
+@dataclass(slots=True)
+class PlanDraft:
+    """One plan.
+
+    Attributes:
+        budget_tokens: that it may still take.
+        assisted_tokens: of them, those that CPU workers may still be given.
+    """
+
+    budget_tokens: int
+    assisted_tokens: int
+    chunks: list[ScheduledChunk] = field(default_factory=list)
+    pool_ops: list[PoolOp] = field(default_factory=list)
+    num_preempted: int = 0
+    num_cached_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """That it has."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    def most_tokens(self, cpu_layers: int) -> int:
+        """Of a further chunk that CPU workers compute in so many layers."""
+        return min(self.budget_tokens, self.assisted_tokens) if cpu_layers else self.budget_tokens
+
+    def add(self, chunk: ScheduledChunk) -> None:
+        """Take in a chunk, which must not have more tokens than there is room for."""
+        self.chunks.append(chunk)
+        self.budget_tokens -= chunk.num_tokens
+        if chunk.cpu_layers:
+            self.assisted_tokens -= chunk.num_tokens
+
+    def freeze(self) -> StepPlan:
+        """The plan."""
+        return StepPlan(
+            tuple(self.chunks),
+            tuple(self.pool_ops),
+            self.num_preempted,
+            self.num_cached_tokens,
+        )

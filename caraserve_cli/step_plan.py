@@ -1,0 +1,77 @@
+"""What one step computes, and what is done to the adapters on the device before it: from the scheduler, which
+plans it, to whoever executes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from caraserve_cli.core import ColdStart, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Tokens `start` to `start + num_tokens` of one sequence, to be computed in one step.
+
+    `yields_token`: whether it ends at the sequence's last token, so that a next one is sampled. `cpu_layers`:
+    leading layers whose LoRA part CPU workers compute.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    yields_token: bool
+    cpu_layers: int = 0
+
+
+class AdapterEviction(NamedTuple):
+    """Forget what is in `adapter_slot`; its bytes of the device pool may be written over."""
+
+    adapter_slot: int
+
+
+class AdapterMove(NamedTuple):
+    """Slide the bytes of `adapter_slot` to a lower address of the device pool.
+
+    The two ranges may overlap: copy as memmove does, from the lowest address up.
+    """
+
+    adapter_slot: int
+    from_offset_bytes: int
+    to_offset_bytes: int
+    num_bytes: int
+
+
+class AdapterLoad(NamedTuple):
+    """Bring `adapter` into `adapter_slot`, at `offset_bytes` of the device pool. `how`: what waits for it;
+    the first `cpu_layers` layers are needed last; what `is_held` has a step wait for it that begins later."""
+
+    adapter: str
+    adapter_slot: int
+    offset_bytes: int
+    how: ColdStart = ColdStart.STREAM
+    cpu_layers: int = 0
+    is_held: bool = False
+
+
+# What changes the device pool. A later one may undo an earlier one's place, so that their order counts.
+PoolOp = AdapterEviction | AdapterMove | AdapterLoad
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes. `pool_ops` come before the chunks, one after the other."""
+
+    chunks: tuple[ScheduledChunk, ...]
+    pool_ops: tuple[PoolOp, ...] = ()
+    num_preempted: int = 0
+    num_cached_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def num_adapter_loads(self) -> int:
+        return sum(isinstance(op, AdapterLoad) for op in self.pool_ops)
