@@ -125,6 +125,9 @@ class PackedPool:
         """Do the moves, and open the transfers of what was loaded, in turn or those of one order together; in
         the order in which they were loaded. Their copies
         begin as their layers are waited for, or with `transfers.begin`."""
+        if self._loads:
+            # Nothing is left of earlier ones, but where a launch has failed: it would be copied over these.
+            self.transfers.begin()
         # Extents only slide down and keep their order: none is moved onto one that is still to be moved.
         for adapter_slot, (source, target) in sorted(self._moves.items(), key=lambda item: item[1]):
             self._slide(adapter_slot, source, target)

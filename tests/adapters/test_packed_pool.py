@@ -277,3 +277,20 @@ def test_adapters_are_copied_together_or_in_turn(in_turn: bool, num_transfers: i
     gates[0].begin()
     assert pool.has_arrived(1)
     assert pool.has_arrived(0) != in_turn
+
+
+def test_what_a_failed_launch_left_is_not_copied_over_what_comes_after() -> None:
+    """Opened, never begun, and evicted; then another adapter takes its place."""
+    pool = PackedPool(SHAPE, CAPACITY_BYTES, 2, torch.float32, CPU)
+    first, second = (packed(make_weights("a", lora_rank, ("q_proj",))) for lora_rank in (3, 4))
+    pool.load(0, first, 0)
+    pool.start_copies()
+    pool.evict(0)
+    pool.load(1, second, 0)
+    pool.start_copies()
+    (gate,) = pool.gates([1])
+    gate.wait()
+    pool.transfers.begin()
+    assert second.packed is not None
+    blob = second.packed.blob
+    assert torch.equal(pool.weights[: blob.numel()], blob)
