@@ -5,9 +5,18 @@ plans it, to whoever executes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from caraserve_cli.core import ColdStart, Sequence
+
+
+class AssistOutcome(Enum):
+    """What came of the assistance by CPU workers that a plan asked for."""
+
+    NONE = "none"  # the device computed all by itself
+    IN_TIME = "in time"
+    LATE = "late"  # some of it was missing: what the step computed of assisted chunks does not hold
 
 
 @dataclass(frozen=True, slots=True)

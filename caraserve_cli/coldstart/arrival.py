@@ -22,7 +22,8 @@ class Arrival:
         link_backlog_ms: how long the copies under way will still take.
         free_workers: CPU workers that compute nothing now.
         can_assist: whether they can compute with this adapter at all.
-        together_bytes: of other adapters whose layers are copied together with this one's.
+        together_bytes: of other adapters that are loaded by the same plan, whose layers are copied together
+            with this one's, if it prefills at once too.
         ahead_bytes: of other adapters that are loaded by the same plan and copied before this one.
         link_bytes_per_ms: how fast copies were lately; None where only the profile is known.
     """

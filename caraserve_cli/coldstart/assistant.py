@@ -21,6 +21,7 @@ from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.coldstart.assisted_ops import AssistedOps
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.worker_pool import AssistRows, NoFreeWorkerError, Ticket, WorkerPool
+from caraserve_cli.step_plan import AssistOutcome
 from caraserve_kernels.host_exchange import MAX_LATE_MS, HostExchange
 from caraserve_kernels.lora_layout import RANKS
 
@@ -66,6 +67,13 @@ class Assistance:
         """The step will not be computed: what the workers have of it is void."""
         if self._ticket.num_ops:
             self._exchange.failed.fill_(self._ticket.last_number)
+
+
+def assist_outcome(assistance: Assistance | None) -> AssistOutcome:
+    """Of a step; to be asked when it has ended."""
+    if assistance is None:
+        return AssistOutcome.NONE
+    return AssistOutcome.IN_TIME if assistance.was_in_time else AssistOutcome.LATE
 
 
 class Assistant:

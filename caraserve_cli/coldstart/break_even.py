@@ -81,13 +81,17 @@ class BreakEven:
         """Of the same machine with its link slowed down to `link_gbps` GB/s."""
         return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens)
 
-    def race(self, arrival: Arrival) -> LayerRace:
-        """The times of an arrival's first step and of its copies."""
+    def race(self, arrival: Arrival, *, in_turn: bool = False) -> LayerRace:
+        """The times of an arrival's first step and of its copies; `in_turn`, if all of its adapter comes
+        after what the plan loads before it, and not layer by layer together with that."""
         profile, link = self.profile, self.profile.link
+        together_bytes, ahead_bytes = arrival.together_bytes, arrival.ahead_bytes
+        if in_turn:
+            together_bytes, ahead_bytes = 0, ahead_bytes + together_bytes
         num_tokens = self._first_tokens(arrival)
         step_ms = profile.prefill.step_ms(num_tokens + arrival.batch_tokens)
         gpu_layer_ms = step_ms / arrival.num_layers
-        layer_bytes = (arrival.adapter_bytes + arrival.together_bytes) / arrival.num_layers
+        layer_bytes = (arrival.adapter_bytes + together_bytes) / arrival.num_layers
         ops = self._ops(arrival)
         bytes_per_ms = arrival.link_bytes_per_ms or (link.bytes_per_ms if link else 1.0)
         result_elements = num_tokens * sum(op.group_out_width for op in ops)
@@ -97,7 +101,7 @@ class BreakEven:
             cpu_layer_ms=gpu_layer_ms + self._beyond_gpu_ms(arrival, ops, num_tokens, gpu_layer_ms),
             copy_layer_ms=layer_bytes / bytes_per_ms if link else 0.0,
             result_layer_ms=result_elements * profile.dtype_bytes / bytes_per_ms if link else 0.0,
-            copies_begin_ms=self._begin_ms(arrival, link, bytes_per_ms) if link else 0.0,
+            copies_begin_ms=self._begin_ms(arrival, link, ahead_bytes, bytes_per_ms) if link else 0.0,
         )
 
     def can_assist(self, arrival: Arrival) -> bool:
@@ -107,13 +111,14 @@ class BreakEven:
     def ways(self, arrival: Arrival) -> Sequence[Prediction]:
         """Every way that the arrival has; those of equal merit come in the order in which they are to be
         taken."""
-        race, later_ms = self.race(arrival), self._later_chunks_ms(arrival)
+        later_ms = self._later_chunks_ms(arrival)
+        together, in_turn = (self.race(arrival, in_turn=in_turn) for in_turn in (False, True))
         ways: list[Prediction] = []
-        for cpu_layers in (0, *self._cpu_layers(arrival, race)):
-            ways.append(self._at_once(arrival, race, later_ms, cpu_layers))
-            if arrival.num_decoding and (held := self._held(arrival, race, later_ms, cpu_layers)):
+        for cpu_layers in (0, *self._cpu_layers(arrival, together)):
+            ways.append(self._at_once(arrival, together, later_ms, cpu_layers))
+            if arrival.num_decoding and (held := self._held(arrival, in_turn, later_ms, cpu_layers)):
                 ways.append(held)
-        ways.append(self._on_demand(arrival, race, later_ms))
+        ways.append(self._on_demand(arrival, in_turn, later_ms))
         return ways
 
     def fewest_cpu_layers(self, arrival: Arrival) -> int:
@@ -201,9 +206,9 @@ class BreakEven:
         computed."""
         return self.profile.decode.step_ms(arrival.num_decoding)
 
-    def _begin_ms(self, arrival: Arrival, link: LinkModel, bytes_per_ms: float) -> float:
-        """When the first of its copies begins."""
-        before_ms = arrival.link_backlog_ms + arrival.ahead_bytes / bytes_per_ms
+    def _begin_ms(self, arrival: Arrival, link: LinkModel, ahead_bytes: int, bytes_per_ms: float) -> float:
+        """When the first of its copies begins, after those of `ahead_bytes`."""
+        before_ms = arrival.link_backlog_ms + ahead_bytes / bytes_per_ms
         return before_ms + link.latency_ms - self._ahead_ms(arrival)
 
     def _boundary_ms(self, arrival: Arrival) -> float:

@@ -103,7 +103,8 @@ class ChunkSteps:
         self._graphs = StepGraphs(self._compute, len(self._pieces), device)
 
     def warm_up(self, *, with_lora: bool) -> None:
-        """Compile the kernels and capture the graphs."""
+        """Compile the kernels and capture the graphs that are missing."""
+        self._inputs.clear()
         for size in chunk_sizes(self._parts.config.max_batch_tokens):
             self._graphs.prepare(size, None)
             if with_lora:

@@ -45,7 +45,8 @@ class DecodeSteps:
         self._graphs = StepGraphs(self._compute, 1, device)
 
     def warm_up(self, *, with_lora: bool) -> None:
-        """Compile the kernels and capture the graphs."""
+        """Compile the kernels and capture the graphs that are missing."""
+        self._inputs.clear()
         for size in decode_sizes(self._parts.config.max_running):
             for way in (None, *self._lora.ways(size)) if with_lora else (None,):
                 self._graphs.prepare(size, way)

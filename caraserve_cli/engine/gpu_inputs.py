@@ -96,6 +96,11 @@ class GpuInputs:
             _PinnedSet(flat_size, work_capacity, max_sequences * max_blocks, device) for _ in range(2)
         ]
 
+    def clear(self) -> None:
+        """Queue: from here on the step is one that sees nothing and writes nothing."""
+        self._flat.zero_()
+        self.fields.slot_mapping.fill_(-1)
+
     def begin(self) -> Ints:
         """Start writing down a step; the work list to be filled."""
         self._pinned.reverse()

@@ -20,7 +20,7 @@ from caraserve_cli.adapters.copy_lane import CopyLane
 from caraserve_cli.adapters.extents import aligned_bytes
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packed_pool import PackedPool
-from caraserve_cli.coldstart.assistant import Assistant
+from caraserve_cli.coldstart.assistant import Assistant, assist_outcome
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.engine.chunk_steps import ChunkSteps
 from caraserve_cli.engine.decode_steps import DecodeSteps
@@ -90,9 +90,8 @@ class GpuRunner:
 
     @torch.inference_mode()
     def warm_up(self, used_groups: frozenset[int]) -> None:
-        """Compile the kernels and capture the graphs, so that no request waits for them. Before the first
-        request: what the buffers hold then is a batch that sees nothing, and blocks are written before they
-        are read."""
+        """Compile the kernels and capture the graphs that are missing, so that no request waits for them.
+        Nothing must be under way."""
         self._pool.used_groups |= used_groups
         self._decode_steps.warm_up(with_lora=bool(used_groups))
         self._chunk_steps.warm_up(with_lora=bool(used_groups))
@@ -140,7 +139,7 @@ class GpuRunner:
             return KnownTokens(
                 tokens,
                 self._pool.transfers.take_copied_ms(),
-                was_assisted_in_time=assistance is None or assistance.was_in_time,
+                outcome=assist_outcome(assistance),
             )
         if any(sequence.request.sampling.temperature > 0 for sequence in sequences):
             chosen = choose_tokens(logits.float(), sequences)

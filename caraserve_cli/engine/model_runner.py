@@ -12,7 +12,7 @@ from torch import Tensor
 
 from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
-from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
+from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment, assist_outcome
 from caraserve_cli.coldstart.assisted_lora import AssistedLora
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_cli.engine.cpu_adapters import CpuAdapters
@@ -21,7 +21,7 @@ from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAtten
 from caraserve_cli.model.contexts import LoraContext
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.sampler import Sampled, sample
-from caraserve_cli.step_plan import ScheduledChunk, StepPlan
+from caraserve_cli.step_plan import AssistOutcome, ScheduledChunk, StepPlan
 
 
 class KnownTokens:
@@ -32,11 +32,11 @@ class KnownTokens:
         tokens: list[tuple[ScheduledChunk, Sampled]],
         adapter_copy_ms: float = 0.0,
         *,
-        was_assisted_in_time: bool = True,
+        outcome: AssistOutcome = AssistOutcome.NONE,
     ) -> None:
         self._tokens = tokens
         self.adapter_copy_ms = adapter_copy_ms
-        self.was_assisted_in_time = was_assisted_in_time
+        self.assist_outcome = outcome
 
     def sampled(self) -> list[tuple[ScheduledChunk, Sampled]]:
         """See `StepResult`."""
@@ -82,12 +82,12 @@ class ModelRunner:
             if chunk.yields_token:
                 yielding.append(chunk)
                 last_tokens.append(num_tokens - 1)
-        in_time = assistance is None or assistance.was_in_time
+        outcome = assist_outcome(assistance)
         if not yielding:
-            return KnownTokens([], was_assisted_in_time=in_time)
+            return KnownTokens([], outcome=outcome)
         logits = self._decoder.logits(hidden.index_select(0, self._tensor(last_tokens))).float()
         sampled = sample(logits, [c.sequence for c in yielding])
-        return KnownTokens(list(zip(yielding, sampled, strict=True)), was_assisted_in_time=in_time)
+        return KnownTokens(list(zip(yielding, sampled, strict=True)), outcome=outcome)
 
     def _forward(self, chunks: SequenceOf[ScheduledChunk], lora: LoraContext) -> Tensor:
         """Hidden states [tokens, hidden] of all chunks, side by side."""

@@ -16,7 +16,7 @@ from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt, ColdCosts, LoadCount, count_tokens, make_record
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled
-from caraserve_cli.step_plan import ScheduledChunk, StepPlan
+from caraserve_cli.step_plan import AssistOutcome, ScheduledChunk, StepPlan
 
 
 class StepResult(Protocol):
@@ -32,7 +32,7 @@ class StepResult(Protocol):
         ...
 
     @property
-    def was_assisted_in_time(self) -> bool:
+    def assist_outcome(self) -> AssistOutcome:
         """Whether all that CPU workers were to compute came in time; known after `sampled`."""
         ...
 
@@ -108,7 +108,7 @@ class StepsUnderWay:
         tokens = count_tokens(step.plan)
         self._scheduler.cold_starts.note_arrivals()
         cold_costs = self._cold_costs(step, now_ms - start_ms)
-        in_time = step.result.was_assisted_in_time
+        in_time = step.result.assist_outcome is not AssistOutcome.LATE
         completions = [
             done
             for chunk, token in sampled
@@ -123,15 +123,19 @@ class StepsUnderWay:
     def _cold_costs(self, step: _Launched, step_ms: float) -> ColdCosts:
         """What adapters on their way cost in a step that has ended, of `step_ms`; its sequences are told.
         Chunks whose part on the CPU came too late are computed again, and their tokens do not hold."""
-        assisted = [chunk for chunk in step.plan.chunks if chunk.cpu_layers]
-        for chunk in assisted:
-            chunk.sequence.timings.assisted_ms += step_ms
-            self._scheduler.check(chunk, in_time=step.result.was_assisted_in_time)
+        outcome, num_assists = step.result.assist_outcome, 0
+        for chunk in step.plan.chunks:
+            if not chunk.cpu_layers:
+                continue
+            self._scheduler.check(chunk, in_time=outcome is not AssistOutcome.LATE)
+            if outcome is not AssistOutcome.NONE:
+                chunk.sequence.timings.assisted_ms += step_ms
+                num_assists += 1
         stall_ms = step.stall.ms
         lost_before, self._num_lost_workers = self._num_lost_workers, self._depot.num_lost_workers
         return ColdCosts(
-            num_assists=len(assisted),
-            num_failed_assists=0 if step.result.was_assisted_in_time else len(assisted),
+            num_assists=num_assists,
+            num_failed_assists=num_assists if outcome is AssistOutcome.LATE else 0,
             num_lost_workers=self._num_lost_workers - lost_before,
             stall_ms=stall_ms,
             others_stalled_ms=stall_ms * _tell_stall(step, stall_ms) if stall_ms else 0.0,
@@ -139,13 +143,15 @@ class StepsUnderWay:
 
 
 def _tell_stall(step: _Launched, stall_ms: float) -> int:
-    """Tell all sequences of a step that it stood still for `stall_ms`; how many of them waited for others."""
+    """Tell all sequences of a step that it stood still for `stall_ms`; how many of them waited for others.
+    Who decodes does: its own adapter was complete when it began to, though perhaps nobody had noted that."""
     num_others = 0
     for chunk in step.plan.chunks:
         sequence, timings = chunk.sequence, chunk.sequence.timings
         if sequence.status is SequenceStatus.FINISHED:
             continue
-        if sequence.request.adapter not in step.cold_adapters:
+        is_decoding = chunk.start >= sequence.num_prompt_tokens
+        if is_decoding or sequence.request.adapter not in step.cold_adapters:
             timings.stalled_ms += stall_ms
             num_others += 1
         elif timings.first_token_ms is None:

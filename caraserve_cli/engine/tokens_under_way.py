@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from caraserve_cli.adapters.packed_pool import PackedPool
-from caraserve_cli.coldstart.assistant import Assistance
+from caraserve_cli.coldstart.assistant import Assistance, assist_outcome
 from caraserve_cli.engine.stream_mark import StreamMark
 from caraserve_cli.model.sampler import Sampled
-from caraserve_cli.step_plan import ScheduledChunk
+from caraserve_cli.step_plan import AssistOutcome, ScheduledChunk
 
 
 class TokensUnderWay:
@@ -53,6 +53,6 @@ class TokensUnderWay:
         return self._pool.transfers.take_copied_ms()
 
     @property
-    def was_assisted_in_time(self) -> bool:
+    def assist_outcome(self) -> AssistOutcome:
         """See `StepResult`."""
-        return self._assistance is None or self._assistance.was_in_time
+        return assist_outcome(self._assistance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -273,6 +274,7 @@ class LocalReplica:
         """
         self._link.emulate(gbps, self._assistant)
         self._link_gbps = gbps
+        self._warm_up()
         self._choose_policy()
 
     def close(self) -> None:
@@ -301,10 +303,18 @@ class LocalReplica:
             return ModelRunner(
                 decoder, host_store, config.num_kv_blocks, config.kv_block_tokens, self._assistant
             )
-        runner = GpuRunner(decoder, host_store, config, self._link.lane, self._assistant)
+        return GpuRunner(decoder, host_store, config, self._link.lane, self._assistant)
+
+    def _warm_up(self) -> None:
+        """Steps over another link are other graphs."""
+        if isinstance(self._runner, GpuRunner):
+            self._runner.warm_up(self._used_groups)
+
+    @cached_property
+    def _used_groups(self) -> frozenset[int]:
+        """Fused groups that some adapter changes."""
         adapters = self._surroundings.adapters
-        runner.warm_up(adapters.find_used_groups(adapters.library, decoder.config.shape))
-        return runner
+        return adapters.find_used_groups(adapters.library, self._surroundings.base.config.shape)
 
     def _open_text(self, request: Request) -> TextStream:
         tokenizer = self._surroundings.tokenizer

@@ -47,7 +47,8 @@ def pace(
         bytes_per_s: of the emulated link; see `paced_rate`.
         turn_bytes: that go over at once; None for all, in front of the turns that others have not had yet.
         num_rows: int32 [1] on the same device, read when the link is taken: the piece has so many rows of
-            `num_bytes` each; None for one. Then the piece's bounds are the caller's to keep.
+            `num_bytes` each, and with none there is no piece; None for one. The bounds of a piece of rows are
+            the caller's to keep.
 
     Raises:
         ValueError: no clock, negative bytes, a rate or a turn not above 0, or a piece of more than two
@@ -70,6 +71,8 @@ def pace(
         return
     free_at = clock.numpy()
     if num_rows is not None:
+        if not int(num_rows):
+            return
         piece_ns *= int(num_rows)
     # At least once: who brings nothing comes after what is on its way, too.
     for begun_ns in range(0, max(1, piece_ns), turn_ns):
@@ -92,11 +95,13 @@ def paced_rate(emulated_bytes_per_s: float, link_bytes_per_s: float) -> float:
 
 @triton.jit(do_not_specialize=["piece_ns", "turn_ns"])
 def _pace_kernel(clock_ptr, num_rows_ptr, piece_ns, turn_ns):  # type: ignore[no-untyped-def]
+    # At least once: who brings nothing comes after what is on its way, too.
+    end_ns = tl.maximum(piece_ns, 1)
     if num_rows_ptr is not None:
         piece_ns *= tl.load(num_rows_ptr)
+        end_ns = piece_ns
     begun_ns = 0
-    # At least once: who brings nothing comes after what is on its way, too.
-    while begun_ns < tl.maximum(piece_ns, 1):
+    while begun_ns < end_ns:
         length_ns = tl.minimum(turn_ns, piece_ns - begun_ns).to(tl.int64)
         # Between these two others may add theirs: turns still follow one another without overlap.
         tl.atomic_max(clock_ptr, globaltimer())

@@ -195,6 +195,21 @@ def test_bytes_ahead_are_a_backlog_and_bytes_beside_a_larger_adapter(cold: Arriv
     assert beside.cpu_layer_ms == alone.cpu_layer_ms, "workers compute this one's adapter"
 
 
+@given(arrivals, st.integers(0, 10**9))
+def test_who_is_held_comes_after_all_that_is_loaded_with_it(cold: Arrival, num_bytes: int) -> None:
+    """And so does who waits for all; who prefills at once shares the link with the others."""
+    beside, behind = replace(cold, together_bytes=num_bytes), replace(cold, ahead_bytes=num_bytes)
+    assert model().race(beside, in_turn=True) == model().race(behind)
+    on_demand = (model().ways(each)[-1] for each in (beside, behind))
+    assert len({each.ttft_ms for each in on_demand}) == 1
+    held_beside, held_behind = (
+        {each.decision.cpu_layers: each.ttft_ms for each in model().ways(way) if each.decision.hold_ms}
+        for way in (beside, behind)
+    )
+    for cpu_layers in held_beside.keys() & held_behind.keys():
+        assert held_beside[cpu_layers] == held_behind[cpu_layers]
+
+
 @given(arrivals, st.sampled_from(GBPS))
 def test_predictions_make_sense(cold: Arrival, gbps: float | None) -> None:
     for each in model(gbps).ways(cold):

@@ -13,7 +13,7 @@ from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
-from caraserve_cli.step_plan import ScheduledChunk, StepPlan
+from caraserve_cli.step_plan import AssistOutcome, ScheduledChunk, StepPlan
 from tests.engine.depots import StillDepot
 
 EOS = 0
@@ -30,7 +30,7 @@ class DelayedTokens:
 
     adapter_copy_ms = 0.0
 
-    was_assisted_in_time = True
+    assist_outcome = AssistOutcome.NONE
 
     def __init__(self, tokens: list[tuple[ScheduledChunk, Sampled]], runner: AheadRunner) -> None:
         self._tokens = tokens

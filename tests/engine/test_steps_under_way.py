@@ -15,7 +15,7 @@ from caraserve_cli.core import AdapterInfo, ColdStart, Completion, Request, Samp
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.model.sampler import Sampled
-from caraserve_cli.step_plan import AdapterLoad, StepPlan
+from caraserve_cli.step_plan import AdapterLoad, AssistOutcome, StepPlan
 from tests.engine.depots import HandDepot
 from tests.engine.test_pipelining import Records
 
@@ -57,23 +57,24 @@ class StallingDepot(HandDepot):
 
 class SlowRunner:
     """Makes up tokens; a step takes STEP_MS. `is_late`: CPU workers are too late in the first step
-    that asks for them."""
+    that asks for them. Without `has_workers` there are none any more when a step asks for them."""
 
     max_in_flight = 1
 
-    def __init__(self, *, is_late: bool = False) -> None:
+    def __init__(self, *, is_late: bool = False, has_workers: bool = True) -> None:
         self.adapters = StallingDepot()
-        self.is_late = is_late
+        self.is_late, self.has_workers = is_late, has_workers
         self.now_ms = 0.0
 
     def launch(self, plan: StepPlan) -> KnownTokens:
         self.now_ms += STEP_MS
-        is_assisted = any(chunk.cpu_layers for chunk in plan.chunks)
+        is_assisted = self.has_workers and any(chunk.cpu_layers for chunk in plan.chunks)
         in_time = not (is_assisted and self.is_late)
         self.is_late &= in_time
         self.adapters.arrived |= {op.adapter_slot for op in plan.pool_ops if isinstance(op, AdapterLoad)}
         tokens = [(chunk, Sampled(7, None)) for chunk in plan.chunks if chunk.yields_token]
-        return KnownTokens(tokens, was_assisted_in_time=in_time)
+        outcome = AssistOutcome.IN_TIME if in_time else AssistOutcome.LATE
+        return KnownTokens(tokens, outcome=outcome if is_assisted else AssistOutcome.NONE)
 
 
 class Always:
@@ -140,8 +141,8 @@ def test_a_step_that_stands_still_delays_its_own_request_and_the_others(how: Col
     assert not any(step.stall_ms or step.adapter_bytes or step.loads_by_strategy for step in rest)
 
 
-def test_a_stall_after_the_first_token_is_not_a_wait_for_it() -> None:
-    """Of a request whose adapter is still on its way when it decodes."""
+def test_who_decodes_waits_for_the_adapters_of_others() -> None:
+    """Its own was complete before, whether that has been noted or not."""
     runner = SlowRunner()
     engine, _ = start(runner, Decision(ColdStart.STREAM))
     runner.adapters.has_arrived = lambda adapter_slot: False  # type: ignore[method-assign]
@@ -149,7 +150,7 @@ def test_a_stall_after_the_first_token_is_not_a_wait_for_it() -> None:
     engine.step()
     runner.adapters.stalls_ms = [5.0]
     (done,) = finish(engine).values()
-    assert (done.timings.load_wait_ms, done.timings.stalled_ms) == (0.0, 0.0)
+    assert (done.timings.load_wait_ms, done.timings.stalled_ms) == (0.0, 5.0)
     assert done.timings.load is not None
     assert done.timings.load.ms is None, "it ended before its adapter had arrived"
 
@@ -168,3 +169,12 @@ def test_assists_and_their_failures_are_counted(is_late: bool) -> None:
     assert len(done["cold"].token_ids) == 2
     assert (records.total("num_assists"), records.total("num_failed_assists")) == (1, int(is_late))
     assert [step.num_lost_workers for step in records.steps][:2] == [3, 0], "each is told once"
+
+
+def test_a_step_that_found_no_workers_was_not_assisted() -> None:
+    runner = SlowRunner(has_workers=False)
+    engine, records = start(runner, Decision(ColdStart.CPU_ASSIST, cpu_layers=2))
+    add(engine, "cold", "a", max_tokens=2)
+    (done,) = finish(engine).values()
+    assert (done.timings.assisted_ms, done.num_failed_assists, len(done.token_ids)) == (0.0, 0, 2)
+    assert records.total("num_assists") == 0
