@@ -97,8 +97,9 @@ class GpuInputs:
         ]
 
     def clear(self) -> None:
-        """Queue: from here on the step is one that sees nothing and writes nothing."""
+        """Queue: from here on the step is one that sees nothing and writes nothing, whatever its size."""
         self._flat.zero_()
+        self.work.zero_()
         self.fields.slot_mapping.fill_(-1)
 
     def begin(self) -> Ints:

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from caraserve_cli.core import Request, SamplingParams
+from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.core import Sequence as EngineSequence
 from caraserve_cli.engine import gpu_runner
+from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.model.sampler import choose_tokens
 from tests.cli.command import SAMPLE, rows_by_id, run_caraserve
 from tests.fleet.test_parity import Oracle, answer, assert_same, oracle
@@ -56,6 +58,33 @@ def test_large_batches_are_pefts(oracle: Oracle) -> None:
     answers, steps = answer(oracle, oracle.requests, device="cuda", adapter_memory="1GB")
     assert_same(oracle, answers)
     assert max(record.num_decode_tokens for record in steps.records) > 128
+
+
+def test_another_link_changes_no_answer(oracle: Oracle) -> None:
+    """Its graphs are captured between requests, whose blocks and adapters stay where they are."""
+    options = ReplicaOptions(
+        base=str(oracle.base),
+        adapter_roots=(oracle.adapters,),
+        dtype="float32",
+        device="cuda",
+        cold_start="cpu-assist",
+        cpu_workers=2,
+        adapter_memory="250KB",
+    )
+    surroundings = Surroundings.prepare(options)
+    replica = LocalReplica(surroundings, options, lambda: 0.0, NoEvents())
+    for gbps in (None, 4.0, 2.0, None):
+        replica.emulate_link(gbps)
+        replica.submit(oracle.requests)
+        answers: dict[str, Completion] = {}
+        while replica.num_unfinished:
+            for outcome in replica.poll():
+                assert isinstance(outcome, Completion), outcome
+                answers[outcome.request.id] = outcome
+        assert len(answers) == len(oracle.requests)
+        assert_same(oracle, answers)
+    replica.close()
+    surroundings.host_store.close()
 
 
 # Products of another batch size are summed in another order. The largest difference seen on an H100 was 7e-6,
