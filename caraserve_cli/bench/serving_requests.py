@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import islice
 
 from caraserve_cli.bench.serving_recipe import ServingCase
 from caraserve_cli.bench.synthetic import SyntheticAdapter, adapters_of, make_requests
 from caraserve_cli.core import Request
+from caraserve_cli.requests.arrival_process import poisson_ms
 
 
 def make_arrivals(case: ServingCase, repeat: int, rate_per_s: float | None, vocab_size: int) -> list[Request]:
@@ -21,7 +22,7 @@ def make_arrivals(case: ServingCase, repeat: int, rate_per_s: float | None, voca
     chosen = random.Random(f"arrivals {case.name} {repeat}")
     times_ms = [0.0] * case.num_requests
     if rate_per_s is not None:
-        times_ms = poisson_ms(chosen, case.num_requests, rate_per_s)
+        times_ms = list(islice(poisson_ms(chosen, rate_per_s), case.num_requests))
     adapters = _draw_adapters(case, chosen)
     return [
         dataclasses.replace(request, arrival_ms=arrival_ms, adapter=adapter.name, bounds=case.bounds)
@@ -29,11 +30,6 @@ def make_arrivals(case: ServingCase, repeat: int, rate_per_s: float | None, voca
             make_requests(case, repeat, vocab_size), times_ms, adapters, strict=True
         )
     ]
-
-
-def poisson_ms(chosen: random.Random, num_arrivals: int, rate_per_s: float) -> list[float]:
-    """Times of a Poisson process: independent, exponential gaps, the first before the first arrival."""
-    return list(accumulate(chosen.expovariate(rate_per_s) * 1000 for _ in range(num_arrivals)))
 
 
 def _draw_adapters(case: ServingCase, chosen: random.Random) -> Sequence[SyntheticAdapter]:

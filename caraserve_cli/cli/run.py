@@ -37,6 +37,11 @@ def run(
     cold_start: o.ColdStart = _REPLICA.cold_start,
     cpu_workers: o.CpuWorkers = None,
     emulate_link_gbps: o.EmulateLinkGbps = None,
+    rate: o.Rate = None,
+    arrivals: o.Arrivals = None,
+    burstiness: o.Burstiness = None,
+    arrival_trace: o.ArrivalTrace = None,
+    trace_adapters: o.TraceAdapters = False,
     token_ids: o.TokenIds = False,
     resume: o.Resume = False,
     retry_errors: o.RetryErrors = False,
@@ -83,6 +88,7 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
     Raises:
         OptionError: they do not fit together, or a default is out of range.
     """
+    from caraserve_cli.job.arrival_options import ArrivalOptions
     from caraserve_cli.job.options import RunOptions
 
     for key, value in given.items():
@@ -97,6 +103,13 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
         **own,
         replica=ReplicaOptions(**replica, adapter_roots=tuple(map(Path, given["adapters"] or ()))),
         defaults=_row_defaults(given),
+        arriving=ArrivalOptions(
+            named=given["arrivals"],
+            rate_per_s=given["rate"],
+            burstiness=given["burstiness"],
+            trace=None if given["arrival_trace"] is None else Path(given["arrival_trace"]),
+            trace_adapters=given["trace_adapters"],
+        ),
     )
 
 

@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from caraserve_cli.fleet.options import ColdStartName, DeviceName, DtypeName, LoraKernel, WeightsSource
+from caraserve_cli.job.arrival_options import ArrivalProcessName
 
 _MEMORY = "Memory and batches"
 _DEFAULTS = "Defaults for rows that leave a key out"
 _SESSION = "Stopping and going on"
 _COLD = "Cold adapters"
+_ARRIVALS = "When requests arrive"
 
 Requests = Annotated[
     str | None,
@@ -70,6 +72,45 @@ CpuWorkers = Annotated[
 EmulateLinkGbps = Annotated[
     float | None,
     typer.Option(help="On a GPU, for experiments: a link of so many GB/s each way.", rich_help_panel=_COLD),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        help="Mean of requests a second, in the order of the file. [default: rows say when they arrive]",
+        rich_help_panel=_ARRIVALS,
+    ),
+]
+Arrivals = Annotated[
+    ArrivalProcessName | None,
+    typer.Option(
+        help="The process that gives rows their arrival. [default: poisson with --rate]",
+        show_default=False,
+        rich_help_panel=_ARRIVALS,
+    ),
+]
+Burstiness = Annotated[
+    float | None,
+    typer.Option(
+        help="With gamma: coefficient of variation of the gaps. [default: 1, as poisson]",
+        rich_help_panel=_ARRIVALS,
+    ),
+]
+ArrivalTrace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="With trace: a CSV file as Azure Functions' of 2019; --rate stretches its time to that mean.",
+        show_default=False,
+        rich_help_panel=_ARRIVALS,
+    ),
+]
+TraceAdapters = Annotated[
+    bool,
+    typer.Option(
+        "--trace-adapters",
+        help="With trace: rows without the key adapter have that of the trace's function.",
+        rich_help_panel=_ARRIVALS,
+    ),
 ]
 TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]
 

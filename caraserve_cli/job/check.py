@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from caraserve_cli.core import Request, RequestRow
 from caraserve_cli.errors import RowError
 from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.job.prepare import Preparer, rejected
 from caraserve_cli.requests.source import LineSource
@@ -21,6 +22,7 @@ def check(options: RunOptions) -> Iterator[RejectedRow | None]:
         InputError: the base or the input cannot be used.
     """
     surroundings = Surroundings.prepare(options.replica)
+    plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
     preparer = Preparer(
         surroundings.tokenizer,
         surroundings.library,
@@ -28,7 +30,7 @@ def check(options: RunOptions) -> Iterator[RejectedRow | None]:
         options.replica.seed,
     )
     with LineSource(options.requests) as source:
-        for row in RowStream(source, options.defaults, options.limit):
+        for row in RowStream(source, options.defaults, options.limit, plan.row_arrivals()):
             yield row if isinstance(row, RejectedRow) else _check_row(row, preparer, surroundings)
 
 

@@ -8,6 +8,7 @@ from caraserve_cli import __version__
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.summary import inspect_adapter
 from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.report.run_report import RunFacts
 
@@ -15,6 +16,7 @@ from caraserve_cli.report.run_report import RunFacts
 def run_facts(
     options: RunOptions,
     surroundings: Surroundings,
+    plan: ArrivalPlan,
     *,
     startup_s: float,
     duration_s: float,
@@ -38,7 +40,8 @@ def run_facts(
         resumed=resumed,
         interrupted=interrupted,
         num_late=num_late,
-        arrival="arrival_ms of the request (default 0), counted from the start of the run",
+        arrival=plan.definition,
+        arrival_process=plan.process,
         options=options.as_json(),
         emulated_link_gbps=options.replica.emulate_link_gbps,
     )

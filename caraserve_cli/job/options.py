@@ -7,30 +7,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.job.arrival_options import ArrivalOptions
 from caraserve_cli.report.run_report import OptionValue, printable
 from caraserve_cli.requests.row import RowDefaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options of `caraserve run`. `requests` is a path, or `-` for standard input."""
+    """Options of `caraserve run`. `requests` is a path, or `-` for standard input.
+
+    Raises:
+        OptionError: a default of the rows and an arrival option exclude each other.
+    """
 
     requests: str
     out: Path
     replica: ReplicaOptions
     defaults: RowDefaults = field(default_factory=RowDefaults)
+    arriving: ArrivalOptions = field(default_factory=ArrivalOptions)
     token_ids: bool = False
     resume: bool = False
     retry_errors: bool = False
     limit: int | None = None
 
-    def manifest(self, base: str, dtype: str) -> dict[str, object]:
+    def __post_init__(self) -> None:
+        if self.arriving.trace_adapters and self.defaults.adapter is not None:
+            raise OptionError("--trace-adapters: leave out --adapter; both say what rows without one have")
+
+    def manifest(self, base: str, dtype: str, arrivals: str | None) -> dict[str, object]:
         """What a resumed run must agree on, because it changes answers or which rows there are.
 
         Args:
             base: the resolved base's name.
             dtype: the resolved dtype.
+            arrivals: the process that gives rows their arrival, if one does, and a trace's adapters.
         """
         adapters = ", ".join(sorted(str(root.resolve()) for root in self.replica.adapter_roots))
         requests = self.requests if self.requests == "-" else str(Path(self.requests).resolve())
@@ -43,6 +55,7 @@ class RunOptions:
             "seed": self.replica.seed,
             "lora_kernel": self.replica.lora_kernel,  # its sums may round otherwise
             "token_ids": self.token_ids,
+            "arrivals": arrivals,
             **self._defaults(),
         }
 
@@ -56,6 +69,11 @@ class RunOptions:
             "out": str(self.out),
             "token_ids": self.token_ids,
             "limit": self.limit,
+            "arrivals": self.arriving.process,
+            "rate": self.arriving.rate_per_s,
+            "burstiness": self.arriving.burstiness,
+            "arrival_trace": None if self.arriving.trace is None else str(self.arriving.trace),
+            "trace_adapters": self.arriving.trace_adapters,
             **self._defaults(),
         }
 
@@ -71,8 +89,8 @@ class RunOptions:
 
 def updated_manifest(earlier: Mapping[str, object]) -> dict[str, object]:
     """What an earlier version wrote as a manifest, as this one would: it kept the base as it was typed, and
-    knew one LoRA kernel."""
-    updated = {"lora_kernel": "mbgmv", **earlier}
+    knew one LoRA kernel and no arrival process."""
+    updated = {"lora_kernel": "mbgmv", "arrivals": None, **earlier}
     base = earlier.get("base")
     if isinstance(base, str):
         updated["base"] = printable(_absolute_base(base))

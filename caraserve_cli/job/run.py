@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from caraserve_cli.core import Bounds, Completion
-from caraserve_cli.errors import CaraServeError, ExitStatus
+from caraserve_cli.errors import ExitStatus, InputError
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.arrivals import Arrivals
 from caraserve_cli.job.clock import RunClock
 from caraserve_cli.job.earlier import EarlierSessions
@@ -82,39 +83,43 @@ class Run:
         self._summary = RunSummary()
         self._arrivals = Arrivals()
         self._replica: LocalReplica | None = None
-        self._input_error: CaraServeError | None = None
+        self._input_error: InputError | None = None
         self._startup_s = 0.0
+        self._starts_with_first = False
 
     def execute(self) -> RunResult:
         """Answer everything that is not answered yet.
 
         Raises:
-            OptionError: an option is wrong.
+            OptionError: an option is wrong, or a row has an arrival of its own beside an arrival process.
             InputError: the base, the input or the output folder cannot be used, or the input broke off; what
                 was read before is answered first.
         """
         started_s = time.perf_counter()
         options = self._options
         surroundings = Surroundings.prepare(options.replica)
-        with LineSource(options.requests) as source, self._open_journal(surroundings) as journal:
+        plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
+        with LineSource(options.requests) as source, self._open_journal(surroundings, plan) as journal:
             earlier = EarlierSessions(journal)
             earlier.restore(self._summary)
+            self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
             self._startup_s = time.perf_counter() - started_s
-            self._answer_all(surroundings, source, journal, earlier)
-            report = self._report(surroundings, resumed=earlier.num_rows > 0)
+            rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals())
+            self._answer_all(surroundings, source, rows, journal, earlier)
+            report = self._report(surroundings, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
         return RunResult(report, num_rows, self._arrivals.num_late, self._exit_status())
 
-    def _open_journal(self, surroundings: Surroundings) -> Journal:
+    def _open_journal(self, surroundings: Surroundings, plan: ArrivalPlan) -> Journal:
         dtype = str(surroundings.dtype).removeprefix("torch.")
         options = self._options
         is_new = not (options.out / MANIFEST_NAME).exists()
         journal = Journal.open(
             options.out,
-            options.manifest(surroundings.base.name, dtype),
+            options.manifest(surroundings.base.name, dtype, plan.process),
             resume=options.resume,
             retry_errors=options.retry_errors,
             update=updated_manifest,
@@ -124,7 +129,12 @@ class Run:
         return journal
 
     def _answer_all(
-        self, surroundings: Surroundings, source: LineSource, journal: Journal, earlier: EarlierSessions
+        self,
+        surroundings: Surroundings,
+        source: LineSource,
+        rows: RowStream,
+        journal: Journal,
+        earlier: EarlierSessions,
     ) -> None:
         """The loop."""
         options = self._options
@@ -136,7 +146,7 @@ class Run:
         )
         is_pipe = source.total_bytes is None  # whoever writes into it may wait for an answer
         intake = Intake(
-            iter(RowStream(source, options.defaults, options.limit)),
+            iter(rows),
             preparer,
             earlier.has_dealt_with,
             LOOKAHEAD_REQUESTS,
@@ -192,7 +202,7 @@ class Run:
         """Up to `room` rows. What ended the input early is kept: the rows before it are answered first."""
         try:
             return intake.take(room, wait_s)
-        except CaraServeError as error:
+        except InputError as error:
             self._input_error = error
             return []
 
@@ -204,7 +214,8 @@ class Run:
         self._on_note(f"{surroundings.device_description}: {surroundings.memory.describe()}")
         if (gbps := self._options.replica.emulate_link_gbps) is not None:
             self._on_note(f"emulated link: {gbps:g} GB/s")
-        self._clock.start()
+        # What is left of a resumed run comes as it would have, without the wait for what is answered.
+        self._clock.start(self._arrivals.next_ms if self._starts_with_first else 0.0)
         return replica
 
     def _put_out(self, outcome: Outcome, journal: Journal) -> None:
@@ -239,16 +250,17 @@ class Run:
             slo_met=self._summary.slo_attained,
             slo_carried=self._summary.slo_carried,
             fraction_read=None if not source.total_bytes else source.bytes_read / source.total_bytes,
-            elapsed_s=self._clock() / 1000.0,
+            elapsed_s=self._clock.running_ms / 1000.0,
             num_skipped=num_skipped,
         )
 
-    def _report(self, surroundings: Surroundings, *, resumed: bool) -> dict[str, object]:
+    def _report(self, surroundings: Surroundings, plan: ArrivalPlan, *, resumed: bool) -> dict[str, object]:
         facts = run_facts(
             self._options,
             surroundings,
+            plan,
             startup_s=self._startup_s,
-            duration_s=self._clock() / 1000.0,
+            duration_s=self._clock.running_ms / 1000.0,
             resumed=resumed,
             interrupted=self._stop.is_set(),
             num_late=self._arrivals.num_late,

@@ -36,8 +36,9 @@ class RunFacts:
     `duration_s` runs from the first request to the last answer of this session, `startup_s` is the time
     before it; `memory` is how the device's memory was shared out; `resumed` says that earlier sessions
     answered a part; `num_late` counts requests of this session that were read too late, for they stood in
-    the file behind many that arrive later. `arrival` tells what arrival means. `emulated_link_gbps` is the
-    bandwidth that the device's link was slowed down to, None for its own.
+    the file behind many that arrive later. `arrival` tells what arrival means, `arrival_process` names the
+    process that gave requests their arrival, None where they said it. `emulated_link_gbps` is the bandwidth
+    that the device's link was slowed down to, None for its own.
     """
 
     caraserve_version: str
@@ -57,6 +58,7 @@ class RunFacts:
     arrival: str
     options: Mapping[str, OptionValue]
     emulated_link_gbps: float | None = None
+    arrival_process: str | None = None
 
 
 def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, int]) -> dict[str, object]:
@@ -140,6 +142,7 @@ def _run(facts: RunFacts) -> dict[str, object]:
         "is_link_emulated": facts.emulated_link_gbps is not None,
         "emulated_link_gbps": facts.emulated_link_gbps,
         "requests_source": printable(facts.requests_source),
+        "arrival": facts.arrival_process,
         "adapter_folders": [printable(folder) for folder in facts.adapter_folders],
         "num_adapters_found": facts.num_adapters_found,
         "startup_s": _rounded(facts.startup_s),

@@ -91,6 +91,8 @@ def _headline(report: Json) -> list[str]:
             f"Device memory ran out in {num_retries:,} step{'s' * (num_retries > 1)}; smaller ones followed. "
             "A lower --gpu-memory leaves steps more."
         )
+    if run["arrival"] is not None:
+        lines.append(f"Arrivals: {run['arrival']}")
     link_gbps = run["emulated_link_gbps"]
     link = "" if link_gbps is None else f", emulated link: {link_gbps:g} GB/s"
     lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}{link}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from caraserve_cli.core import Bounds, RequestRow, SamplingParams
-from caraserve_cli.errors import RowError, RowErrorCode
+from caraserve_cli.errors import OptionError, RowError, RowErrorCode
 from caraserve_cli.requests.fields import Fields, Interval, excerpt
 from caraserve_cli.requests.messages import parse_messages
 
@@ -32,11 +32,14 @@ _SEED = Interval(0, 2**64 - 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowDefaults:
-    """What a row gets for a key that it leaves out, for the whole run."""
+    """What a row gets for a key that it leaves out.
+
+    `arrival_ms` is None where rows may say it, 0 if they do not; else no row may say it."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     bounds: Bounds = field(default_factory=Bounds)
     adapter: str | None = None
+    arrival_ms: float | None = None
 
 
 def parse_row(line: bytes, line_number: int, defaults: RowDefaults, make_id: Callable[[], str]) -> RequestRow:
@@ -50,6 +53,7 @@ def parse_row(line: bytes, line_number: int, defaults: RowDefaults, make_id: Cal
 
     Raises:
         RowError: INVALID_UTF8, INVALID_JSON or INVALID_REQUEST; with the row's id where that much is known.
+        OptionError: the run gives rows their arrival, and this one says its own.
     """
     values = _decode(line)
     raw_id = values.get("id")
@@ -62,7 +66,12 @@ def parse_row(line: bytes, line_number: int, defaults: RowDefaults, make_id: Cal
     adapter = fields.text("adapter") if fields.has_key("adapter") else defaults.adapter
     sampling = parse_sampling(fields, defaults.sampling)
     bounds = parse_bounds(fields, defaults.bounds)
-    arrival_ms = fields.number("arrival_ms", 0.0, _NOT_NEGATIVE)
+    arrival_ms = fields.number("arrival_ms", defaults.arrival_ms or 0.0, _NOT_NEGATIVE)
+    if defaults.arrival_ms is not None and "arrival_ms" in fields:
+        raise OptionError(
+            f"--rate, --arrivals: line {line_number} of the requests has an arrival_ms of its own; "
+            "leave out either that key in all rows, or these options"
+        )
     metadata = fields.json_object("metadata")
     return RequestRow(
         id=fields.request_id or make_id(),

@@ -7,9 +7,10 @@ no adapters and no output folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
+from typing import NamedTuple
 
 from caraserve_cli.core import RequestRow
 from caraserve_cli.errors import RowError, RowErrorCode
@@ -33,6 +34,14 @@ class RejectedRow:
     carried_bound: bool = False
 
 
+class RowArrival(NamedTuple):
+    """What an arrival process gives a row: `ms` from the start of the run, and the adapter that it has if it
+    leaves the key out; None leaves that to the run."""
+
+    ms: float
+    adapter: str | None
+
+
 class RowStream:
     """The rows of a requests file. Iterate once.
 
@@ -46,11 +55,20 @@ class RowStream:
         lines: the lines that are not blank.
         defaults: what a row gets for a key that it leaves out.
         limit: take this many rows from the start, rejected ones included; None takes all.
+        arrivals: one for each row, rejected ones included, so that mending a row moves no other; None where
+            rows say when they arrive.
     """
 
-    def __init__(self, lines: Iterable[RawLine], defaults: RowDefaults, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        lines: Iterable[RawLine],
+        defaults: RowDefaults,
+        limit: int | None = None,
+        arrivals: Iterator[RowArrival] | None = None,
+    ) -> None:
         self._lines = islice(lines, limit)
         self._defaults = defaults
+        self._arrivals = arrivals
         self._claimed_ids = IdTable()
         self._unnamed_lines = IdTable()
 
@@ -58,8 +76,9 @@ class RowStream:
         return map(self._row, self._lines)
 
     def _row(self, line: RawLine) -> RequestRow | RejectedRow:
+        defaults = self._next_defaults()
         try:
-            row = self._parse(line)
+            row = self._parse(line, defaults)
         except RowError as error:
             if error.request_id is not None:
                 self._claimed_ids.add(error.request_id.encode())
@@ -71,12 +90,22 @@ class RowStream:
             return _rejected(line, RowError(RowErrorCode.DUPLICATE_ID, message, row.id))
         return row
 
-    def _parse(self, line: RawLine) -> RequestRow:
+    def _next_defaults(self) -> RowDefaults:
+        if self._arrivals is None:
+            return self._defaults
+        arrival_ms, adapter = next(self._arrivals)
+        return replace(
+            self._defaults,
+            arrival_ms=arrival_ms,
+            adapter=self._defaults.adapter if adapter is None else adapter,
+        )
+
+    def _parse(self, line: RawLine, defaults: RowDefaults) -> RequestRow:
         data = line.data
         if data is None:
             message = f"line is longer than {MAX_LINE_BYTES // 2**20} MiB"
             raise RowError(RowErrorCode.LINE_TOO_LONG, message)
-        return parse_row(data, line.number, self._defaults, lambda: self._make_id(data))
+        return parse_row(data, line.number, defaults, lambda: self._make_id(data))
 
     def _make_id(self, data: bytes) -> str:
         digest = blake2b(data, digest_size=16)

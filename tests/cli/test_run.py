@@ -291,8 +291,12 @@ class SlowClock:
     def __init__(self) -> None:
         self._now_ms = 0.0
 
-    def start(self) -> None:
+    def start(self, from_ms: float = 0.0) -> None:
         """It runs already."""
+
+    @property
+    def running_ms(self) -> float:
+        return self()
 
     def __call__(self) -> float:
         self._now_ms += 20.0

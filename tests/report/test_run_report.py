@@ -162,6 +162,12 @@ def test_a_link_that_was_emulated_is_told(summary: RunSummary, facts: RunFacts) 
     assert (slow["run"]["is_link_emulated"], slow["run"]["emulated_link_gbps"]) == (True, 3.0)
 
 
+def test_the_process_that_gave_arrivals_is_told(summary: RunSummary, facts: RunFacts) -> None:
+    own: Any = build_report(summary, facts, {})
+    given: Any = build_report(summary, replace(facts, arrival_process="poisson, 9 requests/s"), {})
+    assert (own["run"]["arrival"], given["run"]["arrival"]) == (None, "poisson, 9 requests/s")
+
+
 def test_goodput_is_null_when_no_request_carries_a_bound(facts: RunFacts) -> None:
     summary = RunSummary()
     summary.add_error("invalid_json", carried_bound=False)

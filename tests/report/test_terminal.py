@@ -145,6 +145,12 @@ def test_lack_of_device_memory_is_told(
         assert len(said[0]) <= 100
 
 
+def test_the_process_that_gave_arrivals_is_told(summary: RunSummary, facts: RunFacts) -> None:
+    told = "Arrivals: poisson, 9 requests/s"
+    assert told in rendered(build_report(summary, replace(facts, arrival_process=told[10:]), {}))
+    assert not any(line.startswith("Arrivals") for line in rendered(build_report(summary, facts, {})))
+
+
 def test_an_emulated_link_is_told(summary: RunSummary, facts: RunFacts) -> None:
     lines = rendered(build_report(summary, replace(facts, emulated_link_gbps=3.0), {}))
     assert "sample-base, checkpoint weights, float32 on cpu (2 threads), emulated link: 3 GB/s" in lines

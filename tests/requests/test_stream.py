@@ -2,17 +2,19 @@
 
 import tracemalloc
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from caraserve_cli.core import RequestRow
-from caraserve_cli.errors import RowErrorCode
+from caraserve_cli.errors import OptionError, RowErrorCode
 from caraserve_cli.requests.row import RowDefaults
 from caraserve_cli.requests.source import MAX_LINE_BYTES, LineSource, RawLine
-from caraserve_cli.requests.stream import RejectedRow, RowStream
+from caraserve_cli.requests.stream import RejectedRow, RowArrival, RowStream
 
 
 def rows_of(*lines: bytes | None, limit: int | None = None) -> list[RequestRow | RejectedRow]:
@@ -162,3 +164,32 @@ def test_many_rows_take_constant_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 2**20
+
+
+def arriving_rows(*lines: bytes, default: str | None = None) -> list[RequestRow | RejectedRow]:
+    """The n-th row, from 0, arrives at n seconds and invokes a function with adapter fn; row 2 none."""
+    arrivals = (RowArrival(n * 1000.0, None if n == 2 else f"f{n}") for n in count())
+    numbered = [RawLine(number, line) for number, line in enumerate(lines, start=1)]
+    return list(RowStream(numbered, RowDefaults(adapter=default), arrivals=arrivals))
+
+
+def test_every_row_takes_an_arrival_and_rejected_ones_too() -> None:
+    rows = arriving_rows(
+        b'{"prompt": "p"}',
+        b"{",
+        b'{"prompt": "p"}',
+        b'{"prompt": "p", "adapter": null}',
+        b'{"prompt": "p", "adapter": "own", "arrival_ms": null}',
+        default="usual",
+    )
+    assert [(row.line, row.arrival_ms, row.adapter) for row in rows if isinstance(row, RequestRow)] == [
+        (1, 0.0, "f0"),
+        (3, 2000.0, "usual"),
+        (4, 3000.0, None),
+        (5, 4000.0, "own"),
+    ]
+
+
+def test_an_arrival_of_its_own_is_refused_where_a_process_says_it() -> None:
+    with pytest.raises(OptionError, match=r"^--rate, --arrivals: line 2 of the requests has an arrival_ms"):
+        arriving_rows(b'{"prompt": "p"}', b'{"prompt": "p", "arrival_ms": 0}')
