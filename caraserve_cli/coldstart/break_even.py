@@ -23,9 +23,8 @@ from caraserve_cli.coldstart.arrival import Arrival, Decision
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import ColdStart
 from caraserve_cli.perf.adapter_ops import AdapterOp, adapter_ops
-from caraserve_cli.perf.cpu_lora import CpuLoraOp
+from caraserve_cli.perf.cpu_ops import cpu_ops_ms
 from caraserve_cli.perf.link import LinkModel
-from caraserve_cli.perf.op_cut import OpCut
 from caraserve_cli.perf.profile import MachineProfile
 
 # What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. In a queue
@@ -228,19 +227,7 @@ class BreakEven:
         if cpu_lora is None:
             return 0.0
         num_free, lora_rank = max(1, arrival.free_workers), max(1, arrival.lora_rank)
-        beyond_ms = 0.0
-        for op in ops:
-            cut = OpCut.of(num_tokens, len(op.out_widths), num_free, tokens_per_worker, lora_rank)
-            op_ms = cpu_lora.predict_ms(
-                CpuLoraOp(
-                    num_tokens,
-                    op.in_width,
-                    op.out_widths,
-                    lora_rank,
-                    cut.num_shares,
-                    tokens_per_worker,
-                    op.group_out_width,
-                )
-            )
-            beyond_ms += max(0.0, op_ms - op.gpu_share * gpu_layer_ms)
-        return beyond_ms
+        ops_ms = cpu_ops_ms(cpu_lora, ops, num_tokens, lora_rank, num_free, tokens_per_worker)
+        return sum(
+            max(0.0, op_ms - op.gpu_share * gpu_layer_ms) for op, op_ms in zip(ops, ops_ms, strict=True)
+        )

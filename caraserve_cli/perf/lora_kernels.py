@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from caraserve_cli.perf.batch_load import RankSums
 from caraserve_cli.perf.least_squares import FitQuality, fit_costs
 
 
@@ -36,7 +37,7 @@ class LoraKernelModel:
         Raises:
             ProfileError: the points follow no such line.
         """
-        rows = [(float(_work(lora_ranks, is_padded)), 1.0) for lora_ranks in batches]
+        rows = [(float(_work(_sums(lora_ranks), is_padded)), 1.0) for lora_ranks in batches]
         alpha_ms, beta_ms = fit_costs(rows, times_ms)
         quality = FitQuality.of([alpha_ms * work + beta_ms for work, _ in rows], times_ms)
         quality.require("padded LoRA kernel" if is_padded else "unpadded LoRA kernel")
@@ -44,8 +45,16 @@ class LoraKernelModel:
 
     def batch_ms(self, lora_ranks: Sequence[int]) -> float:
         """Milliseconds that adapters of these ranks add to a decoding step; 0 without adapters."""
-        return self.alpha_ms * _work(lora_ranks, self.is_padded) + self.beta_ms if lora_ranks else 0.0
+        return self.sums_ms(_sums(lora_ranks))
+
+    def sums_ms(self, ranks: RankSums[int]) -> float:
+        """The same for a batch of which only the sums are known."""
+        return self.alpha_ms * _work(ranks, self.is_padded) + self.beta_ms if ranks.num_adapters else 0.0
 
 
-def _work(lora_ranks: Sequence[int], is_padded: bool) -> int:
-    return len(lora_ranks) * max(lora_ranks) if is_padded else sum(lora_ranks)
+def _sums(lora_ranks: Sequence[int]) -> RankSums[int]:
+    return RankSums(len(lora_ranks), sum(lora_ranks), max(lora_ranks, default=0))
+
+
+def _work(ranks: RankSums[int], is_padded: bool) -> int:
+    return ranks.num_adapters * ranks.lora_rank_max if is_padded else ranks.lora_rank_sum

@@ -1,0 +1,278 @@
+"""What every replica of a fleet has to do, updated as requests are placed, start and end.
+
+A structure of arrays: a policy compares a thousand replicas in a few numpy expressions. Knows no policy, and
+no clock but the one given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from caraserve_cli.perf.batch_load import BatchLoad, BatchLoads, BoolArray, FloatArray, RankSums
+from caraserve_cli.perf.step_models import StepModels
+from caraserve_cli.placement.adapter_places import AdapterPlaces
+from caraserve_cli.placement.bound_tally import BoundTally
+from caraserve_cli.placement.cold_times import ColdTimes
+from caraserve_cli.placement.rank_tally import RankTally
+from caraserve_cli.placement.replica_facts import ReplicaFacts
+from caraserve_cli.placement.request_facts import RequestFacts
+from caraserve_cli.placement.tie_break import replica_keys
+
+
+@dataclass(slots=True)
+class _Placed:
+    facts: RequestFacts
+    replica: int
+    token_bound_ms: float
+    has_started: bool = False
+
+
+class ReplicaLoads:
+    """The loads of N replicas. A request is *queued* until its first token is there, then it *runs*.
+
+    Attributes, all of shape [N]; only this class writes them:
+        num_requests: queued and running.
+        num_running: of these.
+        prompt_tokens, output_tokens: of all of them, the latter as expected when they were placed.
+        backlog_tokens: of the prompts of the queued ones. A prompt counts in full until its first token.
+        pool_bytes: of the adapters of all of them, each adapter once.
+        decode_ms: of a decoding step of all of them.
+        backlog_ms: of the steps that compute the queued prompts.
+        link_free_ms, cpu_free_ms: when the link and the CPU workers will have done what they have to do.
+        is_open: whether requests may be placed there.
+        keys: hashes of the replicas' names.
+
+    Args:
+        replicas: in the order of their indices; names are distinct.
+        clock_ms: the time now.
+
+    Raises:
+        ValueError: two replicas have the same name.
+    """
+
+    def __init__(self, replicas: Sequence[ReplicaFacts], clock_ms: Callable[[], float]) -> None:
+        if len({replica.name for replica in replicas}) < len(replicas):
+            raise ValueError("two replicas have the same name")
+        num_replicas = len(replicas)
+        configs = [replica.config for replica in replicas]
+        self.replicas = tuple(replicas)
+        self.keys = replica_keys([replica.name for replica in replicas])
+        self.max_requests = np.array([replica.max_requests for replica in replicas], dtype=np.int64)
+        self.max_running = np.array([config.max_running for config in configs], dtype=np.float64)
+        self.kv_capacity_tokens = np.array([config.num_kv_tokens for config in configs], dtype=np.float64)
+        self.pool_capacity_bytes = np.array(
+            [config.adapter_memory_bytes for config in configs], dtype=np.float64
+        )
+        # One request more than are there is asked about.
+        self.step_models = StepModels(
+            [replica.step_model for replica in replicas], 1 + max(self.max_requests, default=0)
+        )
+        self.cold_times = ColdTimes(replicas)
+        self.places = AdapterPlaces(num_replicas)
+        self.token_bounds = BoundTally(num_replicas)
+
+        self.num_requests, self.num_running = np.zeros((2, num_replicas), dtype=np.int64)
+        self.prompt_tokens, self.output_tokens, self.backlog_tokens = np.zeros((3, num_replicas))
+        self.pool_bytes, self.decode_ms, self.backlog_ms = np.zeros((3, num_replicas))
+        self.link_free_ms, self.cpu_free_ms = np.full((2, num_replicas), -math.inf)
+        self.is_open = np.ones(num_replicas, dtype=np.bool_)
+
+        self._clock_ms = clock_ms
+        self._adapters = RankTally(num_replicas)  # of each adapter once
+        self._requests = RankTally(num_replicas)  # of every request
+        self._queue = RankTally(num_replicas)  # of every queued request
+        self._placed: dict[str, _Placed] = {}
+        self._queued_ids: list[dict[str, None]] = [{} for _ in replicas]  # in the order of their placement
+
+    @property
+    def now_ms(self) -> float:
+        """The time now."""
+        return self._clock_ms()
+
+    # What happens
+
+    def place(self, request: RequestFacts, replica: int) -> None:
+        """A request goes to a replica; if its adapter is not there yet, its copying begins when the link is
+        free.
+
+        Raises:
+            ValueError: a request with this id is placed already, or the replica takes no more.
+        """
+        if request.id in self._placed:
+            raise ValueError(f"request '{request.id}' is placed already")
+        if self.num_requests[replica] >= self.max_requests[replica] or not self.is_open[replica]:
+            raise ValueError(f"replica '{self.replicas[replica].name}' takes no more requests")
+        now_ms = self.now_ms
+        placed = _Placed(request, replica, request.token_bound_ms(now_ms))
+        self._placed[request.id] = placed
+        self._queued_ids[replica][request.id] = None
+        self.backlog_tokens[replica] += request.prompt_tokens
+        self._queue.add(replica, request.lora_rank)
+        self._requests.add(replica, request.lora_rank)
+        self._count(placed, +1)
+        if request.adapter is not None:
+            self._use_adapter(request, request.adapter, replica, now_ms)
+        self._predict(replica)
+
+    def start(self, request_id: str) -> None:
+        """A request has its first token, again perhaps.
+
+        Raises:
+            KeyError: it is not placed.
+        """
+        placed = self._placed[request_id]
+        if not placed.has_started:
+            placed.has_started = True
+            self._leave_queue(placed)
+            self.num_running[placed.replica] += 1
+            self._predict(placed.replica)
+
+    def end(self, request_id: str) -> RequestFacts:
+        """A request leaves its replica, queued or running: answered, failed, or to be placed elsewhere.
+
+        Raises:
+            KeyError: it is not placed.
+        """
+        placed = self._placed.pop(request_id)
+        request, replica = placed.facts, placed.replica
+        if placed.has_started:
+            self.num_running[replica] -= 1
+        else:
+            self._leave_queue(placed)
+        self._count(placed, -1)
+        self._requests.remove(replica, request.lora_rank)
+        if request.adapter is not None and self.places.end_use(request.adapter, replica):
+            self._adapters.remove(replica, request.lora_rank)
+            self.pool_bytes[replica] -= request.adapter_bytes
+        self._predict(replica)
+        return request
+
+    def close(self, replica: int) -> list[RequestFacts]:
+        """A replica is gone, with all that was on its device. The requests that must be placed again, in the
+        order of their placement."""
+        self.is_open[replica] = False
+        lost = [request_id for request_id, placed in self._placed.items() if placed.replica == replica]
+        requests = [self.end(request_id) for request_id in lost]
+        self.places.forget_replica(replica)
+        self.link_free_ms[replica] = self.cpu_free_ms[replica] = -math.inf
+        return requests
+
+    def open(self, replica: int) -> None:
+        """A replica is there again, empty."""
+        self.is_open[replica] = True
+
+    def note_link_busy(self, replica: int, until_ms: float) -> None:
+        """A replica reports when its link will have done all that it has to copy."""
+        self.link_free_ms[replica] = until_ms
+
+    def note_cpu_busy(self, replica: int, until_ms: float) -> None:
+        """A replica reports when its CPU workers will have computed all that they have to."""
+        self.cpu_free_ms[replica] = until_ms
+
+    # What is asked
+
+    def has_room(self, request: RequestFacts) -> BoolArray:
+        """Where a request may be placed, shape [N]: the replica is open, takes one more, and would hold it
+        and its adapter if it were alone. It may have to wait there until others end."""
+        has_room = self.fits_alone(request)
+        has_room &= self.num_requests < self.max_requests
+        has_room &= self.is_open
+        return has_room
+
+    def fits_alone(self, request: RequestFacts) -> BoolArray:
+        """Which replicas, open or not, would hold a request and its adapter if it were alone, shape [N]."""
+        fits = self.kv_capacity_tokens >= request.kv_tokens
+        fits &= self.pool_capacity_bytes >= request.adapter_bytes
+        return fits
+
+    def queued_on(self, replica: int) -> list[RequestFacts]:
+        """Requests that wait on a replica for their first token, in the order of their placement."""
+        return [self._placed[request_id].facts for request_id in self._queued_ids[replica]]
+
+    def num_new(self, request: RequestFacts) -> FloatArray | None:
+        """1.0 where nobody uses a request's adapter, 0.0 where anyone does, shape [N]; None without one."""
+        return None if request.adapter is None else self.places.num_new(request.adapter)
+
+    def shortage(self, request: RequestFacts, num_new: FloatArray | None) -> FloatArray:
+        """The share of those on each replica that must end before a request has a place in the batch, room
+        in the cache and in the adapters' pool, as far as answers are as long as expected.
+
+        Args:
+            request: that would be placed.
+            num_new: of it.
+
+        Returns:
+            Shape [N]; 0 where nobody must end.
+        """
+        lacks_slots = self.num_requests + 1 - self.max_running
+        kv_tokens = self.prompt_tokens + self.output_tokens
+        lacks_tokens = kv_tokens + (request.kv_tokens - self.kv_capacity_tokens)
+        shortage = np.zeros(len(kv_tokens))
+        if (lacks_slots > 0).any():
+            np.maximum(shortage, lacks_slots / np.maximum(self.num_requests, 1), out=shortage)
+        if (lacks_tokens > 0).any():
+            np.maximum(shortage, lacks_tokens / np.maximum(kv_tokens, 1), out=shortage)
+        if num_new is not None:
+            lacks_bytes = self.pool_bytes - self.pool_capacity_bytes
+            lacks_bytes += request.adapter_bytes * num_new
+            if (lacks_bytes > 0).any():
+                np.maximum(shortage, lacks_bytes / np.maximum(self.pool_bytes, 1), out=shortage)
+        return shortage
+
+    def queue_ranks(self, plus: RequestFacts | None = None) -> RankSums[FloatArray]:
+        """Of the requests queued on each replica, and one more: what PrePerf is asked about."""
+        return self._queue.with_one(plus.lora_rank) if plus else self._queue.sums
+
+    def batch(self, plus: RequestFacts, num_new: FloatArray | None) -> BatchLoads:
+        """All on each replica, and one more whose `num_new` is given, as a kernel meets them that reads each
+        adapter once: what DecPerf is asked about. Without the one more it is `decode_ms`."""
+        return self._batch(self._adapters.with_one(plus.lora_rank, num_new), plus)
+
+    def batch_of_requests(self, plus: RequestFacts | None = None) -> BatchLoads:
+        """The same where an adapter counts for each of its requests, as in the paper."""
+        ranks = self._requests.with_one(plus.lora_rank) if plus else self._requests.sums
+        return self._batch(ranks, plus)
+
+    def _batch(self, ranks: RankSums[FloatArray], plus: RequestFacts | None) -> BatchLoads:
+        kv_tokens = self.prompt_tokens + self.output_tokens / 2
+        if plus is None:
+            return BatchLoads(self.num_requests, ranks, kv_tokens)
+        return BatchLoads(self.num_requests + 1, ranks, kv_tokens + plus.mean_kv_tokens)
+
+    # Counting
+
+    def _count(self, placed: _Placed, change: int) -> None:
+        replica = placed.replica
+        self.num_requests[replica] += change
+        self.prompt_tokens[replica] += change * placed.facts.prompt_tokens
+        self.output_tokens[replica] += change * placed.facts.output_tokens
+        self.token_bounds.add(replica, placed.token_bound_ms, change)
+
+    def _leave_queue(self, placed: _Placed) -> None:
+        self.backlog_tokens[placed.replica] -= placed.facts.prompt_tokens
+        self._queue.remove(placed.replica, placed.facts.lora_rank)
+        del self._queued_ids[placed.replica][placed.facts.id]
+
+    def _use_adapter(self, request: RequestFacts, adapter: str, replica: int, now_ms: float) -> None:
+        if self.places.use(adapter, replica):
+            self._adapters.add(replica, request.lora_rank)
+            self.pool_bytes[replica] += request.adapter_bytes
+        if not self.places.has(adapter, replica):
+            begin_ms = max(now_ms, float(self.link_free_ms[replica]))
+            ready_ms = begin_ms + self.cold_times.copy_there_ms(request.adapter_bytes, replica)
+            self.places.note_loading(adapter, replica, ready_ms)
+            self.link_free_ms[replica] = ready_ms
+
+    def _predict(self, replica: int) -> None:
+        """A replica's own times change with what happens there, and not with what is asked."""
+        model = self.replicas[replica].step_model
+        kv_tokens = self.prompt_tokens[replica] + self.output_tokens[replica] / 2
+        batch = BatchLoad(int(self.num_requests[replica]), self._adapters.of(replica), float(kv_tokens))
+        self.decode_ms[replica] = model.decode_ms(batch)
+        self.backlog_ms[replica] = model.prompts_ms(
+            float(self.backlog_tokens[replica]), self._queue.of(replica), int(self.num_running[replica])
+        )
