@@ -33,7 +33,10 @@ class EmulatedLink:
 
     def carry(self, num_bytes: int) -> None:
         """What is queued on the current stream from here on comes after `num_bytes` more have gone over."""
-        pace(self.clock, num_bytes, self.bytes_per_s)
+        # What goes over in a second: `pace` refuses pieces of more than two.
+        most_bytes = max(1, int(self.bytes_per_s))
+        for first in range(0, max(1, num_bytes), most_bytes):
+            pace(self.clock, min(most_bytes, num_bytes - first), self.bytes_per_s)
 
     def carry_rows(self, row_bytes: int, num_rows: Tensor) -> None:
         """The same for rows, as many as `num_rows` (int32 [1] on the device) says when their turn comes. They

@@ -58,6 +58,11 @@ class Assistance:
         self.cpu_layers, self.tell_device = cpu_layers, tell_device
 
     @property
+    def num_ops(self) -> int:
+        """That the workers were given: none where the adapters change nothing in those layers."""
+        return self._ticket.num_ops
+
+    @property
     def was_in_time(self) -> bool:
         """Whether every result came in time; to be asked when the step has ended. A later step that failed
         may make this one look failed, never the other way round."""
@@ -71,7 +76,7 @@ class Assistance:
 
 def assist_outcome(assistance: Assistance | None) -> AssistOutcome:
     """Of a step; to be asked when it has ended."""
-    if assistance is None:
+    if assistance is None or not assistance.num_ops:
         return AssistOutcome.NONE
     return AssistOutcome.IN_TIME if assistance.was_in_time else AssistOutcome.LATE
 

@@ -138,13 +138,20 @@ class ColdStarts:
         return None if under_way is None else under_way.load
 
     def decide(
-        self, sequence: Sequence, info: AdapterInfo, *, batch_tokens: int, num_decoding: int
+        self,
+        sequence: Sequence,
+        info: AdapterInfo,
+        *,
+        count_cached_tokens: Callable[[Sequence], int],
+        batch_tokens: int,
+        num_decoding: int,
     ) -> Decision:
         """How the adapter of a sequence comes to the device; if it is on its way, as was decided then.
 
         Args:
             sequence: it has no adapter slot.
             info: of its adapter, which is not on the device.
+            count_cached_tokens: of a sequence, those that need not be computed.
             batch_tokens: of other sequences in the step that it would join.
             num_decoding: running sequences that a longer step would delay.
         """
@@ -153,7 +160,7 @@ class ColdStarts:
             return under_way.decision
         return self.policy.decide(
             Arrival(
-                prompt_tokens=len(sequence.token_ids),
+                prompt_tokens=len(sequence.token_ids) - count_cached_tokens(sequence),
                 max_output_tokens=sequence.max_output_tokens,
                 lora_rank=info.lora_rank,
                 adapter_bytes=info.num_bytes,

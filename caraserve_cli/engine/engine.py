@@ -144,9 +144,11 @@ class Engine:
             outcomes += self._steps.take(most_left=0)
         start_ms = self._clock_ms()
         self._runner.adapters.prefetch(self.scheduler.wanted_adapters())
-        plan, failures = self._move_adapters(self.scheduler.plan())
+        plan = self.scheduler.plan()
+        planned_ms = self._clock_ms()
+        plan, failures = self._move_adapters(plan)
         most_in_flight = 0
-        self._steps.loads.note(plan, self._clock_ms() - start_ms)
+        self._steps.loads.note(plan, self._clock_ms() - planned_ms)
         if plan.chunks:
             self._attempts.append(Attempt(plan, start_ms))
             if result := self._launch(plan):
@@ -204,7 +206,12 @@ class Engine:
         if failures:
             failed = {failure.request.id for failure in failures}
             chunks = tuple(c for c in plan.chunks if c.sequence.request.id not in failed)
-            plan = dataclasses.replace(plan, chunks=chunks)
+            pool_ops = tuple(
+                op
+                for op in plan.pool_ops
+                if not (isinstance(op, AdapterLoad) and op.adapter_slot in empty_slots)
+            )
+            plan = dataclasses.replace(plan, chunks=chunks, pool_ops=pool_ops)
         return plan, failures
 
     def _fail_users(self, adapter: str, message: str) -> list[Failure]:

@@ -71,6 +71,7 @@ class GpuAdapters:
 
     def wait(self) -> None:
         """See `AdapterDepot`."""
+        self.begin_copies()  # of what a launch that failed has left
         if self._pool.transfers.are_over:
             self._host_store.wait_until_ready(ADAPTER_WAIT_S)
         else:

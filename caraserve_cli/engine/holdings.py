@@ -42,6 +42,12 @@ class Holdings:
         sequence.num_computed_tokens = len(cached_blocks) * self._block_tokens
         return True
 
+    def num_cached_tokens(self, sequence: Sequence) -> int:
+        """Of a sequence that holds no block: those that it would begin behind."""
+        return (
+            len(self._blocks.find_prefix(reusable_hashes(sequence, self._block_tokens))) * self._block_tokens
+        )
+
     def remember(self, sequence: Sequence) -> None:
         """Later prompts may find what it has computed."""
         remember_blocks(self._blocks, sequence, self._block_tokens)

@@ -242,6 +242,7 @@ class Scheduler:
         return self.cold_starts.decide(
             sequence,
             self._adapters[adapter],
+            count_cached_tokens=self._holdings.num_cached_tokens,
             batch_tokens=draft.num_tokens,
             num_decoding=len(draft.chunks),
         )

@@ -36,11 +36,11 @@ class LoadCount:
     host_ms: float = 0.0
     told_bytes: int = 0
 
-    def note(self, plan: StepPlan, plan_ms: float) -> None:
-        """A plan was made, and its adapters moved, in `plan_ms`."""
+    def note(self, plan: StepPlan, moving_ms: float) -> None:
+        """The adapters of a plan were evicted, moved and loaded in `moving_ms`."""
         if plan.num_adapter_loads:
             self.by_strategy.update(op.how.value for op in plan.pool_ops if isinstance(op, AdapterLoad))
-            self.host_ms += plan_ms
+            self.host_ms += moving_ms
 
     def take(self, copy_ms: float, copied_bytes: int) -> Loads:
         """All so far; `copy_ms` is the link's part of it, `copied_bytes` all that was ever to be copied."""

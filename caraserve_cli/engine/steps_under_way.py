@@ -33,7 +33,8 @@ class StepResult(Protocol):
 
     @property
     def assist_outcome(self) -> AssistOutcome:
-        """Whether all that CPU workers were to compute came in time; known after `sampled`."""
+        """Whether all that CPU workers were to compute came in time; known after `sampled`. What fails in a
+        later step may change it."""
         ...
 
 
@@ -107,8 +108,10 @@ class StepsUnderWay:
         self._last_end_ms = now_ms
         tokens = count_tokens(step.plan)
         self._scheduler.cold_starts.note_arrivals()
-        cold_costs = self._cold_costs(step, now_ms - start_ms)
-        in_time = step.result.assist_outcome is not AssistOutcome.LATE
+        # Asked once: workers may be late with the next step before this one is taken.
+        outcome = step.result.assist_outcome
+        cold_costs = self._cold_costs(step, outcome, now_ms - start_ms)
+        in_time = outcome is not AssistOutcome.LATE
         completions = [
             done
             for chunk, token in sampled
@@ -120,10 +123,10 @@ class StepsUnderWay:
         )
         return completions
 
-    def _cold_costs(self, step: _Launched, step_ms: float) -> ColdCosts:
+    def _cold_costs(self, step: _Launched, outcome: AssistOutcome, step_ms: float) -> ColdCosts:
         """What adapters on their way cost in a step that has ended, of `step_ms`; its sequences are told.
         Chunks whose part on the CPU came too late are computed again, and their tokens do not hold."""
-        outcome, num_assists = step.result.assist_outcome, 0
+        num_assists = 0
         for chunk in step.plan.chunks:
             if not chunk.cpu_layers:
                 continue

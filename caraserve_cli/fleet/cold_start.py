@@ -26,6 +26,7 @@ from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_link import measure_copies
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.profile_store import ProfileStore, default_folder, machine_id
+from caraserve_kernels.host_exchange import MAX_WORKERS
 from caraserve_kernels.link_clock import paced_rate
 
 # Tokens of one step that CPU workers compute at most; the memory shared with them is for so many.
@@ -125,15 +126,21 @@ def start_assistant(
         dtype,
         pinned=device.type == "cuda",
     )
-    pool = WorkerPool(
-        groups,
-        arena_fd=host_store.arena.fd,
-        arena_bytes=host_store.arena.capacity_bytes,
-        exchange_memory=memory,
-        dtype=dtype,
-        cores=choose_cores(options),
-        tokens_per_worker=TOKENS_PER_WORKER if break_even is None else break_even.profile.tokens_per_worker,
-    )
+    try:
+        pool = WorkerPool(
+            groups,
+            arena_fd=host_store.arena.fd,
+            arena_bytes=host_store.arena.capacity_bytes,
+            exchange_memory=memory,
+            dtype=dtype,
+            cores=choose_cores(options),
+            tokens_per_worker=(
+                TOKENS_PER_WORKER if break_even is None else break_even.profile.tokens_per_worker
+            ),
+        )
+    except BaseException:
+        memory.close()
+        raise
     return Assistant(memory, pool, device)
 
 
@@ -141,13 +148,15 @@ def choose_cores(options: ReplicaOptions) -> list[int]:
     """The cores of this process that workers are pinned to, the last ones first.
 
     Raises:
-        OptionError: there are not so many.
+        OptionError: there are not so many, or more than can work together.
     """
     cores = sorted(os.sched_getaffinity(0), reverse=True)
     if options.cpu_workers is not None and options.cpu_workers > len(cores):
         raise OptionError(
             f"--cpu-workers: {options.cpu_workers} are asked for, and there are {len(cores)} cores; use fewer"
         )
+    if options.cpu_workers is not None and options.cpu_workers > MAX_WORKERS:
+        raise OptionError(f"--cpu-workers: {options.cpu_workers} are asked for; use at most {MAX_WORKERS}")
     default = max(1, min(len(cores) - _OTHER_CORES, _MOST_WORKERS))
     return cores[: default if options.cpu_workers is None else options.cpu_workers]
 

@@ -197,6 +197,14 @@ class LocalReplica:
                 surroundings.device,
                 surroundings.break_even,
             )
+        try:
+            self._start(options, clock_ms, events)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, options: ReplicaOptions, clock_ms: Callable[[], float], events: EventSink) -> None:
+        surroundings = self._surroundings
         base, dtype, device = surroundings.base, surroundings.dtype, surroundings.device
         if base.folder is None or options.weights == "random":
             decoder = random_decoder(base.config, dtype, device, options.seed)
@@ -279,6 +287,9 @@ class LocalReplica:
 
     def close(self) -> None:
         """End its CPU workers; it answers nothing any more."""
+        if self._surroundings.device.type == "cuda":
+            # Steps under way may still read what is shared with them.
+            torch.cuda.synchronize(self._surroundings.device)
         if self._assistant is not None:
             self._assistant.close()
 

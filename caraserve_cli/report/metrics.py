@@ -27,7 +27,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "decode_tokens": "computed of answers after their first tokens, each of which a prompt yields",
         "dropped_tokens": "computed for answers that turned out to have ended, and in no other count",
         "memory_retries": "steps that the device's memory did not hold and that were tried again, smaller",
-        "adapter_load_ms": "on the host, reading and packing included, and of copying to the device, "
+        "adapter_load_ms": "on the host, and of copying to the device, "
         "which goes on beneath the steps that need it",
         "load_ms": "the adapter's way to the device, from when its copying began (that of all adapters that "
         "are copied together) until all of it was there; null where nothing was on its way when the request "

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from caraserve_cli.adapters import copy_lane
 from caraserve_cli.adapters.copy_lane import EmulatedLink, open_lane
 from caraserve_cli.adapters.layer_order import LAYERS_PER_COPY, LayerOrder
 from caraserve_cli.adapters.transfer import LayerCopy, Transfer
 from caraserve_cli.adapters.transfers import Transfers
+from caraserve_kernels.link_clock import MAX_PIECE_NS
 
 CPU = torch.device("cpu")
 
@@ -182,3 +184,17 @@ def test_the_speed_is_that_of_the_link_there_is_now() -> None:
     carry()
     carry()
     assert transfers.bytes_per_ms == pytest.approx(4e6, rel=0.01)
+
+
+def test_a_very_slow_link_carries_large_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes longer than the link's clock counts in one go."""
+    carried: list[float] = []
+    monkeypatch.setattr(
+        copy_lane, "pace", lambda clock, num_bytes, bytes_per_s: carried.append(num_bytes / bytes_per_s)
+    )
+    link = EmulatedLink(torch.zeros(1, dtype=torch.int64), 1e6)
+    link.carry(5_500_000)
+    assert sum(carried) == pytest.approx(5.5)
+    assert max(carried) <= MAX_PIECE_NS / 1e9
+    link.carry(0)
+    assert carried[-1] == 0, "it still comes after what is on its way"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from caraserve_cli.coldstart.assistant import Assistant, AssistedSegment
+from caraserve_cli.coldstart.assistant import Assistant, AssistedSegment, assist_outcome
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.worker_pool import WorkerPool
+from caraserve_cli.step_plan import AssistOutcome
 from caraserve_kernels.host_exchange import MAX_LATE_MS
 from tests.coldstart.worker_pools import open_bench
 
@@ -35,3 +37,14 @@ def test_no_step_is_waited_for_longer_than_a_device_may(monkeypatch: pytest.Monk
         assistance.tell_device()
         assert int(assistant.ops._words[0, 0, 5]) == MAX_LATE_MS * 1000
         assistance.abandon()
+
+
+def test_workers_that_were_given_nothing_have_not_assisted() -> None:
+    """The adapter changes nothing in the layers that are theirs."""
+    with open_bench(1) as bench:
+        assistant = Assistant(bench.memory, bench.pool, torch.device("cpu"))
+        assistant._tables[0] = np.zeros_like(bench.tables[0])
+        assistance = assistant.begin(SEGMENT, 4, 1)
+        assert assistance is not None
+        assert assist_outcome(assistance) is AssistOutcome.NONE
+        assert assist_outcome(None) is AssistOutcome.NONE

@@ -205,3 +205,18 @@ def test_waits_end_with_the_first_token() -> None:
     depot.arrived, now_ms = {0}, 5.0
     assert run_step(scheduler).chunks
     assert cold.timings.load_wait_ms == 0.0
+
+
+def test_what_the_prefix_cache_has_is_not_part_of_a_prompt_to_compute() -> None:
+    scheduler, depot = make(Decision(ColdStart.STREAM))
+    adapter, prompt = make_adapter("a"), list(range(11))
+    for name in ("first", "again"):
+        sequence = add(scheduler, name, 0, max_tokens=1, adapter=adapter, prompt=prompt)
+        sequence.prefix_root = b"a"
+        while scheduler.has_work:
+            plan = run_step(scheduler)
+            depot.arrived |= {op.adapter_slot for op in plan.pool_ops if isinstance(op, AdapterLoad)}
+        scheduler.residency.discard("a")
+    policy = scheduler.cold_starts.policy
+    assert isinstance(policy, Always)
+    assert [each.prompt_tokens for each in policy.arrivals] == [11, 3]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from caraserve_cli.adapters.extents import ALIGNMENT_BYTES as UNIT
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, Completion, Failure, Request, SamplingParams
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.errors import AdapterError
+from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
 from caraserve_cli.step_plan import AdapterLoad, AdapterMove, StepPlan
 from tests.engine.depots import StillDepot
+from tests.engine.test_pipelining import Records
+
+PREFETCH_MS, LOAD_MS = 50.0, 3.0
 
 
 class NotingDepot(StillDepot):
@@ -21,6 +27,10 @@ class NotingDepot(StillDepot):
         self.told: list[str] = []
         self._broken_adapter = broken_adapter
         self._loaded: dict[int, str] = {}
+        self.now_ms = 0.0
+
+    def prefetch(self, adapters: Sequence[str]) -> None:
+        self.now_ms += PREFETCH_MS
 
     def evict(self, adapter_slot: int) -> None:
         self.told.append(f"evict {self._loaded.pop(adapter_slot)}")
@@ -32,6 +42,7 @@ class NotingDepot(StillDepot):
 
     def load(self, load: AdapterLoad) -> None:
         self.told.append(f"load {load.adapter} at {load.offset_bytes // UNIT}")
+        self.now_ms += LOAD_MS
         if load.adapter == self._broken_adapter:
             raise AdapterError(load.adapter, "its files are gone")
         assert load.adapter_slot not in self._loaded
@@ -50,9 +61,11 @@ class FakeRunner:
         return KnownTokens([(chunk, Sampled(7, None)) for chunk in plan.chunks if chunk.yields_token])
 
 
-def start(runner: FakeRunner) -> Engine:
+def start(runner: FakeRunner, events: EventSink | None = None) -> Engine:
     config = EngineConfig(num_kv_blocks=64, adapter_memory_bytes=10 * UNIT, max_context_tokens=64)
-    return Engine(config, runner, frozenset(), lambda _: 0, None, lambda: 0.0, NoEvents())
+    return Engine(
+        config, runner, frozenset(), lambda _: 0, None, lambda: runner.adapters.now_ms, events or NoEvents()
+    )
 
 
 def add(engine: Engine, adapter: str, num_units: int, max_tokens: int) -> None:
@@ -101,3 +114,18 @@ def test_what_failed_to_load_is_not_moved() -> None:
     failed = [name for name, outcome in outcomes.items() if isinstance(outcome, Failure)]
     assert failed == ["new"]
     assert set(outcomes) == {"left", "stays", "new", "newer"}
+
+
+def test_what_was_not_loaded_is_not_counted_and_loading_is_all_that_is_timed() -> None:
+    for broken_adapter, loads in (("", {"stream": 1}), ("a", {})):
+        records = Records()
+        engine = start(FakeRunner(broken_adapter), records)
+        add(engine, "a", 2, max_tokens=2)
+        engine.add_request(
+            Request(id="base", line=1, prompt_token_ids=(3, 4), sampling=SamplingParams(max_tokens=1)), None
+        )
+        while engine.has_work:
+            engine.step()
+        counted = [(step.loads_by_strategy, step.adapter_load_ms) for step in records.steps]
+        assert counted[0] == (loads, LOAD_MS if loads else 0.0)
+        assert all(each == ({}, 0.0) for each in counted[1:])

@@ -178,3 +178,33 @@ def test_a_step_that_found_no_workers_was_not_assisted() -> None:
     (done,) = finish(engine).values()
     assert (done.timings.assisted_ms, done.num_failed_assists, len(done.token_ids)) == (0.0, 0, 2)
     assert records.total("num_assists") == 0
+
+
+class LaterLate(KnownTokens):
+    """In time, and from the second look on late: the step behind has failed meanwhile."""
+
+    num_looks = 0
+
+    @property
+    def assist_outcome(self) -> AssistOutcome:  # type: ignore[override]
+        self.num_looks += 1
+        return AssistOutcome.IN_TIME if self.num_looks == 1 else AssistOutcome.LATE
+
+    @assist_outcome.setter
+    def assist_outcome(self, outcome: AssistOutcome) -> None: ...
+
+
+def test_what_fails_behind_a_step_takes_no_token_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = SlowRunner()
+    engine, records = start(runner, Decision(ColdStart.CPU_ASSIST, cpu_layers=2))
+    launch = runner.launch
+
+    def launch_looked_at(plan: StepPlan) -> KnownTokens:
+        known = launch(plan)
+        return LaterLate(known.sampled()) if any(chunk.cpu_layers for chunk in plan.chunks) else known
+
+    monkeypatch.setattr(runner, "launch", launch_looked_at)
+    add(engine, "cold", "a", max_tokens=3)
+    (done,) = finish(engine).values()
+    assert (len(done.token_ids), done.num_failed_assists) == (3, 0)
+    assert (records.total("num_assists"), records.total("num_failed_assists")) == (1, 0)

@@ -3,12 +3,16 @@ over a link so slow that copies are under way for several steps."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
+from caraserve_cli.engine.gpu_inputs import GpuInputs
 from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet import local
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
@@ -116,3 +120,39 @@ def test_on_a_cpu_nothing_is_copied_or_waited_for(folder: Path, cold_start: Cold
     assert sum(step.stall_ms for step in steps) == 0
     assert sum(step.num_adapter_loads for step in steps) == 1
     assert (sum(step.num_assists for step in steps) > 0) == (cold_start == "cpu-assist")
+
+
+def test_what_a_failed_launch_has_left_is_begun_by_who_waits_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's way. The step that loads the adapter does not fit the memory, and no other step comes."""
+    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    options = ReplicaOptions(
+        base=str(folder / "base"),
+        adapter_roots=(folder / "adapters",),
+        device="cpu",
+        dtype="float32",
+        cold_start="on-demand",
+    )
+    surroundings = Surroundings.prepare(options)
+    replica = LocalReplica(surroundings, options, lambda: 0.0, Steps())
+    surroundings.host_store.release(surroundings.host_store.acquire(COLD).name)
+    replica.submit([request("base", None, 2)])
+    poll(replica, 1)
+    send, num_sends = GpuInputs.send, itertools.count()
+
+    def send_or_fail(self: GpuInputs, *args: Any) -> None:
+        if next(num_sends) == 0:
+            # Whoever was computed beside it has ended meanwhile.
+            for sequence in list(replica._engine.scheduler.running):
+                sequence.max_output_tokens = 1
+            raise torch.OutOfMemoryError
+        send(self, *args)
+
+    monkeypatch.setattr(GpuInputs, "send", send_or_fail)
+    replica.submit([request("cold", COLD, 2)])
+    answers = poll(replica, 1000)
+    assert set(answers) == {"base", "cold"}
+    replica.close()
+    surroundings.host_store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from transformers import AutoModelForCausalLM
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter
 from caraserve_cli.adapters.packing import PaddedForm, UnpaddedForm
+from caraserve_cli.coldstart import worker_pool
 from caraserve_cli.core import BaseShape, ColdStart, Completion, Failure, Request, SamplingParams
-from caraserve_cli.errors import OptionError, RowError, RowErrorCode
+from caraserve_cli.errors import BaseModelError, InputError, OptionError, RowError, RowErrorCode
 from caraserve_cli.fleet import local
+from caraserve_cli.fleet.cold_start import choose_cores
 from caraserve_cli.fleet.local import AdapterSource, LocalReplica, NoEvents, Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from tests.adapters.bad_adapters import edit_config
@@ -223,3 +226,46 @@ def test_a_host_store_of_the_other_form_is_not_taken(options: ReplicaOptions) ->
     padded = dataclasses.replace(options, lora_kernel="bgmv")
     with pytest.raises(ValueError, match="packs for mbgmv, not for bgmv"):
         LocalReplica(Surroundings.prepare(options), padded, lambda: 0.0, NoEvents())
+
+
+def memory_files() -> list[str]:
+    """Of this process, the memory that it shares with CPU workers."""
+    open_files = (os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd))
+    return sorted(path for path in open_files if "caraserve-exchange" in path or "caraserve-tickets" in path)
+
+
+def _is_open(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+@pytest.mark.parametrize("what", ["load_decoder", "Engine"])
+def test_a_replica_that_cannot_be_made_leaves_nothing(
+    what: str, options: ReplicaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise BaseModelError("a shard is missing")
+
+    monkeypatch.setattr(local, what, fail)
+    before = memory_files()
+    with pytest.raises(BaseModelError, match="a shard is missing"):
+        start(dataclasses.replace(options, cold_start="cpu-assist", cpu_workers=1))
+    assert memory_files() == before
+
+
+def test_workers_that_do_not_start_leave_nothing(
+    options: ReplicaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "_START_S", 0.0)
+    before = memory_files()
+    with pytest.raises(InputError, match="no CPU worker started"):
+        start(dataclasses.replace(options, cold_start="cpu-assist", cpu_workers=1))
+    assert memory_files() == before
+
+
+def test_no_more_workers_than_can_work_together(
+    options: ReplicaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(128)))
+    choose_cores(dataclasses.replace(options, cpu_workers=64))
+    with pytest.raises(OptionError, match="--cpu-workers: 65 are asked for; use at most 64"):
+        choose_cores(dataclasses.replace(options, cpu_workers=65))
