@@ -85,14 +85,10 @@ class CpuAssist:
         return Decision(ColdStart.CPU_ASSIST, cpu_layers) if cpu_layers else Decision(ColdStart.STREAM)
 
 
-class Cached:
-    """The ideal to compare with: nothing is cold but what does not fit the device."""
+class Cached(OnDemand):
+    """The ideal to compare with: nothing is cold but what does not fit the device; that comes on demand."""
 
     name: ClassVar[str] = "cached"
-
-    def decide(self, arrival: Arrival) -> Decision:
-        """See `ColdStartPolicy`."""
-        return Decision(ColdStart.ON_DEMAND)
 
 
 class Auto:
@@ -110,7 +106,7 @@ class Auto:
 
 COLD_START_NAMES = tuple(each.name for each in (Auto, Stream, CpuAssist, OnDemand, OnDemandBlocking, Cached))
 
-_WITHOUT_MODEL: dict[str, type[OnDemand | OnDemandBlocking | Stream | Cached]] = {
+_WITHOUT_MODEL: dict[str, type[OnDemand | OnDemandBlocking | Stream]] = {
     each.name: each for each in (OnDemand, OnDemandBlocking, Stream, Cached)
 }
 
