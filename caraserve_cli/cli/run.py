@@ -133,8 +133,11 @@ def _is_utf8(text: str) -> bool:
 def _name_the_job(given: dict[str, Any]) -> None:
     """Fill in the embedded sample where nothing is named, and the output folder."""
     from caraserve_cli.job.sample import find_sample
+    from caraserve_cli.requests.source import check_exists
 
     requests, base = given["requests"], given["base"]
+    if requests is not None:
+        check_exists(requests)
     if requests is None and base is None and not given["adapters"]:
         sample = find_sample()
         given.update(requests=str(sample.requests), base=str(sample.base), adapters=[sample.adapters])

@@ -1,4 +1,4 @@
-"""The only owner of Ctrl-C and SIGTERM. Imports nothing heavy: it listens before anything else is imported."""
+"""The only owner of Ctrl-C and SIGTERM. Imports nothing heavy: it listens before all else is imported."""
 
 from __future__ import annotations
 

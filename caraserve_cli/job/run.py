@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Bounds, Completion
-from caraserve_cli.errors import ExitStatus, InputError
+from caraserve_cli.errors import ExitStatus, InputError, RowErrorCode
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.job.arrival_plan import ArrivalPlan
@@ -87,6 +88,7 @@ class Run:
         self._input_error: InputError | None = None
         self._startup_s = 0.0
         self._starts_with_first = False
+        self._told_of_no_adapters = False
 
     def execute(self) -> RunResult:
         """Answer everything that is not answered yet.
@@ -186,6 +188,7 @@ class Run:
             for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._arrivals else None):
                 if isinstance(item, RejectedRow):
                     self._reject(journal, item)
+                    self._tell_of_no_adapters(item, surroundings.library)
                 else:
                     self._arrivals.add(item)
         if not self._arrivals:
@@ -221,6 +224,16 @@ class Run:
         # What is left of a resumed run comes as it would have, without the wait for what is answered.
         self._clock.start(self._arrivals.next_ms if self._starts_with_first else 0.0)
         return replica
+
+    def _tell_of_no_adapters(self, row: RejectedRow, library: AdapterLibrary) -> None:
+        """Once, if there is no adapter at all, and rows name some."""
+        if self._told_of_no_adapters or len(library) or row.code != RowErrorCode.UNKNOWN_ADAPTER:
+            return
+        self._told_of_no_adapters = True
+        if self._options.replica.adapter_roots:
+            self._on_note("rows name adapters, and the --adapters folders hold none")
+        else:
+            self._on_note("rows name adapters, and there are none; give their folder with --adapters")
 
     def _put_out(self, outcome: Outcome, journal: Journal) -> None:
         if isinstance(outcome, Completion):

@@ -13,8 +13,8 @@ from caraserve_cli.errors import ExitStatus
 
 class StopRequest:
     """At first the work is broken off, by KeyboardInterrupt. That may be swallowed, as in a `__del__` that
-    runs while a library is imported: the wish is noted, and `check` raises again. After `finish_steps` a first
-    wish lets the step under way finish, and a second one ends the process.
+    runs while a library is imported: the wish is noted, and `check` raises again. After `finish_steps` a
+    first wish lets the step under way finish, and a second one ends the process.
 
     Attributes:
         goal: what was not reached if the work was broken off.
