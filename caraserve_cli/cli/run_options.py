@@ -70,7 +70,7 @@ CpuWorkers = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Processes that compute with cold adapters, with cpu-assist. [default: cores less 2, from 1 to 16]",
+        help="Processes that compute with cold adapters (cpu-assist). [default: cores less 2, 1 to 16]",
         rich_help_panel=_COLD,
     ),
 ]
