@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from caraserve_cli.errors import ExitStatus, OptionError, OutputError
+from caraserve_cli.job.stop_request import StopRequest
 
 
 def bench(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Argument(
@@ -33,7 +35,7 @@ def bench(
     """
     if list_recipes and (recipe is not None or json_file is not None):
         raise OptionError("--list: it measures nothing; leave out RECIPE and --json, or --list")
-    raise typer.Exit(_list() if list_recipes else _run(recipe, json_file))
+    raise typer.Exit(_list() if list_recipes else _run(recipe, json_file, context.obj))
 
 
 def _list() -> int:
@@ -47,7 +49,7 @@ def _list() -> int:
     return ExitStatus.OK
 
 
-def _run(name: str | None, json_file: Path | None) -> int:
+def _run(name: str | None, json_file: Path | None, stop: StopRequest) -> int:
     from rich.console import Console
 
     from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
@@ -57,7 +59,14 @@ def _run(name: str | None, json_file: Path | None) -> int:
     recipe = load_any_recipe(find_recipe(DEFAULT_RECIPE if name is None else name))
     if json_file is not None:
         check_writable(json_file)
-    measured = measure_recipe(recipe, _tell)
+    stop.goal = "all was measured"
+
+    def tell(measured: str, repeat: int, repeats: int, gave: str) -> None:
+        stop.check()
+        _tell(measured, repeat, repeats, gave)
+
+    stop.check()
+    measured = measure_recipe(recipe, tell)
     if json_file is not None:
         write_json(json_file, measured.result.as_json())
         for suffix, content in measured.beside.items():

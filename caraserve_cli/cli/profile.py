@@ -10,11 +10,13 @@ import typer
 from caraserve_cli.cli import run_options as o
 from caraserve_cli.cli.bench import check_writable
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.job.stop_request import StopRequest
 
 _REPLICA = ReplicaOptions(base="")  # for its defaults
 
 
 def profile(
+    context: typer.Context,
     base: Annotated[
         str,
         typer.Option(
@@ -45,6 +47,14 @@ def profile(
     from caraserve_cli.perf.profile_store import ProfileStore, default_folder
     from caraserve_cli.report.profile_terminal import render_profile
 
+    stop: StopRequest = context.obj
+    stop.goal = "all was measured"
+
+    def tell(part: str) -> None:
+        """A line a part on stderr, so that a long measurement is seen to move."""
+        stop.check()
+        typer.echo(f"measuring: {part}", err=True)
+
     if json_file is not None:
         check_writable(json_file)
     options = ReplicaOptions(
@@ -58,7 +68,7 @@ def profile(
         cold_start="stream",  # no strategy that would ask for the profile that is being made
         cpu_workers=0,
     )
-    measured = measure_profile(options, code_commit(), _tell)
+    measured = measure_profile(options, code_commit(), tell)
     if json_file is not None:
         try:
             json_file.write_bytes(to_json(measured))
@@ -67,8 +77,3 @@ def profile(
     path = ProfileStore(default_folder()).save(this_machine(measured.measured_on.device), measured)
     Console(soft_wrap=True).print(render_profile(measured))
     typer.echo(f"\nStored: {path}")
-
-
-def _tell(part: str) -> None:
-    """A line a part on stderr, so that a long measurement is seen to move."""
-    typer.echo(f"measuring: {part}", err=True)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,6 +14,7 @@ from caraserve_cli.fleet.options import ReplicaOptions
 
 if TYPE_CHECKING:
     from caraserve_cli.job.options import RunOptions
+    from caraserve_cli.job.stop_request import StopRequest
     from caraserve_cli.requests.row import RowDefaults
 
 _REPLICA = ReplicaOptions(base="")  # for its defaults
@@ -25,6 +22,7 @@ _MAX_INTEGER = 2**63 - 1  # of 64 bits, as JSON's readers and itertools have it
 
 
 def run(
+    context: typer.Context,
     requests: o.Requests = None,
     base: o.Base = None,
     adapters: o.Adapters = None,
@@ -79,7 +77,8 @@ def run(
     of several ranks.
     """
     options = _run_options(dict(locals()))
-    raise typer.Exit(_check(options) if dry_run else _answer(options))
+    wish: StopRequest = context.obj
+    raise typer.Exit(_check(options, wish) if dry_run else _answer(options, wish))
 
 
 def _run_options(given: dict[str, Any]) -> RunOptions:
@@ -134,8 +133,11 @@ def _is_utf8(text: str) -> bool:
 def _name_the_job(given: dict[str, Any]) -> None:
     """Fill in the embedded sample where nothing is named, and the output folder."""
     from caraserve_cli.job.sample import find_sample
+    from caraserve_cli.requests.source import check_exists
 
     requests, base = given["requests"], given["base"]
+    if requests is not None:
+        check_exists(requests)
     if requests is None and base is None and not given["adapters"]:
         sample = find_sample()
         given.update(requests=str(sample.requests), base=str(sample.base), adapters=[sample.adapters])
@@ -181,15 +183,13 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
         raise OptionError(f"--{key.partition('[')[0].replace('_', '-')} {rest}") from None
 
 
-def _answer(options: RunOptions) -> int:
+def _answer(options: RunOptions, stop: StopRequest) -> int:
     from rich.console import Console
 
     from caraserve_cli.cli.progress import RunProgress
     from caraserve_cli.job.run import Run
     from caraserve_cli.report.terminal import render_summary
 
-    stop = threading.Event()
-    _stop_on_interrupt(stop)
     with RunProgress() as progress:
         result = Run(options, progress.update, progress.note, stop).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json", "run.json")
@@ -208,14 +208,16 @@ def _answer(options: RunOptions) -> int:
     return result.exit_status
 
 
-def _check(options: RunOptions) -> int:
+def _check(options: RunOptions, stop: StopRequest) -> int:
     """The dry run: every rejection on stdout as a line of errors.jsonl, the count on stderr."""
     import orjson
 
     from caraserve_cli.job.check import check
 
+    stop.goal = "all was checked"
     num_rows = num_rejected = 0
     for rejected in check(options):
+        stop.check()
         num_rows += 1
         if rejected is not None:
             num_rejected += 1
@@ -228,15 +230,3 @@ def _check(options: RunOptions) -> int:
             typer.echo(orjson.dumps(row))
     typer.echo(f"{num_rows - num_rejected} rows can be answered, {num_rejected} cannot.", err=True)
     return ExitStatus.ROWS_FAILED if num_rejected else ExitStatus.OK
-
-
-def _stop_on_interrupt(stop: threading.Event) -> None:
-    """The first Ctrl-C (or SIGTERM) lets the step under way finish; a second one stops at once."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            sys.exit(ExitStatus.INTERRUPTED)
-        stop.set()
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -59,13 +59,18 @@ LoraKernelName = Annotated[
 ]
 ColdStart = Annotated[
     ColdStartName,
-    typer.Option(help="How an adapter that is not on the device comes to it.", rich_help_panel=_COLD),
+    typer.Option(
+        # `cached` is for benchmarks: it is known, so that its refusal says so.
+        metavar="|".join(name for name in get_args(ColdStartName) if name != "cached"),
+        help="How an adapter that is not on the device comes to it.",
+        rich_help_panel=_COLD,
+    ),
 ]
 CpuWorkers = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Processes that compute with cold adapters, with cpu-assist. [default: the cores less 2]",
+        help="Processes that compute with cold adapters (cpu-assist). [default: cores less 2, 1 to 16]",
         rich_help_panel=_COLD,
     ),
 ]

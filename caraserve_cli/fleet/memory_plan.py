@@ -51,14 +51,15 @@ class MemoryPlan:
     def describe(self) -> str:
         """The plan in one line."""
         return (
-            f"base {_gb(self.base_bytes)}, room for adapters {_gb(self.engine.adapter_memory_bytes)}, "
-            f"KV cache {_gb(self.kv_bytes)} ({self.engine.num_kv_tokens:,} tokens), "
-            f"steps {_gb(self.working_bytes)}; of {_gb(self.total_bytes)}"
+            f"base {_size(self.base_bytes)}, room for adapters {_size(self.engine.adapter_memory_bytes)}, "
+            f"KV cache {_size(self.kv_bytes)} ({self.engine.num_kv_tokens:,} tokens), "
+            f"steps {_size(self.working_bytes)}; of {_size(self.total_bytes)}"
         )
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+def _size(num_bytes: int) -> str:
+    """In GB, or where that would be 0.0, in MB."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 5e7 else f"{num_bytes / 1e6:.3g} MB"
 
 
 def plan_memory(
@@ -77,8 +78,8 @@ def plan_memory(
     left_bytes = total_bytes - base_bytes - working_bytes
     if left_bytes <= 0:
         raise OptionError(
-            f"--base: its weights take {_gb(base_bytes)} and a step {_gb(working_bytes)}, and there are "
-            f"{_gb(total_bytes)}; choose a smaller base or a device with more memory"
+            f"--base: its weights take {_size(base_bytes)} and a step {_size(working_bytes)}, and there are "
+            f"{_size(total_bytes)}; choose a smaller base or a device with more memory"
         )
     adapter_bytes, num_kv_blocks, block_bytes = _share_out(
         options, config, dtype, device, total_bytes, left_bytes
@@ -124,8 +125,8 @@ def _share_out(
         adapter_bytes = min(adapter_bytes, max(1, int(GPU_ADAPTER_SHARE * (left_bytes - kv_bytes))))
     if adapter_bytes + max(kv_bytes, block_bytes) > left_bytes:
         raise OptionError(
-            f"--kv-memory, --adapter-memory: they come to {_gb(kv_bytes)} and {_gb(adapter_bytes)}, and "
-            f"beside base and steps there are {_gb(left_bytes)}; ask for less, or raise --gpu-memory"
+            f"--kv-memory, --adapter-memory: they come to {_size(kv_bytes)} and {_size(adapter_bytes)}, and "
+            f"beside base and steps there are {_size(left_bytes)}; ask for less, or raise --gpu-memory"
         )
     if asked_kv_bytes is None:
         kv_bytes = min(int(kv_share * total_bytes), left_bytes - adapter_bytes, most_kv_bytes)

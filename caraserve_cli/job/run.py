@@ -1,18 +1,18 @@
 """One run: a stream of requests in, answers and a report out.
 
-Knows no terminal: progress goes to a callable, and whoever wants the run to stop sets an event.
+Knows no terminal and no signals: progress goes to a callable, and whoever wants the run to stop asks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Bounds, Completion
-from caraserve_cli.errors import ExitStatus, InputError
+from caraserve_cli.errors import ExitStatus, InputError, RowErrorCode
 from caraserve_cli.fleet.local import LocalReplica, Surroundings
 from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.job.arrival_plan import ArrivalPlan
@@ -23,6 +23,7 @@ from caraserve_cli.job.facts import find_lora_ranks, run_facts
 from caraserve_cli.job.intake import Intake, Prepared
 from caraserve_cli.job.options import RunOptions, updated_manifest
 from caraserve_cli.job.prepare import Preparer
+from caraserve_cli.job.stop_request import StopRequest
 from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.progress_state import ProgressState
 from caraserve_cli.report.run_report import build_report, write_report
@@ -65,7 +66,8 @@ class Run:
         options: what the user asked for.
         on_progress: told after every step.
         on_note: told, in a line, what a user should know before the first answer.
-        stop: set by whoever wants the run to end early; the step under way is finished.
+        stop: asked by whoever wants the run to end early. Start-up is broken off, by KeyboardInterrupt; the
+            step under way is finished.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Run:
         options: RunOptions,
         on_progress: Callable[[ProgressState], None],
         on_note: Callable[[str], None],
-        stop: threading.Event,
+        stop: StopRequest,
     ) -> None:
         self._options = options
         self._on_progress = on_progress
@@ -86,6 +88,7 @@ class Run:
         self._input_error: InputError | None = None
         self._startup_s = 0.0
         self._starts_with_first = False
+        self._told_of_no_adapters = False
 
     def execute(self) -> RunResult:
         """Answer everything that is not answered yet.
@@ -98,6 +101,7 @@ class Run:
         started_s = time.perf_counter()
         options = self._options
         surroundings = Surroundings.prepare(options.replica)
+        self._stop.check()
         plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
         with LineSource(options.requests) as source, self._open_journal(surroundings, plan) as journal:
             earlier = EarlierSessions(journal)
@@ -105,6 +109,7 @@ class Run:
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
             self._startup_s = time.perf_counter() - started_s
             rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals())
+            self._stop.finish_steps()
             self._answer_all(surroundings, source, rows, journal, earlier)
             report = self._report(surroundings, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
@@ -153,7 +158,7 @@ class Run:
             1 if is_pipe else TOKENISED_TOGETHER,
         )
         try:
-            while not self._stop.is_set():
+            while not self._stop.is_asked:
                 self._take_in(intake, surroundings, journal)
                 for outcome in self._replica.poll() if self._replica else ():
                     self._put_out(outcome, journal)
@@ -183,6 +188,7 @@ class Run:
             for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._arrivals else None):
                 if isinstance(item, RejectedRow):
                     self._reject(journal, item)
+                    self._tell_of_no_adapters(item, surroundings.library)
                 else:
                     self._arrivals.add(item)
         if not self._arrivals:
@@ -209,7 +215,8 @@ class Run:
     def _start_replica(self, surroundings: Surroundings) -> LocalReplica:
         """Load the base, only once there is something to answer; then the clock starts."""
         started_s = time.perf_counter()
-        replica = LocalReplica(surroundings, self._options.replica, self._clock, self._summary)
+        with self._stop.breaking_off():
+            replica = LocalReplica(surroundings, self._options.replica, self._clock, self._summary)
         self._startup_s += time.perf_counter() - started_s
         self._on_note(f"{surroundings.device_description}: {surroundings.memory.describe()}")
         if (gbps := self._options.replica.emulate_link_gbps) is not None:
@@ -217,6 +224,16 @@ class Run:
         # What is left of a resumed run comes as it would have, without the wait for what is answered.
         self._clock.start(self._arrivals.next_ms if self._starts_with_first else 0.0)
         return replica
+
+    def _tell_of_no_adapters(self, row: RejectedRow, library: AdapterLibrary) -> None:
+        """Once, if there is no adapter at all, and rows name some."""
+        if self._told_of_no_adapters or len(library) or row.code != RowErrorCode.UNKNOWN_ADAPTER:
+            return
+        self._told_of_no_adapters = True
+        if self._options.replica.adapter_roots:
+            self._on_note("rows name adapters, and the --adapters folders hold none")
+        else:
+            self._on_note("rows name adapters, and there are none; give their folder with --adapters")
 
     def _put_out(self, outcome: Outcome, journal: Journal) -> None:
         if isinstance(outcome, Completion):
@@ -262,7 +279,7 @@ class Run:
             startup_s=self._startup_s,
             duration_s=self._clock.running_ms / 1000.0,
             resumed=resumed,
-            interrupted=self._stop.is_set(),
+            interrupted=self._stop.is_asked,
             num_late=self._arrivals.num_late,
         )
         return build_report(
@@ -270,6 +287,6 @@ class Run:
         )
 
     def _exit_status(self) -> int:
-        if self._stop.is_set():
+        if self._stop.is_asked:
             return ExitStatus.INTERRUPTED
         return ExitStatus.ROWS_FAILED if self._summary.num_failed else ExitStatus.OK

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -122,6 +123,19 @@ class LineSource:
         while line and not line.endswith(b"\n"):
             line = self._reader.readline(_SKIP_CHUNK_BYTES)
         return None
+
+
+def check_exists(source: str) -> None:
+    """Look for the file without opening it, which would wait for whoever writes into a pipe.
+
+    Raises:
+        InputError: it is missing, or of a kind that is not supported.
+    """
+    if source == _STDIN:
+        return
+    _compression(source)
+    if not os.path.lexists(source):
+        raise InputError(f"requests file '{source}' does not exist")
 
 
 class _CountedFile(io.FileIO):

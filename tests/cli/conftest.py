@@ -20,6 +20,7 @@ def caraserve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """`caraserve("run", …)` runs the command and returns how it ended."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back, as the handlers are
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*args: str | Path) -> subprocess.CompletedProcess[str]:

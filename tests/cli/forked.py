@@ -17,7 +17,7 @@ from tests.cli.command import user_environment
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["caraserve_cli.cli.main", "caraserve_cli.cli.progress", "caraserve_cli.job.run"]
+    ["caraserve_cli.cli.app", "caraserve_cli.cli.progress", "caraserve_cli.job.run"]
 )
 
 

@@ -57,6 +57,37 @@ def test_requests_that_cannot_be_read(caraserve: Caraserve, tmp_path: Path, name
     assert not (tmp_path / "out").exists(), "nothing is left behind"
 
 
+def test_a_requests_file_is_looked_for_before_all_else(caraserve: Caraserve) -> None:
+    ended = caraserve("run", "nosuch.jsonl")
+    assert_refused(ended, 1, "requests file 'nosuch.jsonl' does not exist")
+
+
+def test_what_only_benchmarks_do_is_no_choice(caraserve: Caraserve, tmp_path: Path, requests: Path) -> None:
+    told = caraserve("run", "--help").stdout
+    assert "on-demand-blocking" in told
+    assert "cached" not in told
+    ended = caraserve(*JOB, "--cold-start", "cached", "--out", tmp_path / "out", requests)
+    assert_refused(ended, 2, "--cold-start: 'cached'", "`caraserve bench`")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_rows_name_adapters_and_there_are_none(
+    caraserve: Caraserve, tmp_path: Path, requests: Path, given: bool
+) -> None:
+    """It is said once, beside each row's own message."""
+    (tmp_path / "empty").mkdir()
+    folders = ("--adapters", tmp_path / "empty") if given else ()
+    rows = [{"prompt": "a", "adapter": "upper"}] * 2
+    ended = caraserve(*JOB, *folders, "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", rows))
+    assert ended.returncode == 3
+    fragment = "the --adapters folders hold none" if given else "give their folder with --adapters"
+    assert ended.stderr.count(fragment) == 1
+    rows = [{"prompt": "a", "max_tokens": 1}]
+    ended = caraserve(*JOB, *folders, "--out", tmp_path / "base", write_rows(tmp_path / "r.jsonl", rows))
+    assert ended.returncode == 0
+    assert "--adapters" not in ended.stderr
+
+
 def test_a_file_that_is_cut_off_is_answered_as_far_as_it_goes(caraserve: Caraserve, tmp_path: Path) -> None:
     """And the mended file is finished with --resume."""
     lines = "".join(json.dumps({"id": f"{i}", "prompt": "a", "max_tokens": 1}) + "\n" for i in range(2000))
@@ -336,7 +367,7 @@ def test_an_empty_name_is_not_the_current_folder(
     [
         (("bake",), "bake"),
         (("run", "a", "b"), "extra argument"),
-        (("run", "only-requests.jsonl"), "--base: missing"),
+        (("run", str(SAMPLE / "requests.jsonl")), "--base: missing"),
         (("run", "--base", "llama2-7b"), "REQUESTS: missing"),
         (("run", "--base"), "--base"),
     ],

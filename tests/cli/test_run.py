@@ -104,6 +104,17 @@ def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) 
     assert answer["slo_attained"] is True
 
 
+def test_what_an_answer_of_one_token_leaves_out(caraserve: Caraserve, tmp_path: Path) -> None:
+    """No gap between tokens, no metadata; equal lines without an id are two requests."""
+    requests = write_rows(tmp_path / "r.jsonl", [{"prompt": "a", "max_tokens": 1}] * 2)
+    assert caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", requests).returncode == 0
+    answers = rows_by_id(tmp_path / "out" / "outputs.jsonl")
+    assert len(answers) == 2
+    for answer in answers.values():
+        assert answer["tpot_ms"] is None
+        assert "metadata" not in answer
+
+
 @pytest.mark.parametrize("kind", ["gz", "zst"])
 def test_compressed_requests(caraserve: Caraserve, tmp_path: Path, kind: str) -> None:
     """And --limit takes rows from the start."""

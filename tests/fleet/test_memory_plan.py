@@ -60,8 +60,15 @@ def test_what_cannot_be_used_is_not_taken_from_others(config: DecoderConfig) -> 
 
 
 def test_a_pool_that_does_not_fit_is_named(config: DecoderConfig) -> None:
-    with pytest.raises(OptionError, match=r"--adapter-memory: they come to 0.0 GB and 3000.0 GB"):
+    with pytest.raises(OptionError, match=r"--adapter-memory: they come to [0-9.]+ [GM]B and 3000.0 GB"):
         plan_memory(ReplicaOptions(base="", adapter_memory="3000GB"), config, torch.float32, CPU)
+
+
+def test_small_sizes_are_told_in_mb(config: DecoderConfig) -> None:
+    options = ReplicaOptions(base="", kv_memory="2MB", adapter_memory="40KB")
+    told = plan_memory(options, config, torch.float32, CPU).describe()
+    assert "room for adapters 0.04 MB, KV cache 1.97 MB" in told
+    assert "0.0 GB" not in told
 
 
 def test_a_gpus_memory_means_nothing_on_the_cpu(config: DecoderConfig) -> None:
