@@ -19,7 +19,8 @@ _FolderId = tuple[int, int]
 
 
 class AdapterLibrary:
-    """Adapters by name. The name is the folder's path relative to its root, with forward slashes."""
+    """Adapters by name. The name is the folder's path relative to its root, with forward slashes; a root that
+    is an adapter itself goes by its own folder's name."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._folders = {name: folders[name] for name in sorted(folders)}
@@ -31,19 +32,14 @@ class AdapterLibrary:
         """All adapters below `roots`. Hidden folders are left out, links to folders are followed.
 
         Raises:
-            OptionError: a root is no readable folder or an adapter itself, or two adapters share a name.
+            OptionError: a root is no readable folder, or two adapters share a name.
         """
         folders: dict[str, Path] = {}
         for root in roots:
             if not root.is_dir():
                 raise OptionError(f"--adapters: {root} is not a folder")
-            if os.path.lexists(root / CONFIG_NAME):
-                parent = root.resolve().parent
-                raise OptionError(
-                    f"--adapters: {root} is an adapter itself; give its parent folder, {parent}"
-                )
             for folder in _adapter_folders(root):
-                name = folder.relative_to(root).as_posix()
+                name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
                 if name in folders:
                     raise OptionError(
                         f"--adapters: the name '{name}' belongs to both {folders[name]} and {folder}; "
@@ -85,7 +81,7 @@ class AdapterLibrary:
 
 
 def _adapter_folders(root: Path) -> Iterator[Path]:
-    """Folders with an adapter_config.json below `root`, whether they lie in one another or not."""
+    """Folders with an adapter_config.json, `root` included, whether they lie in one another or not."""
     pending: list[tuple[Path, frozenset[_FolderId]]] = [(root, frozenset())]
     while pending:
         folder, ancestors = pending.pop()

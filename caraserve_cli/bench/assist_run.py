@@ -31,7 +31,6 @@ from caraserve_cli.fleet.cold_start import (
 from caraserve_cli.fleet.machine import choose_dtype, describe_device
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.model.resolve import resolve_base
-from caraserve_kernels.host_exchange import MAX_WORKERS
 
 # Told after each case.
 OnCase = Callable[[AssistCaseResult], None]
@@ -109,8 +108,6 @@ def _prepare(recipe: AssistRecipe) -> AssistSetup:
     except OptionError as error:
         said = str(error).replace("--cpu-workers", "'cpu_workers'")
         raise OptionError(f"recipe '{recipe.name}': {said}") from error
-    if len(cores) > MAX_WORKERS:
-        raise OptionError(f"recipe '{recipe.name}': 'cpu_workers' must be at most {MAX_WORKERS}")
     config = resolve_base(recipe.base, "random").config
     dtype = choose_dtype(recipe.dtype, device, config.dtype)
     break_even = find_break_even(options, dtype, device)

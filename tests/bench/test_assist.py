@@ -208,7 +208,9 @@ def test_more_workers_than_an_exchange_has_words_for(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(80)))
     path = write_assist(tmp_path, TINY.replace("cpu_workers = 2", "cpu_workers = 65"))
-    assert_refused(caraserve("bench", path), 2, "recipe 'mine': 'cpu_workers' must be at most 64")
+    assert_refused(
+        caraserve("bench", path), 2, "recipe 'mine': 'cpu_workers': 65 are asked for; use at most 64"
+    )
 
 
 @pytest.mark.parametrize(
