@@ -287,11 +287,13 @@ class LocalReplica:
 
     def close(self) -> None:
         """End its CPU workers; it answers nothing any more."""
-        if self._surroundings.device.type == "cuda":
-            # Steps under way may still read what is shared with them.
-            torch.cuda.synchronize(self._surroundings.device)
-        if self._assistant is not None:
-            self._assistant.close()
+        try:
+            if self._surroundings.device.type == "cuda":
+                # Steps under way may still read what is shared with them.
+                torch.cuda.synchronize(self._surroundings.device)
+        finally:
+            if self._assistant is not None:
+                self._assistant.close()
 
     def check_integrity(self) -> None:
         """For tests, after every step.
