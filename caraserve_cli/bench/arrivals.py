@@ -14,7 +14,8 @@ from caraserve_cli.bench.cold_starts import check_replica, rotated
 from caraserve_cli.bench.engine_runs import run_replicas
 from caraserve_cli.bench.synthetic import random_prompts
 from caraserve_cli.errors import OptionError
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
+from caraserve_cli.fleet.surroundings import Surroundings
 
 # Told after each cell: the case, and what was found.
 OnCell = Callable[[str, CellResult], None]

@@ -16,9 +16,10 @@ from caraserve_cli.adapters.extents import aligned_bytes
 from caraserve_cli.bench.cold_starts import CACHED, STREAM, emulate_link, use_cold_start
 from caraserve_cli.core import Request, SamplingParams
 from caraserve_cli.events import StepRecord
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.arrivals import Arrivals
 from caraserve_cli.job.clock import RunClock
 

@@ -9,7 +9,8 @@ from caraserve_cli.bench.system import CARASERVE, SystemRun
 from caraserve_cli.bench.workload import Workload, replica_options
 from caraserve_cli.core import Failure
 from caraserve_cli.errors import InputError
-from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.clock import RunClock
 
 

@@ -10,9 +10,9 @@ from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.bench.engine_result import CaseRun
 from caraserve_cli.bench.synthetic import adapters_of, make_requests
 from caraserve_cli.core import Completion, Failure, Request
-from caraserve_cli.fleet.local import Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.fleet.surroundings import Surroundings
 
 
 class CaseRunner:

@@ -26,8 +26,8 @@ from caraserve_cli.bench.floor import DeviceSpeed, measure_speed
 from caraserve_cli.bench.peers import OnPeer, measure_peers
 from caraserve_cli.bench.synthetic import SyntheticAdapters, adapters_of
 from caraserve_cli.errors import OptionError
-from caraserve_cli.fleet.local import Surroundings, copies_adapters
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
 
 _PACKAGES = ("torch", "triton", "transformers", "peft")
 

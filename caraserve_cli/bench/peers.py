@@ -11,8 +11,8 @@ from caraserve_cli.bench.engine_result import CaseRun, OnCaseRun, Peer, VllmPeer
 from caraserve_cli.bench.synthetic import request_adapters
 from caraserve_cli.bench.throughput_recipe import ThroughputCase, ThroughputRecipe
 from caraserve_cli.errors import CaraServeError
-from caraserve_cli.fleet.local import Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 
 # Decoding steps of transformers + PEFT that are measured: with 32 adapters each takes about a second.
 _NUM_STEPS = 8

@@ -16,7 +16,8 @@ from caraserve_cli.bench.serving_run import ServingRun
 from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.core import ColdStart, Completion
 from caraserve_cli.errors import OptionError
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
+from caraserve_cli.fleet.surroundings import Surroundings
 
 # Told after each run: the case, the strategy, the repeat (from 1; 0 for a warm-up), and the run.
 OnServingRun = Callable[[str, str, int, ServingRun], None]

@@ -17,7 +17,7 @@ from caraserve_cli.bench.step_recipe import Measure, StepCase, StepRecipe
 from caraserve_cli.bench.step_result import StepResult
 from caraserve_cli.bench.step_times import StepFloors, find_steps, judge_steps
 from caraserve_cli.bench.synthetic import request_adapters
-from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.fleet.surroundings import Surroundings
 
 # Told after each run: the case's name, the repeat (from 1; 0 for a warm-up), and the median time of the
 # steps that it measures, None where there is none.

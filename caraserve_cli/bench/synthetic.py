@@ -20,7 +20,7 @@ from caraserve_cli.adapters.weights import (
 )
 from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.core import FUSED_MODULES, BaseShape, Request, SamplingParams
-from caraserve_cli.fleet.local import AdapterSource
+from caraserve_cli.fleet.surroundings import AdapterSource
 
 _WEIGHT_STD = 0.02
 

@@ -11,7 +11,7 @@ from caraserve_cli.bench.peers import OnPeer, measure_vllm_peers
 from caraserve_cli.bench.synthetic import request_adapters
 from caraserve_cli.bench.throughput_recipe import ThroughputCase, ThroughputRecipe
 from caraserve_cli.bench.throughput_result import CaseResult, ThroughputResult, judge_case
-from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.fleet.surroundings import Surroundings
 
 
 def run_throughput(recipe: ThroughputRecipe, on_run: OnCaseRun, on_peer: OnPeer) -> ThroughputResult:

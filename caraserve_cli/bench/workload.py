@@ -15,8 +15,8 @@ import torch
 from caraserve_cli.bench.recipe import Recipe
 from caraserve_cli.core import Request, SamplingParams
 from caraserve_cli.errors import BaseModelError, InputError, RowError
-from caraserve_cli.fleet.local import Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.prepare import Preparer
 from caraserve_cli.requests.row import RowDefaults
 from caraserve_cli.requests.source import LineSource

@@ -9,6 +9,7 @@ import typer
 
 from caraserve_cli.cli import run_options as o
 from caraserve_cli.cli.bench import check_writable
+from caraserve_cli.errors import OutputError
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.job.stop_request import StopRequest
 
@@ -40,7 +41,6 @@ def profile(
     from rich.console import Console
 
     from caraserve_cli.bench.facts import code_commit
-    from caraserve_cli.errors import OutputError
     from caraserve_cli.fleet.cold_start import this_machine
     from caraserve_cli.fleet.profiling import measure_profile
     from caraserve_cli.perf.profile_json import to_json
@@ -70,10 +70,14 @@ def profile(
     )
     measured = measure_profile(options, code_commit(), tell)
     if json_file is not None:
-        try:
-            json_file.write_bytes(to_json(measured))
-        except OSError as error:
-            raise OutputError(f"--json: '{json_file}' cannot be written: {error.strerror}") from error
+        _write(json_file, to_json(measured))
     path = ProfileStore(default_folder()).save(this_machine(measured.measured_on.device), measured)
     Console(soft_wrap=True).print(render_profile(measured))
     typer.echo(f"\nStored: {path}")
+
+
+def _write(json_file: Path, content: bytes) -> None:
+    try:
+        json_file.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"--json: '{json_file}' cannot be written: {error.strerror}") from error

@@ -91,7 +91,7 @@ class GpuRunner:
     @torch.inference_mode()
     def warm_up(self, used_groups: frozenset[int]) -> None:
         """Compile the kernels and capture the graphs that are missing, so that no request waits for them.
-        Nothing must be under way."""
+        Between two launches: steps under way have what they read."""
         self._pool.used_groups |= used_groups
         self._decode_steps.warm_up(with_lora=bool(used_groups))
         self._chunk_steps.warm_up(with_lora=bool(used_groups))

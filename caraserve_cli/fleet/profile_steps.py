@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from caraserve_cli.core import Failure, Request, SamplingParams
 from caraserve_cli.errors import InputError
 from caraserve_cli.events import StepRecord
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 
 # Tokens of the prefill steps that are measured, as far as the options and the base's context allow.
 PREFILL_TOKENS = (16, 32, 64, 128, 256, 512, 1024)

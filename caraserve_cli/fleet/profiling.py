@@ -14,11 +14,11 @@ import torch
 from caraserve_cli.adapters.packing import fused_groups
 from caraserve_cli.errors import ProfileError
 from caraserve_cli.fleet.cold_start import TOKENS_PER_WORKER, choose_cores, profile_base
-from caraserve_cli.fleet.local import Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_cpu_lora import measure_round_trips
 from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
 from caraserve_cli.fleet.profile_steps import StepProfiler
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.link import LinkModel

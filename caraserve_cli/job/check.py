@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from caraserve_cli.core import Request, RequestRow
 from caraserve_cli.errors import RowError
-from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.job.prepare import Preparer, rejected

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from caraserve_cli import __version__
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.summary import inspect_adapter
-from caraserve_cli.fleet.local import Surroundings
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.report.run_report import RunFacts

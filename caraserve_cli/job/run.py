@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Bounds, Completion
 from caraserve_cli.errors import ExitStatus, InputError, RowErrorCode
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.arrivals import Arrivals
 from caraserve_cli.job.clock import RunClock

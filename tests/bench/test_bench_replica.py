@@ -9,8 +9,8 @@ import pytest
 from caraserve_cli.bench.bench_replica import BenchReplica
 from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters
 from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
-from caraserve_cli.fleet.local import Surroundings
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from tests.cli.command import SAMPLE
 
 ADAPTERS = tuple(SyntheticAdapter(2, ("q_proj",), copy) for copy in range(3))

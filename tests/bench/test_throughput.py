@@ -84,7 +84,7 @@ lora_kernel = "bgmv"
 def like_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters are copied, for the kernels' plain references."""
     monkeypatch.setattr("caraserve_cli.bench.engine_runs.copies_adapters", lambda _: True)
-    monkeypatch.setattr("caraserve_cli.fleet.local.copies_adapters", lambda _: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda _: True)
 
 
 @pytest.mark.usefixtures("like_gpu")

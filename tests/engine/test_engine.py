@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from caraserve_cli.core import Completion, Failure, FinishReason, Request, SamplingParams
-from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.cli.command import SAMPLE
 from tests.fleet.families import VOCAB_SIZE, write_base

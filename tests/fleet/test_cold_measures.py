@@ -14,9 +14,9 @@ import torch
 from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
 from caraserve_cli.engine.gpu_inputs import GpuInputs
 from caraserve_cli.events import StepRecord
-from caraserve_cli.fleet import local
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ColdStartName, ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.clock import RunClock
 from caraserve_cli.report.metrics import RequestMetrics, measure
 from tests.adapters.peft_variants import VARIANTS, write_variant
@@ -88,7 +88,7 @@ def measured(answers: Iterable[Completion]) -> dict[str, RequestMetrics]:
 def test_a_load_is_hidden_or_waited_for(
     folder: Path, cold_start: ColdStartName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     answers, steps = serve(folder, cold_start, is_copied=True)
     metrics = measured(answers.values())
     cold, base, again = metrics["cold"], metrics["base"], metrics["again"]
@@ -126,7 +126,7 @@ def test_what_a_failed_launch_has_left_is_begun_by_who_waits_for_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The GPU's way. The step that loads the adapter does not fit the memory, and no other step comes."""
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     options = ReplicaOptions(
         base=str(folder / "base"),

@@ -17,9 +17,9 @@ from caraserve_cli.core import Completion, FinishReason, Request, SamplingParams
 from caraserve_cli.engine.gpu_runner import GpuRunner
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.engine.stream_mark import StreamMark
-from caraserve_cli.fleet import local
-from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.step_plan import StepPlan
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import VOCAB_SIZE, write_base
@@ -105,7 +105,7 @@ def test_every_answer_is_the_cpus(
     expected, _ = answer(
         folder, requests, random.Random(1), kv_memory="1MB", adapter_memory="10MB", prefix_caching=True
     )
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     actual, num_preemptions = answer(
         folder,
         requests,
@@ -130,7 +130,7 @@ def test_a_step_that_did_not_fit_is_as_if_it_had_not_been(
     chance = random.Random(5)
     requests = make_requests(chance, folder)
     expected, _ = answer(folder, requests, random.Random(1), kv_memory="1MB", adapter_memory="10MB")
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     monkeypatch.setattr(GpuRunner, "_launch", failing(GpuRunner._launch, chance))
     actual, _ = answer(
         folder,

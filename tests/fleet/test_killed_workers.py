@@ -13,9 +13,9 @@ import pytest
 
 from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
 from caraserve_cli.core import Completion
-from caraserve_cli.fleet import local
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import DeviceName, ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from tests.fleet.test_parity import Oracle, Steps
 from tests.fleet.test_partial_assist import ALL_WAYS, AnyOf, oracle
 
@@ -96,5 +96,5 @@ def run_and_kill(oracle: Oracle, device: DeviceName, monkeypatch: pytest.MonkeyP
 
 
 def test_fifty_killed_workers_cost_no_answer(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     run_and_kill(oracle, "cpu", monkeypatch)

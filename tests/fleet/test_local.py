@@ -19,8 +19,9 @@ from caraserve_cli.core import BaseShape, ColdStart, Completion, Failure, Reques
 from caraserve_cli.errors import BaseModelError, InputError, OptionError, RowError, RowErrorCode
 from caraserve_cli.fleet import local
 from caraserve_cli.fleet.cold_start import choose_cores
-from caraserve_cli.fleet.local import AdapterSource, LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import AdapterSource, Surroundings
 from tests.adapters.bad_adapters import edit_config
 from tests.adapters.peft_variants import VARIANTS, Variant, write_variant
 from tests.fleet.families import write_base
@@ -154,7 +155,7 @@ def test_adapters_of_another_source(options: ReplicaOptions) -> None:
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, adapters are copied to a pool."""
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
 
 
 def form_of(surroundings: Surroundings) -> object:

@@ -17,9 +17,9 @@ import pytest
 from caraserve_cli.coldstart import assistant
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.events import StepRecord
-from caraserve_cli.fleet import local
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import DeviceName, ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import FAMILIES, VOCAB_SIZE, peft_answers, write_base
 
@@ -146,7 +146,7 @@ def test_the_gpu_way_on_cpu_tensors(
     oracle: Oracle, lora_kernel: str, chunk: int, adapter_memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The GPU's runner, pool and work lists, a step ahead of its tokens, with plain operators."""
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     answers, steps = answer(
         oracle,
         oracle.requests,
@@ -171,7 +171,7 @@ def test_no_cold_start_changes_an_answer(
 ) -> None:
     """With an adapter pool that is too small, so that most adapters are cold again and again, and with real
     CPU workers, more than this machine may have idle cores for."""
-    monkeypatch.setattr(local, "copies_adapters", lambda device: is_gpu_way)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: is_gpu_way)
     # Patience with workers whose cores others take; what comes too late is `test_partial_assist`'s.
     monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1e6)
     answers, steps = answer(

@@ -19,9 +19,9 @@ from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSeg
 from caraserve_cli.coldstart.assisted_ops import AssistedOps
 from caraserve_cli.coldstart.policy import Arrival, Decision
 from caraserve_cli.core import ColdStart, Completion
-from caraserve_cli.fleet import local
-from caraserve_cli.fleet.local import LocalReplica, Surroundings
+from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.clock import RunClock
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import FAMILIES, peft_answers
@@ -123,7 +123,7 @@ def test_tokens_are_pefts(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(local, "copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     assists = Assists(monkeypatch, fails_every)
     options = ReplicaOptions(
         base=str(oracle.base),

@@ -16,8 +16,9 @@ from torch import Tensor
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.core import Sequence as EngineSequence
 from caraserve_cli.engine import gpu_runner
-from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.model.sampler import choose_tokens
 from tests.cli.command import SAMPLE, rows_by_id, run_caraserve
 from tests.fleet.test_parity import Oracle, answer, assert_same, oracle

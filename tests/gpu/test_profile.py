@@ -10,8 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from caraserve_cli.core import Request, SamplingParams
-from caraserve_cli.fleet.local import LocalReplica, NoEvents, Surroundings
+from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import write_base
 
