@@ -13,6 +13,7 @@ class StepRecord:
 
     `num_dropped_tokens` were computed for answers that turned out to have ended, and are in no other count.
     `num_memory_retries`: how often it was tried in vain, for the device's memory did not hold it.
+    `is_beside`: it was computed beside other steps, whose times overlap its own.
 
     Of adapters: those loaded since the record before are `num_adapter_loads`, in all `adapter_bytes` to be
     copied; `loads_by_strategy` counts them by what `core.ColdStart` calls their way. `num_assists`: chunks of
@@ -42,6 +43,7 @@ class StepRecord:
     num_lost_workers: int = 0
     stall_ms: float = 0.0
     others_stalled_ms: float = 0.0
+    is_beside: bool = False
 
 
 class EventSink(Protocol):

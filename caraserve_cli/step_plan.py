@@ -70,12 +70,14 @@ PoolOp = AdapterEviction | AdapterMove | AdapterLoad
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes. `pool_ops` come before the chunks, one after the other."""
+    """What one step computes. `pool_ops` come before the chunks, one after the other; `beside` are chunks of
+    a step of their own, which is computed beside this one and those after it."""
 
     chunks: tuple[ScheduledChunk, ...]
     pool_ops: tuple[PoolOp, ...] = ()
     num_preempted: int = 0
     num_cached_tokens: int = 0
+    beside: tuple[ScheduledChunk, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -60,6 +60,8 @@ class PackedPool:
             caller expects.
         transfers: of the adapters loaded; `start_copies` opens them, and what reads the adapters waits for
             `gates`.
+        before_moves: called before extents are moved: what reads them elsewhere than on the current stream
+            is waited for there.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class PackedPool:
         self.largest_ranks = np.zeros(max_adapters, dtype=np.int32)
         self.used_groups: frozenset[int] = frozenset()
         self.transfers = Transfers(lane or open_lane(device), shape.num_layers)
+        self.before_moves: Callable[[], None] = lambda: None
         self._layouts: dict[int, AdapterLayout] = {}
         # By slot: what is to be copied in; what is on its way; how long what has come was; from which element
         # to which one it is to be moved.
@@ -128,6 +131,8 @@ class PackedPool:
         if self._loads:
             # Nothing is left of earlier ones, but where a launch has failed: it would be copied over these.
             self.transfers.begin()
+        if self._moves:
+            self.before_moves()
         # Extents only slide down and keep their order: none is moved onto one that is still to be moved.
         for adapter_slot, (source, target) in sorted(self._moves.items(), key=lambda item: item[1]):
             self._slide(adapter_slot, source, target)

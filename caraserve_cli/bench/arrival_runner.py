@@ -104,7 +104,7 @@ class ArrivalRunner:
             self._poll()
 
     def _all_decode(self) -> bool:
-        steps = self._replica.steps
+        steps = [step for step in self._replica.steps if not step.is_beside]
         return bool(steps) and steps[-1].num_decode_tokens == len(self._flock)
 
     def _try(self, strategy: str, prompt: tuple[int, ...]) -> ArrivalRun | None:
@@ -163,6 +163,6 @@ class ArrivalRunner:
 
 def mean_gap_ms(steps: Sequence[StepRecord], from_ms: float, to_ms: float) -> float:
     """Time of the steps that overlap this one, for each of them that gave the others a token."""
-    beside = [step for step in steps if step.start_ms < to_ms and step.end_ms > from_ms]
-    num_gaps = sum(step.num_decode_tokens > 0 for step in beside)
-    return sum(step.end_ms - step.start_ms for step in beside) / max(num_gaps, 1)
+    steps = [step for step in steps if not step.is_beside and step.start_ms < to_ms and step.end_ms > from_ms]
+    num_gaps = sum(step.num_decode_tokens > 0 for step in steps)
+    return sum(step.end_ms - step.start_ms for step in steps) / max(num_gaps, 1)

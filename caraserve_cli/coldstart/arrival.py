@@ -26,6 +26,7 @@ class Arrival:
             with this one's, if it prefills at once too.
         ahead_bytes: of other adapters that are loaded by the same plan and copied before this one.
         link_bytes_per_ms: how fast copies were lately; None where only the profile is known.
+        beside_wait_ms: how long until it could be computed beside the others' steps; None where nothing can.
     """
 
     prompt_tokens: int
@@ -41,6 +42,7 @@ class Arrival:
     together_bytes: int = 0
     ahead_bytes: int = 0
     link_bytes_per_ms: float | None = None
+    beside_wait_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,11 @@ class Decision:
             GPU, each as soon as it has been copied; the copies begin with layer `cpu_layers`.
         hold_ms: the copies begin now, and the request joins no step before this time has passed: the rest of
             the copies then hides under its prefill, and nobody in that step waits for the link.
+        beside_ms: its prompt is computed beside the others' steps, which go on, for about this time; 0 for in
+            a step with them.
     """
 
     how: ColdStart
     cpu_layers: int = 0
     hold_ms: float = 0.0
+    beside_ms: float = 0.0

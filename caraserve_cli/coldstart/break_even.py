@@ -3,19 +3,20 @@
 Pure: a machine's profile and an arrival's facts in, predictions out; tens of microseconds for one arrival.
 
 Which way wins (`best`). A cold start must delay neither its own first token nor the others' next ones, and
-often cannot have both: what is smallest is the sum of its TTFT and half of what all the others lose together.
-Without others, TTFT alone counts.
+often cannot have both: what is smallest is the sum of its TTFT and seven tenths of what all the others lose
+together. Without others, TTFT alone counts.
 
 The ways differ in how many leading layers CPU workers compute, and in whether the request prefills at once
-or is held until the rest of its copies hides under its prefill (`Decision.hold_ms`): that delays nobody, and
-its own TTFT is the same as if it had waited for the link. Layers are given to CPU workers in the pieces in
-which steps are computed (`transfer.LayerOrder`).
+in the batch; or beside it, so that nobody waits for its copies or its CPU workers, and the base's weights are
+read once more (`Decision.beside_ms`); or is held until the rest of its copies hides under its prefill
+(`Decision.hold_ms`): that delays nobody, and its own TTFT is the same as if it had waited for the link.
+Layers are given to CPU workers in the pieces in which steps are computed (`transfer.LayerOrder`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from caraserve_cli.adapters.layer_order import LayerOrder
@@ -27,11 +28,13 @@ from caraserve_cli.perf.cpu_ops import cpu_ops_ms
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.profile import MachineProfile
 
-# What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. In a queue
-# simulated with an H100's profile (9 cold arrivals a second, 16 tokens, rank 64, a link of 3 GB/s) on-demand
-# gives 80 ms to the first token; with 1.0 / 0.5 / 0.25 here it was 60 / 51 / 37 ms on average, and the
-# latency of all 2.4 / 3.9 / 8.1% above on-demand's.
-_OTHERS_SHARE = 0.5
+# What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. H100, Llama-2-7B's
+# shape, 9 cold arrivals a second, 16 tokens, rank 64, a link of 3 GB/s emulated, mean TTFT / latency in ms:
+# on-demand 80 / 830; with 0.5 / 1.0 here 50 / 852 and 57 / 837.
+_OTHERS_SHARE = 0.7
+# How much longer the base takes for a prompt beside steps that decode: both read all of its weights. Chosen,
+# not measured.
+_SHARED_GPU = 2.0
 # Costs that differ by less are equal: a measured model does not know better.
 _EQUAL_COST = 1.01
 
@@ -54,8 +57,9 @@ class Prediction:
     complete_ms: float
 
 
-def _decision(cpu_layers: int, hold_ms: float) -> Decision:
-    return Decision(ColdStart.CPU_ASSIST if cpu_layers else ColdStart.STREAM, cpu_layers, hold_ms)
+def _decision(cpu_layers: int, hold_ms: float = 0.0, beside_ms: float = 0.0) -> Decision:
+    how = ColdStart.CPU_ASSIST if cpu_layers else ColdStart.STREAM
+    return Decision(how, cpu_layers, hold_ms, beside_ms)
 
 
 @cache
@@ -80,15 +84,23 @@ class BreakEven:
         """Of the same machine with its link slowed down to `link_gbps` GB/s."""
         return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens)
 
-    def race(self, arrival: Arrival, *, in_turn: bool = False) -> LayerRace:
-        """The times of an arrival's first step and of its copies; `in_turn`, if all of its adapter comes
-        after what the plan loads before it, and not layer by layer together with that."""
+    def race(self, arrival: Arrival, *, in_turn: bool = False, beside: bool = False) -> LayerRace:
+        """The times of an arrival's first step and of its copies.
+
+        Args:
+            arrival: its facts.
+            in_turn: all of its adapter comes after what the plan loads before it, and not layer by layer
+                together with that.
+            beside: its prompt is computed beside the batch.
+        """
         profile, link = self.profile, self.profile.link
         together_bytes, ahead_bytes = arrival.together_bytes, arrival.ahead_bytes
         if in_turn:
             together_bytes, ahead_bytes = 0, ahead_bytes + together_bytes
         num_tokens = self._first_tokens(arrival)
-        step_ms = profile.prefill.step_ms(num_tokens + arrival.batch_tokens)
+        step_ms = profile.prefill.step_ms(num_tokens + (0 if beside else arrival.batch_tokens))
+        if beside and arrival.num_decoding:
+            step_ms *= _SHARED_GPU
         gpu_layer_ms = step_ms / arrival.num_layers
         layer_bytes = (arrival.adapter_bytes + together_bytes) / arrival.num_layers
         ops = self._ops(arrival)
@@ -117,6 +129,12 @@ class BreakEven:
             ways.append(self._at_once(arrival, together, later_ms, cpu_layers))
             if arrival.num_decoding and (held := self._held(arrival, in_turn, later_ms, cpu_layers)):
                 ways.append(held)
+        if arrival.num_decoding and arrival.beside_wait_ms is not None:
+            apart = self.race(arrival, beside=True)
+            ways += [
+                self._beside(arrival, apart, later_ms, cpu_layers)
+                for cpu_layers in (0, *self._cpu_layers(arrival, apart))
+            ]
         ways.append(self._on_demand(arrival, in_turn, later_ms))
         return ways
 
@@ -150,7 +168,7 @@ class BreakEven:
     def _at_once(self, arrival: Arrival, race: LayerRace, later_ms: float, cpu_layers: int) -> Prediction:
         ttft_ms = race.prefill_ms(cpu_layers) + later_ms
         return Prediction(
-            _decision(cpu_layers, hold_ms=0.0),
+            _decision(cpu_layers),
             ttft_ms,
             race.stall_ms(cpu_layers),
             self._complete_ms(arrival, race, cpu_layers, ttft_ms),
@@ -167,9 +185,25 @@ class BreakEven:
         off_ms, computing_ms = boundary_ms / 4, race.computing_ms(cpu_layers)
         ttft_ms = race.hold_ms(cpu_layers) + computing_ms + off_ms + later_ms
         return Prediction(
-            _decision(cpu_layers, hold_ms),
+            _decision(cpu_layers, hold_ms=hold_ms),
             ttft_ms,
             computing_ms - race.num_layers * race.gpu_layer_ms + off_ms,
+            self._complete_ms(arrival, race, cpu_layers, ttft_ms),
+        )
+
+    def _beside(self, arrival: Arrival, race: LayerRace, later_ms: float, cpu_layers: int) -> Prediction:
+        """What comes while the step beside waits for its turn is there when it begins. Others lose what the
+        GPU needs for a pass of its own, beyond what the prompt would have added to theirs."""
+        wait_ms, step_ms = arrival.beside_wait_ms or 0.0, self.profile.prefill.step_ms
+        begun = replace(race, copies_begin_ms=race.copies_begin_ms - wait_ms)
+        beside_ms, num_tokens = begun.prefill_ms(cpu_layers), self._first_tokens(arrival)
+        added_ms = step_ms(num_tokens + arrival.batch_tokens) - self._ahead_ms(arrival)
+        # That it has ended is seen between two of the others' steps.
+        ttft_ms = wait_ms + beside_ms + self._boundary_ms(arrival) + later_ms
+        return Prediction(
+            _decision(cpu_layers, beside_ms=beside_ms),
+            ttft_ms,
+            max(0.0, step_ms(num_tokens) - max(0.0, added_ms)),
             self._complete_ms(arrival, race, cpu_layers, ttft_ms),
         )
 

@@ -8,6 +8,7 @@ the host is fast enough, and those with rotary frequencies of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,12 +24,7 @@ from caraserve_cli.engine.gpu_parts import GpuParts, write_work
 from caraserve_cli.engine.pool_lora import LoraWay, PoolLora, align_work
 from caraserve_cli.engine.step_batch import StepBatch
 from caraserve_cli.engine.step_graphs import StepGraphs
-from caraserve_cli.engine.step_sizes import (
-    MAX_ASSISTED_TOKENS,
-    MAX_CHUNK_TOKENS,
-    chunk_size,
-    chunk_sizes,
-)
+from caraserve_cli.engine.step_sizes import MAX_ASSISTED_TOKENS
 from caraserve_cli.model.contexts import LoraContext, NoLora
 from caraserve_cli.model.decoder import ResidualStream
 from caraserve_cli.model.triton_attention import ChunkAttention
@@ -75,16 +71,25 @@ class ChunkSteps:
     Args:
         parts: of the runner.
         assistant: CPU workers that compute with cold adapters; None where there are none.
+        max_tokens: of a step.
+        sizes: to which steps are padded that have graphs, in ascending order.
+        stream: on which they are launched, if at the same time as others.
 
     Attributes:
         assistance: of CPU workers in the step that was launched last; None for none.
     """
 
-    def __init__(self, parts: GpuParts, assistant: Assistant | None) -> None:
-        self._parts, self._assistant = parts, assistant
+    def __init__(
+        self,
+        parts: GpuParts,
+        assistant: Assistant | None,
+        max_tokens: int,
+        sizes: SequenceOf[int],
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
+        self._parts, self._assistant, self._sizes = parts, assistant, sizes
         self.assistance: Assistance | None = None
         config, shape, device = parts.config, parts.decoder.config.shape, parts.device
-        max_tokens = config.max_batch_tokens
         capacity = PoolLora.work_capacity(max_tokens, config.max_running, decoding=False)
         # In a step that is assisted there are lists of all adapters, and from here on of those that are not.
         self._early_work = align_work(capacity)
@@ -95,17 +100,15 @@ class ChunkSteps:
         ends = [end for _, end in LayerOrder().groups(shape.num_layers)]
         self._pieces = [range(first, end) for first, end in pairwise((0, *ends))]
         self._residual, self._handed = (
-            torch.empty(
-                min(max_tokens, MAX_CHUNK_TOKENS), shape.hidden_size, dtype=parts.decoder.dtype, device=device
-            )
+            torch.empty(sizes[-1], shape.hidden_size, dtype=parts.decoder.dtype, device=device)
             for _ in range(2)
         )
-        self._graphs = StepGraphs(self._compute, len(self._pieces), device)
+        self._graphs = StepGraphs(self._compute, len(self._pieces), device, stream)
 
     def warm_up(self, *, with_lora: bool) -> None:
         """Compile the kernels and capture the graphs that are missing."""
         self._inputs.clear()
-        for size in chunk_sizes(self._parts.config.max_batch_tokens):
+        for size in self._sizes:
             self._graphs.prepare(size, None)
             if with_lora:
                 self._prepare(size)
@@ -121,7 +124,7 @@ class ChunkSteps:
         """Queue a step; its logits [yielding chunks, vocabulary]. `variants` are each token's rotary
         frequencies in host memory, None for the base's."""
         decoder = self._parts.decoder
-        size = chunk_size(batch.num_tokens, self._parts.config.max_batch_tokens)
+        size = next((size for size in self._sizes if size >= batch.num_tokens), None)
         if variants is not None or (batch.cpu_layers and size is not None and size > MAX_ASSISTED_TOKENS):
             size = None
         self.assistance = self._assist(batch, size)
@@ -172,7 +175,7 @@ class ChunkSteps:
             tiling.query_tokens(self._group),
         )
         # A graph is for as many tiles as tokens: there are never more.
-        tiles += [(-1, 0)] * (num_tokens - len(tiles) if num_tokens <= MAX_CHUNK_TOKENS else 0)
+        tiles += [(-1, 0)] * (num_tokens - len(tiles) if num_tokens <= self._sizes[-1] else 0)
         self._inputs.send(batch, num_tokens - batch.num_tokens, np.array(tiles, np.int32), num_work)
         pool = self._parts.pool
         pool.start_copies()

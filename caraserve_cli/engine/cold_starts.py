@@ -6,14 +6,16 @@ policy decides, and the runner, behind `AdapterSupply`, knows what has arrived. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from caraserve_cli.coldstart.policy import Arrival, ColdStartPolicy, Decision, Stream
 from caraserve_cli.core import AdapterInfo, ColdStart, LoadTime, Sequence
+from caraserve_cli.engine.beside_lane import BesideLane
 from caraserve_cli.engine.plan_waits import PlanWaits
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.step_plan import ScheduledChunk
 
 
 class AdapterSupply(Protocol):
@@ -52,6 +54,9 @@ class AdapterSupply(Protocol):
     def link_bytes_per_ms(self) -> float | None:
         """How fast copies were lately; None where none has told."""
         ...
+
+
+_IN_PLACE = Decision(ColdStart.RESIDENT)
 
 
 class InPlace:
@@ -101,12 +106,14 @@ class ColdStarts:
         supply: where adapters are.
         policy: decides how an adapter that has no place there yet comes to it.
         waits: who was passed over by the last plan.
+        lane: room beside the replica's steps.
     """
 
     def __init__(self, residency: AdapterResidency, num_layers: int, clock_ms: Callable[[], float]) -> None:
         self.supply: AdapterSupply = InPlace()
         self.policy: ColdStartPolicy = Stream()
         self.waits = PlanWaits()
+        self.lane = BesideLane()
         self._residency, self._num_layers, self._clock_ms = residency, num_layers, clock_ms
         self._under_way: dict[str, _UnderWay] = {}
         # Of the loads of the plan in the making: those copied together, and those copied one after the other.
@@ -173,6 +180,7 @@ class ColdStarts:
                 together_bytes=self._together_bytes,
                 ahead_bytes=self._ahead_bytes,
                 link_bytes_per_ms=self.supply.link_bytes_per_ms,
+                beside_wait_ms=self.lane.wait_ms(self._clock_ms()),
             )
         )
 
@@ -208,8 +216,12 @@ class ColdStarts:
         # Beside the copies, CPU workers compute prompts only.
         return not decision.cpu_layers or sequence.num_computed_tokens < sequence.num_prompt_tokens
 
-    def cpu_layers(self, sequence: Sequence) -> int:
-        """The leading layers of a chunk that CPU workers compute."""
+    def way(self, sequence: Sequence) -> Decision:
+        """How the adapter comes to the device with which the next chunk of a sequence is computed."""
         adapter = sequence.request.adapter
         under_way = None if adapter is None else self._under_way.get(adapter)
-        return 0 if under_way is None else under_way.decision.cpu_layers
+        return _IN_PLACE if under_way is None else under_way.decision
+
+    def note_beside(self, chunks: Iterable[ScheduledChunk]) -> None:
+        """These were begun beside the replica's steps."""
+        self.lane.take(self._clock_ms() + max(self.way(chunk.sequence).beside_ms for chunk in chunks))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from hashlib import blake2b
 from typing import Protocol
 
@@ -26,25 +27,38 @@ from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt
-from caraserve_cli.engine.steps_under_way import StepResult, StepsUnderWay
+from caraserve_cli.engine.steps_under_way import BesideResult, StepResult, StepsUnderWay
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
-from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, StepPlan
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, ScheduledChunk, StepPlan
 
 
 class Runner(Protocol):
     """What the engine needs of a model runner.
 
     `max_in_flight`: plans that may be under way at once; with more than 1 the runner feeds a sequence's
-    pending token to its next step by itself. `adapters`: those it computes with.
+    pending token to its next step by itself. `max_beside_tokens`: of a step beside the others, 0 where it
+    computes none. `adapters`: those it computes with.
     """
 
     @property
     def max_in_flight(self) -> int: ...
 
     @property
+    def max_beside_tokens(self) -> int: ...
+
+    @property
     def adapters(self) -> AdapterDepot: ...
+
+    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> BesideResult:
+        """Start computing chunks, none of which has a token under way, beside the plans launched before and
+        after; no other such step must be under way.
+
+        Raises:
+            DeviceMemoryError: as `launch`.
+        """
+        ...
 
     def launch(self, plan: StepPlan) -> StepResult:
         """Start computing a plan. Plans are computed in the order of their launches.
@@ -94,6 +108,7 @@ class Engine:
         self.config = config
         self.scheduler = Scheduler(config, clock_ms, num_layers)
         self.scheduler.cold_starts.supply = runner.adapters
+        self.scheduler.cold_starts.lane.max_tokens = runner.max_beside_tokens
         self._runner = runner
         self._eos_token_ids = eos_token_ids
         self._rope_variant = rope_variant
@@ -138,7 +153,7 @@ class Engine:
         computed. An answer that turns out to have ended there is then given one token too many, and it is
         dropped.
         """
-        outcomes: list[Completion | Failure] = []
+        outcomes: list[Completion | Failure] = [*self._steps.take_beside()]
         if self.scheduler.is_tight:
             # The steps under way may end sequences and free what would be taken from others.
             outcomes += self._steps.take(most_left=0)
@@ -149,6 +164,8 @@ class Engine:
         plan, failures = self._move_adapters(plan)
         most_in_flight = 0
         self._steps.loads.note(plan, self._clock_ms() - planned_ms)
+        if plan.beside:
+            self._launch_beside(plan.beside, start_ms)
         if plan.chunks:
             self._attempts.append(Attempt(plan, start_ms))
             if result := self._launch(plan):
@@ -157,12 +174,13 @@ class Engine:
                 self.scheduler.commit(plan)
                 in_lockstep = any(needs_lockstep(c.sequence.request.sampling) for c in plan.chunks)
                 most_in_flight = 0 if in_lockstep else self._runner.max_in_flight - 1
-        elif plan.pool_ops:
+        elif plan.pool_ops and not plan.beside:
             self._runner.adapters.begin_copies()
         elif not self._steps and not failures and self.scheduler.has_work:
             self._runner.adapters.wait()
         outcomes += failures
         outcomes += self._steps.take(most_in_flight)
+        outcomes += self._steps.take_beside()
         if not self.scheduler.has_work:
             outcomes += self._steps.take(most_left=0)  # tokens too many, of answers that have ended
         return outcomes
@@ -180,6 +198,21 @@ class Engine:
             if not self.scheduler.halve_batch():
                 raise
             return None
+
+    def _launch_beside(self, chunks: tuple[ScheduledChunk, ...], start_ms: float) -> None:
+        """Start a step beside the others; where it does not fit the device, it is planned again.
+
+        Raises:
+            DeviceMemoryError: it cannot be smaller.
+        """
+        try:
+            result = self._runner.launch_beside(chunks)
+        except DeviceMemoryError:
+            if not self.scheduler.halve_batch():
+                raise
+            return
+        self._steps.add_beside(StepPlan(chunks), start_ms, result)
+        self.scheduler.commit_beside(chunks)
 
     def _prefix_root(self, request: Request, adapter: AdapterInfo | None) -> bytes:
         """Equal only where equal tokens have equal keys and values: same adapter, same frequencies."""
@@ -205,13 +238,16 @@ class Engine:
                     self._runner.adapters.evict(op.adapter_slot)
         if failures:
             failed = {failure.request.id for failure in failures}
-            chunks = tuple(c for c in plan.chunks if c.sequence.request.id not in failed)
+            chunks, beside = (
+                tuple(chunk for chunk in planned if chunk.sequence.request.id not in failed)
+                for planned in (plan.chunks, plan.beside)
+            )
             pool_ops = tuple(
                 op
                 for op in plan.pool_ops
                 if not (isinstance(op, AdapterLoad) and op.adapter_slot in empty_slots)
             )
-            plan = dataclasses.replace(plan, chunks=chunks, pool_ops=pool_ops)
+            plan = dataclasses.replace(plan, chunks=chunks, beside=beside, pool_ops=pool_ops)
         return plan, failures
 
     def _fail_users(self, adapter: str, message: str) -> list[Failure]:

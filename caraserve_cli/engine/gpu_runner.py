@@ -22,12 +22,15 @@ from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.coldstart.assistant import Assistant, assist_outcome
 from caraserve_cli.config import EngineConfig
+from caraserve_cli.engine.beside_steps import BesideSteps
 from caraserve_cli.engine.chunk_steps import ChunkSteps
 from caraserve_cli.engine.decode_steps import DecodeSteps
 from caraserve_cli.engine.gpu_adapters import GpuAdapters
 from caraserve_cli.engine.gpu_parts import GpuParts
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.engine.step_batch import StepBatch
+from caraserve_cli.engine.step_sizes import chunk_sizes
+from caraserve_cli.engine.steps_under_way import BesideResult
 from caraserve_cli.engine.tokens_under_way import TokensUnderWay
 from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.model.attention import KvCache
@@ -86,15 +89,26 @@ class GpuRunner:
         self._feed_row_of: dict[int, int] = {}
         self.adapters = GpuAdapters(host_store, self._pool, assistant)
         self._decode_steps = DecodeSteps(parts, self.adapters)
-        self._chunk_steps = ChunkSteps(parts, assistant)
+        max_tokens = config.max_batch_tokens
+        self._chunk_steps = ChunkSteps(parts, assistant, max_tokens, chunk_sizes(max_tokens))
+        self._beside_steps = BesideSteps(parts, assistant)
+        self._pool.before_moves = self._beside_steps.come_after
 
     @torch.inference_mode()
-    def warm_up(self, used_groups: frozenset[int]) -> None:
-        """Compile the kernels and capture the graphs that are missing, so that no request waits for them.
-        Between two launches: steps under way have what they read."""
+    def warm_up(self, used_groups: frozenset[int], *, beside: bool = False) -> None:
+        """Compile the kernels and capture the graphs that are missing, so that no request waits for them;
+        those of steps `beside` others too. Between two launches: steps under way have what they read. None
+        must be under way beside the others."""
         self._pool.used_groups |= used_groups
         self._decode_steps.warm_up(with_lora=bool(used_groups))
         self._chunk_steps.warm_up(with_lora=bool(used_groups))
+        if beside:
+            self._beside_steps.warm_up(with_lora=bool(used_groups))
+
+    @property
+    def max_beside_tokens(self) -> int:
+        """See `Runner`."""
+        return self._beside_steps.max_tokens
 
     def launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
         """Queue a plan's computation.
@@ -106,12 +120,15 @@ class GpuRunner:
             return self._launch(plan)
         if self._chunk_steps.assistance is not None:
             self._chunk_steps.assistance.abandon()
-        # Only here, where no traceback holds the step's tensors any more.
-        torch.cuda.empty_cache()
-        raise DeviceMemoryError(
-            f"the GPU's memory does not hold a step of {plan.num_tokens} tokens; "
-            "lower --gpu-memory, so that more is left for steps"
-        )
+        raise _out_of_memory(plan.num_tokens)
+
+    @torch.inference_mode()
+    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> BesideResult:
+        """See `Runner`."""
+        batch = StepBatch.build(chunks, self._config.kv_block_tokens, {})
+        with suppress(torch.OutOfMemoryError):
+            return self._beside_steps.launch(batch, self._rope_variants(batch))
+        raise _out_of_memory(batch.num_tokens)
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
@@ -155,6 +172,15 @@ class GpuRunner:
         if all(variant == BASE_VARIANT for variant in of_chunk):
             return None
         return torch.from_numpy(np.repeat(of_chunk, np.diff(batch.first_tokens)))
+
+
+def _out_of_memory(num_tokens: int) -> DeviceMemoryError:
+    """To be made where no traceback holds the step's tensors any more."""
+    torch.cuda.empty_cache()
+    return DeviceMemoryError(
+        f"the GPU's memory does not hold a step of {num_tokens} tokens; "
+        "lower --gpu-memory, so that more is left for steps"
+    )
 
 
 def _num_sms(device: torch.device) -> int:

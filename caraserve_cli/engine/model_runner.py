@@ -6,6 +6,7 @@ Knows no queues, no admission and no requests' text.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ class ModelRunner:
 
     # A step is computed when `launch` returns.
     max_in_flight = 1
+    max_beside_tokens = 0
 
     def __init__(
         self,
@@ -88,6 +90,10 @@ class ModelRunner:
         logits = self._decoder.logits(hidden.index_select(0, self._tensor(last_tokens))).float()
         sampled = sample(logits, [c.sequence for c in yielding])
         return KnownTokens(list(zip(yielding, sampled, strict=True)), outcome=outcome)
+
+    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> NoReturn:
+        """See `Runner`: nothing is computed beside what is computed at once."""
+        raise NotImplementedError
 
     def _forward(self, chunks: SequenceOf[ScheduledChunk], lora: LoraContext) -> Tensor:
         """Hidden states [tokens, hidden] of all chunks, side by side."""

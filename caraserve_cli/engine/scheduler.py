@@ -20,6 +20,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 
 from caraserve_cli.coldstart.policy import Decision
 from caraserve_cli.config import EngineConfig
@@ -84,7 +85,10 @@ class Scheduler:
         """Choose the chunks of the next step. Empty when nothing can be computed before a token under way is
         known, or an adapter has arrived."""
         self.cold_starts.begin_plan()
-        draft = PlanDraft(self._batch_limit.num_tokens, self.cold_starts.supply.most_assisted_tokens)
+        cold_starts = self.cold_starts
+        # CPU workers may be at work for the step that is beside this one.
+        assisted_tokens = 0 if cold_starts.lane.is_taken else cold_starts.supply.most_assisted_tokens
+        draft = PlanDraft(self._batch_limit.num_tokens, assisted_tokens, cold_starts.lane.free_tokens)
         self._plan_running(draft)
         if not draft.num_preempted:
             self._plan_waiting(draft)
@@ -108,8 +112,7 @@ class Scheduler:
         self._batch_limit.note_step()
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-            sequence.num_pending_tokens += chunk.yields_token
+            self._book(chunk)
             sequence.is_unchecked = chunk.cpu_layers > 0
             if sequence.is_unchecked:
                 continue  # it holds all until it is known that it need not be computed again
@@ -120,9 +123,17 @@ class Scheduler:
                 sequence.status = SequenceStatus.ENDING
                 self.ending.add(sequence)
 
+    def commit_beside(self, chunks: SequenceOf[ScheduledChunk]) -> None:
+        """Book the tokens of chunks that are under way beside the steps: no step comes after them before they
+        were checked, and until then they hold all that they have."""
+        self.cold_starts.note_beside(chunks)
+        for chunk in chunks:
+            self._book(chunk)
+            chunk.sequence.is_unchecked = True
+
     def check(self, chunk: ScheduledChunk, *, in_time: bool) -> None:
-        """Whether what CPU workers were to compute of a chunk under way came in time; if not, it is computed
-        again when the adapter has arrived, and its token is void."""
+        """A chunk was computed beside the steps, or CPU workers had a part in it, and that came in time; if
+        not, it is computed again when the adapter has arrived, and its token is void."""
         sequence = chunk.sequence
         if not sequence.is_unchecked:
             return
@@ -156,6 +167,10 @@ class Scheduler:
         """Every sequence that runs or waits and asked for `adapter`."""
         return [s for s in (*self.running, *self.waiting) if s.request.adapter == adapter]
 
+    def _book(self, chunk: ScheduledChunk) -> None:
+        chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+        chunk.sequence.num_pending_tokens += chunk.yields_token
+
     # Running sequences
 
     def _plan_running(self, draft: PlanDraft) -> None:
@@ -167,7 +182,8 @@ class Scheduler:
                 index += 1
                 continue
             num_tokens = self._chunk_tokens(sequence, draft)
-            if not num_tokens:  # CPU workers have enough for one step
+            if not num_tokens:  # there is enough for CPU workers, or beside the step
+                self.cold_starts.waits.note(sequence, WaitFor.COPIES)
                 index += 1
                 continue
             if not self._extend(sequence, num_tokens, draft):
@@ -176,10 +192,11 @@ class Scheduler:
             index += 1
 
     def _extend(self, sequence: Sequence, num_tokens: int, draft: PlanDraft) -> bool:
-        """Give `sequence` the blocks for its chunk, preempting the youngest; False if it was itself."""
+        """Give `sequence` the blocks for its chunk, preempting the youngest; False if it was itself. Whoever
+        is computed beside the steps is still writing to its blocks."""
         num_missing = self._holdings.num_missing_blocks(sequence, num_tokens)
         while num_missing > self.blocks.num_free:
-            victim = self.running[-1]
+            victim = next(each for each in reversed(self.running) if not each.is_unchecked)
             self._preempt(victim)
             draft.num_preempted += 1
             if victim is sequence:
@@ -209,7 +226,7 @@ class Scheduler:
             decision = self._decide(sequence, draft)
             if decision is None or self._waits_for_copies(sequence, decision, draft):
                 continue
-            if not draft.most_tokens(decision.cpu_layers):
+            if not draft.most_tokens(decision):
                 continue
             if not self._admit(sequence, decision, draft):
                 return
@@ -250,9 +267,10 @@ class Scheduler:
     def _waits_for_copies(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
         """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with
         this plan at the latest."""
-        if decision.how is ColdStart.ON_DEMAND or decision.hold_ms:
+        waits_for_lane = decision.beside_ms > 0 and not draft.beside_tokens
+        if decision.how is ColdStart.ON_DEMAND or decision.hold_ms or waits_for_lane:
             self._acquire_adapter(sequence, decision, draft)
-        if sequence.adapter_slot is None or self.cold_starts.may_compute(sequence):
+        if not waits_for_lane and (sequence.adapter_slot is None or self.cold_starts.may_compute(sequence)):
             return False
         self.cold_starts.waits.note(sequence, WaitFor.COPIES)
         return True
@@ -311,14 +329,14 @@ class Scheduler:
 
     def _chunk_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
         num_left = sequence.num_tokens - sequence.num_computed_tokens
-        most_tokens = draft.most_tokens(self.cold_starts.cpu_layers(sequence))
+        most_tokens = draft.most_tokens(self.cold_starts.way(sequence))
         return min(num_left, most_tokens, self._config.prefill_chunk_tokens)
 
     def _schedule(self, sequence: Sequence, num_tokens: int, draft: PlanDraft) -> None:
         start = sequence.num_computed_tokens
         yields_token = start + num_tokens == sequence.num_tokens
-        cpu_layers = self.cold_starts.cpu_layers(sequence)
-        draft.add(ScheduledChunk(sequence, start, num_tokens, yields_token, cpu_layers))
+        way = self.cold_starts.way(sequence)
+        draft.add(ScheduledChunk(sequence, start, num_tokens, yields_token, way.cpu_layers), way)
 
     def check_integrity(self) -> None:
         """For tests, after every step.

@@ -42,10 +42,18 @@ class StepGraphs:
         compute: one piece of one step.
         num_pieces: of each step.
         device: where it computes.
+        stream: on which all of it is replayed, if at the same time as other graphs: cuBLAS has a workspace
+            for each stream that it is captured on, and products that share one may never end.
     """
 
-    def __init__(self, compute: ComputePiece, num_pieces: int, device: torch.device) -> None:
-        self._compute, self._num_pieces = compute, num_pieces
+    def __init__(
+        self,
+        compute: ComputePiece,
+        num_pieces: int,
+        device: torch.device,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
+        self._compute, self._num_pieces, self._stream = compute, num_pieces, stream
         self._has_graphs = device.type == "cuda"
         self._graphs: dict[tuple[int, Hashable], list[torch.cuda.CUDAGraph]] = {}
         self._memory_pool: Any = None  # torch's handle has no public type
@@ -86,7 +94,9 @@ class StepGraphs:
             # Graphs run one after the other: they can share their memory.
             with (
                 _without_collection(),
-                torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"),
+                torch.cuda.graph(
+                    graph, pool=self._memory_pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
             ):
                 self._compute(size, variant, piece)
             self._memory_pool = self._memory_pool or graph.pool()

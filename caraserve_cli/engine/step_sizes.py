@@ -13,6 +13,9 @@ MAX_CHUNK_TOKENS = _CHUNK_STEPS[-1][0]
 # Steps of more tokens that CPU workers assist have no graphs: CPU workers pay for short prompts. Chosen, not
 # measured.
 MAX_ASSISTED_TOKENS = 256
+# The same of steps beside others: longer prompts are computed in chunks of so many tokens.
+MAX_BESIDE_TOKENS = 512
+_LEAST_BESIDE_TOKENS = 16
 
 
 def decode_size(num_sequences: int, max_sequences: int) -> int:
@@ -27,15 +30,18 @@ def decode_sizes(max_sequences: int) -> list[int]:
     return sorted({decode_size(count, max_sequences) for count in range(1, max_sequences + 1)})
 
 
-def chunk_size(num_tokens: int, max_tokens: int) -> int | None:
-    """The size of a step of so many tokens, some of them of prompts; None for one that has no graph."""
-    return None if num_tokens > MAX_CHUNK_TOKENS else _padded(num_tokens, max_tokens, _CHUNK_STEPS)
-
-
 def chunk_sizes(max_tokens: int) -> list[int]:
-    """All sizes of steps with prompts of up to `max_tokens`."""
+    """All sizes of steps with prompts of up to `max_tokens`; larger ones have no graphs."""
     most = min(max_tokens, MAX_CHUNK_TOKENS)
     return sorted({_padded(count, max_tokens, _CHUNK_STEPS) for count in range(1, most + 1)})
+
+
+def beside_sizes(max_tokens: int) -> list[int]:
+    """All sizes of steps of one prompt or few, of up to `max_tokens`, which go on beside others: fewer, for
+    they are bound by the weights of the base, or by what they wait for."""
+    most = min(max_tokens, MAX_BESIDE_TOKENS)
+    powers = [1 << bit for bit in range(_LEAST_BESIDE_TOKENS.bit_length() - 1, most.bit_length())]
+    return sorted({*(size for size in powers if size <= most), most})
 
 
 def _padded(count: int, most: int, steps: tuple[tuple[int, int], ...]) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from caraserve_cli.adapters.transfer import Stall
@@ -35,6 +35,15 @@ class StepResult(Protocol):
     def assist_outcome(self) -> AssistOutcome:
         """Whether all that CPU workers were to compute came in time; known after `sampled`. What fails in a
         later step may change it."""
+        ...
+
+
+class BesideResult(StepResult, Protocol):
+    """The tokens of a step that is under way beside the others."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `sampled` will not have to wait."""
         ...
 
 
@@ -82,6 +91,7 @@ class StepsUnderWay:
         self.loads = LoadCount()
         self._num_lost_workers = 0
         self._steps: deque[_Launched] = deque()
+        self._beside: tuple[_Launched, BesideResult] | None = None
         self._last_end_ms = 0.0
 
     def __len__(self) -> int:
@@ -89,8 +99,20 @@ class StepsUnderWay:
 
     def add(self, attempts: tuple[Attempt, ...], result: StepResult) -> None:
         """A step was launched right now; the last of `attempts` is its own."""
-        cold_adapters = self._scheduler.cold_starts.under_way
-        self._steps.append(_Launched(attempts, result, self._depot.take_stall(), cold_adapters))
+        self._steps.append(self._launched(attempts, result))
+
+    def add_beside(self, plan: StepPlan, start_ms: float, result: BesideResult) -> None:
+        """A step was launched right now that is computed beside the others."""
+        self._beside = self._launched((Attempt(plan, start_ms),), result), result
+
+    def take_beside(self) -> list[Completion]:
+        """What ended with the step beside the others, if that has ended; never waits."""
+        if self._beside is None or not self._beside[1].has_ended:
+            return []
+        (step, _), self._beside = self._beside, None
+        self._scheduler.cold_starts.lane.leave()
+        sampled, now_ms = step.result.sampled(), self._clock_ms()
+        return self._take_tokens(step, sampled, step.attempts[0].start_ms, now_ms, is_beside=True)
 
     def take(self, most_left: int) -> list[Completion]:
         """Wait for the oldest ones, until no more than `most_left` are under way; what ended with them."""
@@ -106,21 +128,35 @@ class StepsUnderWay:
         # Steps in flight overlap; each accounts for the time since the one before it ended.
         start_ms = max(step.attempts[0].start_ms, self._last_end_ms)
         self._last_end_ms = now_ms
+        return self._take_tokens(step, sampled, start_ms, now_ms)
+
+    def _launched(self, attempts: tuple[Attempt, ...], result: StepResult) -> _Launched:
+        cold_adapters = self._scheduler.cold_starts.under_way
+        return _Launched(attempts, result, self._depot.take_stall(), cold_adapters)
+
+    def _take_tokens(
+        self,
+        step: _Launched,
+        sampled: list[tuple[ScheduledChunk, Sampled]],
+        start_ms: float,
+        end_ms: float,
+        *,
+        is_beside: bool = False,
+    ) -> list[Completion]:
+        """Take what a step has computed from `start_ms` to `end_ms`, and tell of it; what ended with it."""
         tokens = count_tokens(step.plan)
         self._scheduler.cold_starts.note_arrivals()
         # Asked once: workers may be late with the next step before this one is taken.
         outcome = step.result.assist_outcome
-        cold_costs = self._cold_costs(step, outcome, now_ms - start_ms)
-        in_time = outcome is not AssistOutcome.LATE
+        cold_costs = self._cold_costs(step, outcome, end_ms - start_ms)
         completions = [
             done
             for chunk, token in sampled
-            if (in_time or not chunk.cpu_layers) and (done := self._take_token(chunk.sequence, token, now_ms))
+            if _holds(chunk, outcome) and (done := self._take_token(chunk.sequence, token, end_ms))
         ]
         loads = self.loads.take(step.result.adapter_copy_ms, self._depot.copied_bytes)
-        self._events.on_step(
-            make_record(step.attempts, loads, tokens, cold_costs, self._scheduler, start_ms, now_ms)
-        )
+        record = make_record(step.attempts, loads, tokens, cold_costs, self._scheduler, start_ms, end_ms)
+        self._events.on_step(replace(record, is_beside=is_beside))
         return completions
 
     def _cold_costs(self, step: _Launched, outcome: AssistOutcome, step_ms: float) -> ColdCosts:
@@ -128,10 +164,8 @@ class StepsUnderWay:
         Chunks whose part on the CPU came too late are computed again, and their tokens do not hold."""
         num_assists = 0
         for chunk in step.plan.chunks:
-            if not chunk.cpu_layers:
-                continue
-            self._scheduler.check(chunk, in_time=outcome is not AssistOutcome.LATE)
-            if outcome is not AssistOutcome.NONE:
+            self._scheduler.check(chunk, in_time=_holds(chunk, outcome))
+            if chunk.cpu_layers and outcome is not AssistOutcome.NONE:
                 chunk.sequence.timings.assisted_ms += step_ms
                 num_assists += 1
         stall_ms = step.stall.ms
@@ -143,6 +177,11 @@ class StepsUnderWay:
             stall_ms=stall_ms,
             others_stalled_ms=stall_ms * _tell_stall(step, stall_ms) if stall_ms else 0.0,
         )
+
+
+def _holds(chunk: ScheduledChunk, outcome: AssistOutcome) -> bool:
+    """Whether what was computed of a chunk holds."""
+    return not chunk.cpu_layers or outcome is not AssistOutcome.LATE
 
 
 def _tell_stall(step: _Launched, stall_ms: float) -> int:

@@ -17,6 +17,11 @@ class StreamMark:
         if self._event is not None:
             self._event.record()
 
+    @property
+    def is_past(self) -> bool:
+        """Whether the work before the point is done; True where no point was recorded."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> None:
         """Until the work before the point is done."""
         if self._event is not None:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from caraserve_cli.coldstart.policy import Auto
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import Failure, Request
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
@@ -129,7 +130,8 @@ class LocalReplica:
             self._runner.adapters.evict(adapter_slot)
 
     def use_cold_start(self, name: str) -> None:
-        """Bring adapters that are cold from now on to the device as `--cold-start` says.
+        """Bring adapters that are cold from now on to the device as `--cold-start` says. Nothing must be
+        under way.
 
         Raises:
             OptionError: there is no such strategy.
@@ -146,7 +148,6 @@ class LocalReplica:
         """
         self._link.emulate(gbps, self._assistant)
         self._link_gbps = gbps
-        self._warm_up()
         self._choose_policy()
 
     def close(self) -> None:
@@ -172,7 +173,11 @@ class LocalReplica:
         break_even = self._surroundings.break_even
         if break_even is not None and self._link_gbps is not None:
             break_even = break_even.emulated(self._link_gbps)
-        self._engine.scheduler.cold_starts.policy = choose_policy(self._cold_start, break_even)
+        policy = choose_policy(self._cold_start, break_even)
+        self._engine.scheduler.cold_starts.policy = policy
+        if isinstance(self._runner, GpuRunner):
+            # Steps over another link, or beside others, are other graphs.
+            self._runner.warm_up(self._used_groups, beside=policy.name == Auto.name)
 
     def _make_runner(self, decoder: Decoder, config: EngineConfig) -> Runner:
         host_store = self._surroundings.host_store
@@ -181,11 +186,6 @@ class LocalReplica:
                 decoder, host_store, config.num_kv_blocks, config.kv_block_tokens, self._assistant
             )
         return GpuRunner(decoder, host_store, config, self._link.lane, self._assistant)
-
-    def _warm_up(self) -> None:
-        """Steps over another link are other graphs."""
-        if isinstance(self._runner, GpuRunner):
-            self._runner.warm_up(self._used_groups)
 
     @cached_property
     def _used_groups(self) -> frozenset[int]:

@@ -14,6 +14,7 @@ class EngineTotals:
     """Sums and peaks over the steps of one session; an `EventSink`."""
 
     steps: int = 0
+    steps_beside: int = 0
     busy_ms: float = 0.0
     prefill_tokens: int = 0
     decode_tokens: int = 0
@@ -37,8 +38,12 @@ class EngineTotals:
     kv_blocks: int = 0
 
     def on_step(self, record: StepRecord) -> None:
-        self.steps += 1
-        self.busy_ms += record.end_ms - record.start_ms
+        if record.is_beside:
+            self.steps_beside += 1
+        else:
+            self.steps += 1
+            self.busy_ms += record.end_ms - record.start_ms
+            self.running_sum += record.num_running
         self.prefill_tokens += record.num_prefill_tokens
         self.decode_tokens += record.num_decode_tokens
         self.dropped_tokens += record.num_dropped_tokens
@@ -54,7 +59,6 @@ class EngineTotals:
         self.lost_workers += record.num_lost_workers
         self.stall_ms += record.stall_ms
         self.others_stalled_ms += record.others_stalled_ms
-        self.running_sum += record.num_running
         self.peak_running = max(self.peak_running, record.num_running)
         self.peak_waiting = max(self.peak_waiting, record.num_waiting)
         self.peak_kv_blocks_used = max(self.peak_kv_blocks_used, record.num_kv_blocks_used)

@@ -26,6 +26,9 @@ for both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import NamedTuple
 
@@ -48,6 +51,7 @@ _MAX_SPLITS = 8
 # 16 lets Triton 3.6 use warpgroup instructions, 8 saves padding: 109.5 and 109.7 µs a layer on an H200.
 _MIN_TOKENS_BLOCK = 16
 _MAX_ROW_BLOCKS = 1 << 16
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
 
 
 class Tile(NamedTuple):
@@ -148,7 +152,7 @@ def launch_linear(
     if tile.num_splits > 1:
         shape = (tile.num_splits, row_blocks, tile.rows, block_tokens)
         parts = torch.empty(shape, dtype=torch.float32, device=x.device)
-        arrivals = arrival_counters(x.device)
+        arrivals = arrival_counters(x.device, apart=_apart.get())
     constants |= {"block_tokens": block_tokens, "num_splits": tile.num_splits}
     _tile_kernel[(row_blocks, tile.num_splits)](
         *(x, weight, bias, out, parts, arrivals, num_tokens, width_in, width_out, x.stride(0)),
@@ -178,9 +182,21 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+@contextmanager
+def counters_apart() -> Iterator[None]:
+    """Products launched, or captured, in here may run at the same time as any launched elsewhere, though not
+    as one another."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
 @cache
-def arrival_counters(device: torch.device) -> Tensor:
-    """Zeros that every split product leaves as zeros: made once, so that no launch has to clear them."""
+def arrival_counters(device: torch.device, *, apart: bool = False) -> Tensor:
+    """Zeros that every split product leaves as zeros: made once, so that no launch has to clear them; others
+    for those within `counters_apart`."""
     return torch.zeros(_MAX_ROW_BLOCKS, dtype=torch.int32, device=device)
 
 

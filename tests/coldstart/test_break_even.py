@@ -52,6 +52,7 @@ arrivals = st.builds(
     link_backlog_ms=st.floats(0, 200),
     free_workers=st.integers(0, 15),
     can_assist=st.booleans(),
+    beside_wait_ms=st.one_of(st.none(), st.floats(0, 200)),
 )
 
 
@@ -71,12 +72,42 @@ def test_a_slow_link_and_a_short_prompt_are_assisted() -> None:
 
 
 def test_beside_others_it_is_assisted_as_far_as_they_do_not_suffer() -> None:
-    cold = arrival(prompt_tokens=16, num_decoding=4)
+    cold = arrival(prompt_tokens=16, num_decoding=3)
     best, held = model(3).best(cold), way(model(3), cold, ColdStart.STREAM, held=True)
     assert best.decision.how is ColdStart.CPU_ASSIST
     assert best.decision.hold_ms > 0
     assert best.ttft_ms < 0.93 * held.ttft_ms
     assert model(3).cost_ms(cold, best) < model(3).cost_ms(cold, held)
+
+
+def test_over_a_slow_link_a_short_prompt_is_assisted_beside_the_others() -> None:
+    cold = arrival(prompt_tokens=16, beside_wait_ms=0.0)
+    best, without = model(3).best(cold), model(3).best(replace(cold, beside_wait_ms=None))
+    assert best.decision.how is ColdStart.CPU_ASSIST
+    assert best.decision.beside_ms > 0
+    assert not best.decision.hold_ms
+    assert best.ttft_ms < 0.9 * without.ttft_ms
+    # Others lose a pass of the base, beyond what the prompt would have added to theirs.
+    assert best.stall_ms <= 1.001 * machine(3).prefill.step_ms(16)
+
+
+def test_nobody_waits_long_for_room_beside_the_others() -> None:
+    best = model(3).best(arrival(prompt_tokens=16, beside_wait_ms=100.0))
+    assert not best.decision.beside_ms
+
+
+def test_what_has_come_while_it_waited_is_there() -> None:
+    """Room is there when all has been copied: what is left is the prefill, at its pace beside the others."""
+    cold = arrival(prompt_tokens=16, beside_wait_ms=200.0)
+    beside = [each for each in model(3).ways(cold) if each.decision.beside_ms]
+    streamed = next(each for each in beside if not each.decision.cpu_layers)
+    prefill_ms, step_ms = machine(3).prefill.step_ms(16), machine(3).decode.step_ms(8)
+    assert streamed.ttft_ms == pytest.approx(200.0 + 2 * prefill_ms + step_ms / 2)
+    assert streamed.decision.beside_ms == pytest.approx(2 * prefill_ms)
+
+
+def test_alone_nothing_is_beside_anything() -> None:
+    assert not any(each.decision.beside_ms for each in model(3).ways(alone(beside_wait_ms=0.0)))
 
 
 def test_a_slow_link_and_a_long_prompt_are_not() -> None:
@@ -87,11 +118,11 @@ def test_a_slow_link_and_a_long_prompt_are_not() -> None:
 @pytest.mark.parametrize(("prompt_tokens", "lora_rank"), itertools.product(PROMPTS, RANKS))
 @pytest.mark.parametrize("gbps", GBPS)
 def test_no_way_costs_less(gbps: float | None, prompt_tokens: int, lora_rank: int) -> None:
-    """The sum of the arrival's TTFT and half of what the 8 others lose; within 1% the least of the latter."""
+    """The sum of the arrival's TTFT and 0.7 of what the 8 others lose; within 1% the least of the latter."""
     break_even, cold = model(gbps), arrival(prompt_tokens=prompt_tokens, lora_rank=lora_rank)
     ways, best = break_even.ways(cold), break_even.best(cold)
-    costs_ms = [each.ttft_ms + 4 * each.stall_ms for each in ways]
-    assert best.ttft_ms + 4 * best.stall_ms <= 1.01 * min(costs_ms)
+    costs_ms = [each.ttft_ms + 5.6 * each.stall_ms for each in ways]
+    assert best.ttft_ms + 5.6 * best.stall_ms <= 1.01 * min(costs_ms)
     for each, cost_ms in zip(ways, costs_ms, strict=True):
         if cost_ms <= 1.01 * min(costs_ms):
             assert best.stall_ms <= each.stall_ms

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
+from typing import NoReturn
 
 from caraserve_cli.adapters.extents import ALIGNMENT_BYTES as UNIT
 from caraserve_cli.config import EngineConfig
@@ -13,7 +14,7 @@ from caraserve_cli.errors import AdapterError
 from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
-from caraserve_cli.step_plan import AdapterLoad, AdapterMove, StepPlan
+from caraserve_cli.step_plan import AdapterLoad, AdapterMove, ScheduledChunk, StepPlan
 from tests.engine.depots import StillDepot
 from tests.engine.test_pipelining import Records
 
@@ -29,7 +30,7 @@ class NotingDepot(StillDepot):
         self._loaded: dict[int, str] = {}
         self.now_ms = 0.0
 
-    def prefetch(self, adapters: Sequence[str]) -> None:
+    def prefetch(self, adapters: SequenceOf[str]) -> None:
         self.now_ms += PREFETCH_MS
 
     def evict(self, adapter_slot: int) -> None:
@@ -53,9 +54,13 @@ class FakeRunner:
     """Makes up tokens."""
 
     max_in_flight = 1
+    max_beside_tokens = 0
 
     def __init__(self, broken_adapter: str) -> None:
         self.adapters = NotingDepot(broken_adapter)
+
+    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> NoReturn:
+        raise NotImplementedError
 
     def launch(self, plan: StepPlan) -> KnownTokens:
         return KnownTokens([(chunk, Sampled(7, None)) for chunk in plan.chunks if chunk.yields_token])

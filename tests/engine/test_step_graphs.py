@@ -7,8 +7,9 @@ import torch
 
 from caraserve_cli.engine.step_graphs import StepGraphs
 from caraserve_cli.engine.step_sizes import (
+    MAX_BESIDE_TOKENS,
     MAX_CHUNK_TOKENS,
-    chunk_size,
+    beside_sizes,
     chunk_sizes,
     decode_size,
     decode_sizes,
@@ -25,19 +26,26 @@ def test_every_batch_fits_and_little_is_wasted() -> None:
 
 @pytest.mark.parametrize("max_tokens", [1, 17, 100, 1024, 2048])
 def test_prompts_fit_and_little_is_wasted(max_tokens: int) -> None:
-    for num_tokens in range(1, min(max_tokens, MAX_CHUNK_TOKENS) + 1):
-        size = chunk_size(num_tokens, max_tokens)
-        assert size is not None
-        assert num_tokens <= size <= max_tokens
+    sizes = chunk_sizes(max_tokens)
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == min(max_tokens, MAX_CHUNK_TOKENS)
+    for num_tokens in range(1, sizes[-1] + 1):
+        size = next(size for size in sizes if size >= num_tokens)
         assert size < num_tokens + 16 or size <= 1.5 * num_tokens
-        assert chunk_size(size, max_tokens) == size
-        assert size in chunk_sizes(max_tokens)
-    assert chunk_size(MAX_CHUNK_TOKENS + 1, 4096) is None
+
+
+@pytest.mark.parametrize("max_tokens", [1, 15, 16, 100, 512, 2048])
+def test_beside_the_others_there_are_powers_of_two(max_tokens: int) -> None:
+    sizes = beside_sizes(max_tokens)
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == min(max_tokens, MAX_BESIDE_TOKENS)
+    assert all(size == 1 << (size.bit_length() - 1) for size in sizes[:-1])
 
 
 def test_there_are_few_sizes() -> None:
     assert len(decode_sizes(256)) <= 20
     assert len(chunk_sizes(8192)) <= 20
+    assert len(beside_sizes(8192)) <= 6
 
 
 def test_the_sizes_are_those_that_steps_are_padded_to() -> None:

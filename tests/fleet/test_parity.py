@@ -7,15 +7,19 @@ too small for them, any chunk size, with and without prefix caching.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from caraserve_cli.coldstart import assistant
-from caraserve_cli.core import Completion, Request, SamplingParams
+from caraserve_cli.coldstart.arrival import Arrival, Decision
+from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
+from caraserve_cli.engine.tokens_under_way import TokensUnderWay
 from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import DeviceName, ReplicaOptions
@@ -190,6 +194,47 @@ def test_no_cold_start_changes_an_answer(
     ways = Counter(completion.cold_start.value for completion in answers.values())
     assert ways[cold_start] > 20
     assert sum(record.num_adapter_loads for record in steps.records) >= 24, "each of the adapters was cold"
+
+
+class Beside:
+    """Computes what is cold beside the others, more and less of it by CPU workers."""
+
+    name: ClassVar[str] = "auto"
+
+    def decide(self, arrival: Arrival) -> Decision:
+        """By turns of the prompts' lengths."""
+        cpu_layers = arrival.prompt_tokens % (arrival.num_layers + 1)
+        how = ColdStart.CPU_ASSIST if cpu_layers else ColdStart.STREAM
+        return Decision(how, cpu_layers, beside_ms=1.0)
+
+
+def test_what_is_computed_beside_the_others_is_the_same(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's way; several steps of the others are launched before the end of one beside them is seen."""
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
+    monkeypatch.setattr("caraserve_cli.fleet.local.choose_policy", lambda name, break_even: Beside())
+    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1e6)
+    looks = itertools.count(1)
+    monkeypatch.setattr(TokensUnderWay, "has_ended", property(lambda tokens: next(looks) % 5 == 0))
+    answers, steps = answer(
+        oracle,
+        oracle.requests,
+        cold_start="cpu-assist",
+        cpu_workers=2,
+        prefill_chunk_tokens=7,
+        kv_block_tokens=4,
+        kv_memory="200KB",
+        adapter_memory="500KB",
+        max_running=32,
+        max_batch_tokens=256,
+    )
+    assert len(answers) == len(oracle.requests)
+    assert_same(oracle, answers)
+    beside = [record for record in steps.records if record.is_beside]
+    assert len(beside) > 10
+    assert sum(record.num_assists for record in beside) > 5
+    assert len(steps.records) > 2 * len(beside), "the others went on"
 
 
 def test_a_wrong_adapter_would_be_seen(oracle: Oracle) -> None:

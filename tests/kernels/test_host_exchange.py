@@ -203,15 +203,18 @@ def test_an_exchange_of_other_words_is_refused() -> None:
         HostExchange(flat.view(2, 4), flat, word, torch.zeros(MAX_WORKERS, dtype=torch.int32), word)
 
 
-def compile_for_hopper(kernel: Any, dtype: str, aligned_width: bool = True) -> str:
+def compile_for_hopper(
+    kernel: Any, dtype: str, aligned_width: bool = True, num_warps: int = module._NUM_WARPS
+) -> str:
     """The PTX of a kernel for rows of `dtype`, at real sizes: multiples of 16 where the launcher looks."""
-    types = dict.fromkeys(kernel.arg_names, "i32") | {"columns": "constexpr"}
+    constants = {"columns": module._MAX_COLUMNS} if "columns" in kernel.arg_names else {}
+    types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
     types |= {name: dtype if name in ROWS else "*i32" for name in types if name.endswith("_ptr")}
     free = set() if aligned_width else {"width", "x_stride", "y_stride"}
     aligned = [index for index, name in enumerate(types) if name not in free and types[name] != "constexpr"]
     attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
-    source = triton.compiler.ASTSource(kernel, types, {"columns": module._MAX_COLUMNS}, attributes)
-    options = {"num_warps": module._NUM_WARPS}
+    source = triton.compiler.ASTSource(kernel, types, constants, attributes)
+    options = {"num_warps": num_warps}
     return str(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
 
 
@@ -226,20 +229,24 @@ def test_send_compiled_for_hopper_raises_the_flag_after_all_stores(dtype: str) -
     assert "griddepcontrol" not in ptx
 
 
-@pytest.mark.parametrize("dtype", ["*bf16", "*fp16", "*fp32"])
-def test_add_compiled_for_hopper_reads_after_it_has_polled(dtype: str) -> None:
-    ptx = compile_for_hopper(module._add_kernel, dtype)
+def test_wait_compiled_for_hopper_is_one_warp_that_polls_past_the_caches() -> None:
+    ptx = compile_for_hopper(module._wait_kernel, "*i32", num_warps=1)
+    assert ".reqntid 32" in ptx
     loop = ptx[ptx.index("POLL:") : ptx.index("bra POLL")]
     assert loop.count("ld.volatile.global.b32") == 3
     assert "%globaltimer" in loop
     assert "nanosleep" in loop
-    # Then the fence, then what all threads go by, then the rows: 16 bytes at a time, past the caches.
+    # Then the fence, and what the adding kernel goes by.
     fence = ptx.index("fence.acq_rel.sys", ptx.index("bra POLL"))
-    outcome = re.search(r"atom\.global\.(gpu\.acq_rel|acq_rel\.gpu)\.cas", ptx)
-    assert outcome is not None
-    result = ptx.index("ld.volatile.global.v4")
-    assert fence < outcome.start() < ptx.index("bar.sync", outcome.start()) < result
-    assert result < ptx.index("st.global.v4")
+    assert fence < ptx.index("st.global.b32", fence)
+    assert "griddepcontrol" not in ptx
+
+
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp16", "*fp32"])
+def test_add_compiled_for_hopper_reads_rows_past_the_caches(dtype: str) -> None:
+    """16 bytes at a time; after the kernel that waits has ended."""
+    ptx = compile_for_hopper(module._add_kernel, dtype)
+    assert ptx.index("ld.volatile.global.v4") < ptx.index("st.global.v4")
     assert "griddepcontrol" not in ptx
 
 
