@@ -18,13 +18,12 @@ A waiting sequence holds its adapter from when its copying begins, if it has to 
 from __future__ import annotations
 
 from bisect import insort
-from collections import defaultdict
 from collections.abc import Callable
 
 from caraserve_cli.coldstart.policy import Decision
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, ColdStart, Sequence, SequenceStatus
-from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
+from caraserve_cli.engine.adapter_access import AdapterAccess
 from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool
 from caraserve_cli.engine.cold_starts import ColdStarts
@@ -49,11 +48,16 @@ class Scheduler:
         self.residency = AdapterResidency(config.adapter_memory_bytes, config.max_resident_adapters)
         self._holdings = Holdings(self.blocks, self.residency, config.kv_block_tokens)
         self.cold_starts = ColdStarts(self.residency, num_layers, clock_ms)
-        self._drain = AdapterDrain(self.residency, self._adapter_uses)
+        self._access = AdapterAccess(
+            self.residency,
+            self.cold_starts,
+            self._holdings,
+            config.prefill_chunk_tokens,
+            lambda: (*self.running, *self.waiting),
+        )
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.ending: set[Sequence] = set()
-        self._adapters: dict[str, AdapterInfo] = {}
         self._num_added = 0
         self._order: dict[Sequence, int] = {}
 
@@ -74,7 +78,7 @@ class Scheduler:
     def add(self, sequence: Sequence, adapter: AdapterInfo | None) -> None:
         """Queue a sequence that the caller has checked to fit the cache and the adapter pool alone."""
         if adapter is not None:
-            self._adapters[adapter.name] = adapter
+            self._access.know(adapter)
         self._order[sequence] = self._num_added
         self._num_added += 1
         self.waiting.append(sequence)
@@ -200,78 +204,20 @@ class Scheduler:
     # Waiting sequences
 
     def _plan_waiting(self, draft: PlanDraft) -> None:
-        self._drain.begin_plan()
+        self._access.begin_plan()
         for sequence in list(self.waiting):
             if not draft.budget_tokens or len(self.running) >= self._config.max_running:
                 return
-            if sequence.is_unchecked or not self._has_adapter_room(sequence):
+            if sequence.is_unchecked or not self._access.has_room(sequence):
                 continue
-            decision = self._decide(sequence, draft)
-            if decision is None or self._waits_for_copies(sequence, decision, draft):
+            decision = self._access.decide(sequence, draft)
+            if decision is None or self._access.waits_for_copies(sequence, decision, draft):
                 continue
             if not draft.most_tokens(decision.cpu_layers):
                 continue
             if not self._admit(sequence, decision, draft):
                 return
-        self._drain.end_plan()
-
-    def _has_adapter_room(self, sequence: Sequence) -> bool:
-        """Whether its adapter can be used now, and nobody before it waits for the room."""
-        adapter = sequence.request.adapter
-        if adapter is None or sequence.adapter_slot is not None:
-            return True
-        if self._drain.is_blocked:
-            if self.residency.is_resident(adapter):
-                return self._drain.may_pass(adapter, self._num_steps_left(sequence))
-        elif self.residency.can_acquire(self._adapters[adapter]):
-            return True
-        self._drain.block(self._adapters[adapter])
-        self.cold_starts.waits.note(sequence, WaitFor.ROOM)
-        return False
-
-    def _decide(self, sequence: Sequence, draft: PlanDraft) -> Decision | None:
-        """How its adapter is brought to the device; None while that is still being read from disk."""
-        adapter = sequence.request.adapter
-        if adapter is None:
-            return Decision(ColdStart.NONE)
-        if not self.cold_starts.is_cold(adapter):
-            return Decision(ColdStart.RESIDENT)
-        if not self.residency.is_resident(adapter) and not self.cold_starts.supply.is_ready(adapter):
-            self.cold_starts.waits.note(sequence, WaitFor.DISK)
-            return None
-        return self.cold_starts.decide(
-            sequence,
-            self._adapters[adapter],
-            count_cached_tokens=self._holdings.num_cached_tokens,
-            batch_tokens=draft.num_tokens,
-            num_decoding=len(draft.chunks),
-        )
-
-    def _waits_for_copies(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
-        """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with
-        this plan at the latest."""
-        if decision.how is ColdStart.ON_DEMAND or decision.hold_ms:
-            self._acquire_adapter(sequence, decision, draft)
-        if sequence.adapter_slot is None or self.cold_starts.may_compute(sequence):
-            return False
-        self.cold_starts.waits.note(sequence, WaitFor.COPIES)
-        return True
-
-    def _adapter_uses(self) -> dict[str, AdapterUse]:
-        uses: defaultdict[str, AdapterUse] = defaultdict(AdapterUse)
-        for sequence in (*self.running, *self.waiting):
-            if sequence.request.adapter is not None:
-                use = uses[sequence.request.adapter]
-                use.num_waiting += sequence.status is SequenceStatus.WAITING
-                use.num_steps = max(use.num_steps, self._num_steps_left(sequence))
-        return uses
-
-    def _num_steps_left(self, sequence: Sequence) -> int:
-        """How many steps compute a part of it, at most, if each computes as much of it as it may."""
-        num_known = sequence.num_tokens - sequence.num_computed_tokens
-        num_chunks = -(-num_known // self._config.prefill_chunk_tokens)
-        num_outputs = sequence.num_tokens - sequence.num_prompt_tokens
-        return num_chunks + sequence.max_output_tokens - num_outputs - 1  # the last chunk yields a token
+        self._access.end_plan()
 
     def _admit(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
         """Start a waiting sequence if the cache has room for all of its tokens; False if it has not."""
@@ -281,7 +227,7 @@ class Scheduler:
             sequence.timings.first_scheduled_ms = self._clock_ms()
             sequence.num_cached_tokens = sequence.num_computed_tokens
         draft.num_cached_tokens += sequence.num_computed_tokens
-        self._acquire_adapter(sequence, decision, draft)
+        self._access.acquire(sequence, decision, draft)
         self.waiting.remove(sequence)
         self.residency.note_waiting(sequence.request.adapter, -1)
         self.running.append(sequence)
@@ -290,22 +236,6 @@ class Scheduler:
         self._holdings.give_blocks(sequence, num_tokens)
         self._schedule(sequence, num_tokens, draft)
         return True
-
-    def _acquire_adapter(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> None:
-        adapter = sequence.request.adapter
-        if adapter is None or sequence.adapter_slot is not None:
-            return
-        self._drain.note_user(adapter, self._num_steps_left(sequence))
-        acquired = self.residency.acquire(
-            self._adapters[adapter], decision.how, decision.cpu_layers, is_held=decision.hold_ms > 0
-        )
-        sequence.adapter_slot = acquired.adapter_slot
-        if acquired.needs_load:
-            draft.pool_ops += acquired.pool_ops
-            self.cold_starts.note_load(self._adapters[adapter], acquired.adapter_slot, decision)
-        if sequence.num_preemptions == 0:
-            sequence.cold_start = decision.how
-            sequence.timings.load = self.cold_starts.load_of(adapter)
 
     # Chunks
 
