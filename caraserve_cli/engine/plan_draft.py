@@ -14,6 +14,7 @@ class PlanDraft:
     Attributes:
         budget_tokens: that it may still take.
         assisted_tokens: of them, those that CPU workers may still be given.
+        prompt_tokens: that it has in chunks of more than one token; decoding takes one.
     """
 
     budget_tokens: int
@@ -22,6 +23,7 @@ class PlanDraft:
     pool_ops: list[PoolOp] = field(default_factory=list)
     num_preempted: int = 0
     num_cached_tokens: int = 0
+    prompt_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -36,6 +38,8 @@ class PlanDraft:
         """Take in a chunk, which must not have more tokens than there is room for."""
         self.chunks.append(chunk)
         self.budget_tokens -= chunk.num_tokens
+        if chunk.num_tokens > 1:
+            self.prompt_tokens += chunk.num_tokens
         if chunk.cpu_layers:
             self.assisted_tokens -= chunk.num_tokens
 

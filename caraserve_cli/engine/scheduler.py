@@ -2,15 +2,16 @@
 
 `plan()` takes blocks and adapter slots and returns a `StepPlan`; `commit()` books what the plan computes once
 it is under way, so that the next one can be planned before its tokens are known.
-Knows no tensors, no clock but the one given, and no policy beyond first come, first served; the simulator
-runs the very same class.
+Knows no tensors and no clock but the one given. In which order those that wait are taken, and how much of
+prompts a step may have, a policy says (`scheduling`); the simulator runs the very same classes.
 
 Why nobody starves: running sequences are served in the order of their admission, and the last one admitted
-is the first preempted, so the oldest always goes on; waiting ones are admitted in the order of arrival. Only
-a sequence whose adapter does not fit beside the adapters in use may be passed, by sequences that need no
-load and prolong the use of the adapters whose room it waits for by a bounded time at most (`adapter_drain`),
-and one whose adapter is being read from disk or copied to the device, by anyone, until it is there, or whom
-CPU workers are to assist, until those before it have left them room in a step.
+is the first preempted, so the oldest always goes on; each waiting one is at the head of the policy's order in
+finite time, and stays there until it is admitted. There, only a sequence whose adapter does not fit beside
+the adapters in use may be passed, by sequences that need no load and prolong the use of the adapters whose
+room it waits for by a bounded time at most (`adapter_drain`), and one whose adapter is being read from disk
+or copied to the device, by anyone, until it is there, or whom CPU workers are to assist, until those before
+it have left them room in a step.
 
 A waiting sequence holds its adapter from when its copying begins, if it has to wait for all of it.
 """
@@ -31,6 +32,7 @@ from caraserve_cli.engine.holdings import Holdings
 from caraserve_cli.engine.plan_draft import PlanDraft
 from caraserve_cli.engine.plan_waits import WaitFor
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.engine.scheduling import FirstComeFirstServed, SchedulingPolicy
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 # Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
@@ -38,10 +40,24 @@ LOOKAHEAD_SEQUENCES = 64
 
 
 class Scheduler:
-    """Waiting and running sequences, and the blocks and adapter slots they hold."""
+    """Waiting and running sequences, and the blocks and adapter slots they hold.
 
-    def __init__(self, config: EngineConfig, clock_ms: Callable[[], float], num_layers: int = 1) -> None:
+    Args:
+        config: sizes and limits.
+        clock_ms: milliseconds since the start of the run.
+        num_layers: of the base.
+        policy: in which order those that wait are taken; by default first come, first served.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        clock_ms: Callable[[], float],
+        num_layers: int = 1,
+        policy: SchedulingPolicy | None = None,
+    ) -> None:
         self._config = config
+        self._policy = policy or FirstComeFirstServed()
         self._clock_ms = clock_ms
         self._batch_limit = BatchLimit(config.max_batch_tokens)
         self.blocks = BlockPool(config.num_kv_blocks)
@@ -83,11 +99,23 @@ class Scheduler:
         self._num_added += 1
         self.waiting.append(sequence)
         self.residency.note_waiting(sequence.request.adapter, +1)
+        self._policy.add(sequence, adapter, self._clock_ms())
+
+    def use_policy(self, policy: SchedulingPolicy) -> None:
+        """Serve by another policy from now on.
+
+        Raises:
+            ValueError: there is unfinished work, which it knows nothing of.
+        """
+        if self.has_work:
+            raise ValueError("sequences are unfinished that another policy was told of")
+        self._policy = policy
 
     def plan(self) -> StepPlan:
         """Choose the chunks of the next step. Empty when nothing can be computed before a token under way is
         known, or an adapter has arrived."""
         self.cold_starts.begin_plan()
+        self._policy.begin_plan(self.running, self._clock_ms())
         draft = PlanDraft(self._batch_limit.num_tokens, self.cold_starts.supply.most_assisted_tokens)
         self._plan_running(draft)
         if not draft.num_preempted:
@@ -97,7 +125,8 @@ class Scheduler:
     def wanted_adapters(self) -> list[str]:
         """Adapters of the next sequences that wait, in the order in which they will be needed, without those
         that have a place on the device."""
-        ahead = (sequence.request.adapter for sequence in self.waiting[:LOOKAHEAD_SEQUENCES])
+        in_line = self._policy.order(self.waiting)[:LOOKAHEAD_SEQUENCES]
+        ahead = (sequence.request.adapter for sequence in in_line)
         names = dict.fromkeys(name for name in ahead if name is not None)
         return [name for name in names if not self.residency.is_resident(name)]
 
@@ -131,6 +160,8 @@ class Scheduler:
         if not sequence.is_unchecked:
             return
         sequence.is_unchecked = False
+        if sequence.status is SequenceStatus.FINISHED:
+            return  # it was taken out meanwhile, and holds nothing
         if in_time:
             self._holdings.remember(sequence)
             return
@@ -155,6 +186,7 @@ class Scheduler:
             self._holdings.take_back(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._order[sequence]
+        self._policy.remove(sequence)
 
     def users_of(self, adapter: str) -> list[Sequence]:
         """Every sequence that runs or waits and asked for `adapter`."""
@@ -171,7 +203,7 @@ class Scheduler:
                 index += 1
                 continue
             num_tokens = self._chunk_tokens(sequence, draft)
-            if not num_tokens:  # CPU workers have enough for one step
+            if not num_tokens:  # CPU workers have enough for one step, or those that decode can bear no more
                 index += 1
                 continue
             if not self._extend(sequence, num_tokens, draft):
@@ -205,22 +237,28 @@ class Scheduler:
 
     def _plan_waiting(self, draft: PlanDraft) -> None:
         self._access.begin_plan()
-        for sequence in list(self.waiting):
+        if self.waiting and (not draft.budget_tokens or len(self.running) >= self._config.max_running):
+            return
+        for sequence in self._policy.order(self.waiting):
             if not draft.budget_tokens or len(self.running) >= self._config.max_running:
                 return
-            if sequence.is_unchecked or not self._access.has_room(sequence):
+            if sequence.is_unchecked:
+                continue
+            most_tokens = self._policy.most_first_tokens(sequence, draft)
+            if not most_tokens or not self._access.has_room(sequence):
                 continue
             decision = self._access.decide(sequence, draft)
             if decision is None or self._access.waits_for_copies(sequence, decision, draft):
                 continue
             if not draft.most_tokens(decision.cpu_layers):
                 continue
-            if not self._admit(sequence, decision, draft):
+            if not self._admit(sequence, decision, draft, most_tokens):
                 return
         self._access.end_plan()
 
-    def _admit(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
-        """Start a waiting sequence if the cache has room for all of its tokens; False if it has not."""
+    def _admit(self, sequence: Sequence, decision: Decision, draft: PlanDraft, most_tokens: int) -> bool:
+        """Start a waiting sequence, with a chunk of at most `most_tokens`, if the cache has room for all of
+        its tokens; False if it has not."""
         if not self._holdings.give_prefix(sequence):
             return False
         if sequence.timings.first_scheduled_ms is None:
@@ -232,7 +270,8 @@ class Scheduler:
         self.residency.note_waiting(sequence.request.adapter, -1)
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
-        num_tokens = self._chunk_tokens(sequence, draft)
+        self._policy.note_admitted(sequence, self._clock_ms())
+        num_tokens = min(self._most_tokens(sequence, draft), most_tokens)
         self._holdings.give_blocks(sequence, num_tokens)
         self._schedule(sequence, num_tokens, draft)
         return True
@@ -240,6 +279,14 @@ class Scheduler:
     # Chunks
 
     def _chunk_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
+        """Of a running sequence in this step; 0 for nothing."""
+        num_tokens = self._most_tokens(sequence, draft)
+        if sequence.num_tokens - sequence.num_computed_tokens == 1:
+            return num_tokens
+        return min(num_tokens, self._policy.most_prompt_tokens(sequence, draft))
+
+    def _most_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
+        """That the step has room for, and that there are."""
         num_left = sequence.num_tokens - sequence.num_computed_tokens
         most_tokens = draft.most_tokens(self.cold_starts.cpu_layers(sequence))
         return min(num_left, most_tokens, self._config.prefill_chunk_tokens)
