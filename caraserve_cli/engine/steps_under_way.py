@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from caraserve_cli.adapters.transfer import Stall
-from caraserve_cli.core import Completion, Sequence, SequenceStatus
+from caraserve_cli.core import Completion, Failure, Sequence, SequenceStatus
 from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt, ColdCosts, LoadCount, count_tokens, make_record
@@ -61,7 +61,8 @@ class StepsUnderWay:
     Args:
         scheduler: told of adapters that have arrived, and of assistance that came too late.
         depot: of the runner that computes the steps.
-        take_token: takes a token of a sequence at a time; the completion if that ends the answer.
+        take_token: takes a token of a sequence at a time; the completion if that ends the answer,
+            a failure if it came too late.
         clock_ms: milliseconds since the start of the run.
         events: told of every step.
 
@@ -73,7 +74,7 @@ class StepsUnderWay:
         self,
         scheduler: Scheduler,
         depot: AdapterDepot,
-        take_token: Callable[[Sequence, Sampled, float], Completion | None],
+        take_token: Callable[[Sequence, Sampled, float], Completion | Failure | None],
         clock_ms: Callable[[], float],
         events: EventSink,
     ) -> None:
@@ -92,14 +93,14 @@ class StepsUnderWay:
         cold_adapters = self._scheduler.cold_starts.under_way
         self._steps.append(_Launched(attempts, result, self._depot.take_stall(), cold_adapters))
 
-    def take(self, most_left: int) -> list[Completion]:
+    def take(self, most_left: int) -> list[Completion | Failure]:
         """Wait for the oldest ones, until no more than `most_left` are under way; what ended with them."""
-        completions: list[Completion] = []
+        outcomes: list[Completion | Failure] = []
         while len(self._steps) > most_left:
-            completions += self._take_step(self._steps.popleft())
-        return completions
+            outcomes += self._take_step(self._steps.popleft())
+        return outcomes
 
-    def _take_step(self, step: _Launched) -> list[Completion]:
+    def _take_step(self, step: _Launched) -> list[Completion | Failure]:
         """Wait for a step's tokens; what ended with them."""
         sampled = step.result.sampled()
         now_ms = self._clock_ms()
@@ -112,7 +113,7 @@ class StepsUnderWay:
         outcome = step.result.assist_outcome
         cold_costs = self._cold_costs(step, outcome, now_ms - start_ms)
         in_time = outcome is not AssistOutcome.LATE
-        completions = [
+        outcomes = [
             done
             for chunk, token in sampled
             if (in_time or not chunk.cpu_layers) and (done := self._take_token(chunk.sequence, token, now_ms))
@@ -121,7 +122,7 @@ class StepsUnderWay:
         self._events.on_step(
             make_record(step.attempts, loads, tokens, cold_costs, self._scheduler, start_ms, now_ms)
         )
-        return completions
+        return outcomes
 
     def _cold_costs(self, step: _Launched, outcome: AssistOutcome, step_ms: float) -> ColdCosts:
         """What adapters on their way cost in a step that has ended, of `step_ms`; its sequences are told.
