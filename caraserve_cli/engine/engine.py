@@ -81,8 +81,6 @@ class Engine:
         events: told of every step.
         num_layers: of the base.
         policy: in which order those that wait are taken; by default first come, first served.
-        drop_missed: whether a request whose deadline has passed becomes a failure; it is answered late
-            otherwise. No answer then ends after its deadline.
     """
 
     def __init__(
@@ -96,8 +94,6 @@ class Engine:
         events: EventSink,
         num_layers: int = 1,
         policy: SchedulingPolicy | None = None,
-        *,
-        drop_missed: bool = False,
     ) -> None:
         self.config = config
         self.scheduler = Scheduler(config, clock_ms, num_layers, policy)
@@ -107,7 +103,7 @@ class Engine:
         self._rope_variant = rope_variant
         self._open_text = open_text
         self._clock_ms = clock_ms
-        self._missed_deadlines = MissedDeadlines() if drop_missed else None
+        self._missed_deadlines = MissedDeadlines() if config.drop_missed else None
         self._texts: dict[Sequence, TextStream] = {}
         self._attempts: list[Attempt] = []  # at the next step, none of which fitted so far
         self._steps = StepsUnderWay(self.scheduler, runner.adapters, self._take, clock_ms, events)

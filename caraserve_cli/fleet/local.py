@@ -88,7 +88,6 @@ class LocalReplica:
             events,
             base.config.shape.num_layers,
             make_scheduling_policy(options.scheduling, config, surroundings.step_model),
-            drop_missed=options.on_missed_deadline == "drop",
         )
         self._cold_start: str = options.cold_start
         self.emulate_link(options.emulate_link_gbps)
