@@ -48,7 +48,8 @@ MOST_RUNNING = 65_535
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Sizes and limits of one engine.
+    """Sizes and limits of one engine. `drop_missed`: whether a request whose deadline has passed becomes a
+    failure; it is answered late otherwise.
 
     Raises:
         OptionError: a value is out of range; the message names the field's option.
@@ -63,10 +64,12 @@ class EngineConfig:
     prefill_chunk_tokens: int = 512
     prefix_caching: bool = True
     max_resident_adapters: int = 1024
+    drop_missed: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name != "prefix_caching" and getattr(self, field.name) < 1:
+            value = getattr(self, field.name)
+            if not isinstance(value, bool) and value < 1:
                 raise OptionError(f"--{field.name.replace('_', '-')}: must be at least 1")
         if self.max_running > MOST_RUNNING:
             raise OptionError(f"--max-running: at most {MOST_RUNNING} requests can run at once")

@@ -46,6 +46,7 @@ class RowErrorCode(StrEnum):
     NO_TOKENIZER = "no_tokenizer"
     CHAT_TEMPLATE = "chat_template"
     KV_CAPACITY = "kv_capacity"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
 class CaraServeError(Exception):

@@ -133,6 +133,10 @@ class BenchReplica:
         emulate_link(self._replica, link_gbps)
         use_cold_start(self._replica, strategy)
 
+    def use_scheduling(self, policy: str) -> None:
+        """From now on requests are taken by `policy`. Nothing may be unfinished."""
+        self._replica.use_scheduling(policy)
+
     def answer(self, requests: Sequence[Request]) -> list[Outcome]:
         """All at once; what has ended when nothing is unfinished any more."""
         self._replica.submit(requests)

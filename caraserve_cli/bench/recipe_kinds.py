@@ -19,6 +19,7 @@ from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.bench.serving_recipe import SERVING, ServingRecipe, parse_serving
+from caraserve_cli.bench.slo_recipe import SLO, SloRecipe, parse_slo
 from caraserve_cli.bench.step_recipe import STEPS, StepRecipe, parse_steps
 from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputRecipe, parse_throughput
 
@@ -144,6 +145,23 @@ def _measure_serving(recipe: ServingRecipe, tell: Tell) -> Measured:
     return Measured(result, render_serving(result))
 
 
+def _measure_slo(recipe: SloRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.slo import run_slo
+    from caraserve_cli.bench.slo_terminal import render_slo
+
+    result = run_slo(
+        recipe,
+        lambda case, what, repeat, run: tell(
+            f"{case}, {what}", repeat, recipe.repeats, _attained(run.slo_attainment)
+        ),
+    )
+    return Measured(result, render_slo(result))
+
+
+def _attained(share: float | None) -> str:
+    return "no bounds" if share is None else f"{share:.1%} within bounds"
+
+
 def _measure_arrivals(recipe: ArrivalRecipe, tell: Tell) -> Measured:
     from caraserve_cli.bench.arrival_terminal import cell_summary, render_arrivals
     from caraserve_cli.bench.arrivals import run_arrivals
@@ -195,6 +213,7 @@ _KINDS: dict[str, RecipeKind[Any]] = {
     COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
     SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),
+    SLO: RecipeKind(SloRecipe, parse_slo, _measure_slo),
     STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),
     THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, _measure_throughput),
 }

@@ -35,6 +35,8 @@ def run(
     cold_start: o.ColdStart = _REPLICA.cold_start,
     cpu_workers: o.CpuWorkers = None,
     emulate_link_gbps: o.EmulateLinkGbps = None,
+    scheduling: o.Scheduling = _REPLICA.scheduling,
+    on_missed_deadline: o.OnMissed = _REPLICA.on_missed_deadline,
     rate: o.Rate = None,
     arrivals: o.Arrivals = None,
     burstiness: o.Burstiness = None,

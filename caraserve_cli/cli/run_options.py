@@ -6,7 +6,15 @@ from typing import Annotated, get_args
 
 import typer
 
-from caraserve_cli.fleet.options import ColdStartName, DeviceName, DtypeName, LoraKernel, WeightsSource
+from caraserve_cli.fleet.options import (
+    ColdStartName,
+    DeviceName,
+    DtypeName,
+    LoraKernel,
+    OnMissedDeadline,
+    SchedulingName,
+    WeightsSource,
+)
 from caraserve_cli.job.arrival_options import ArrivalProcessName
 
 _MEMORY = "Memory and batches"
@@ -14,6 +22,7 @@ _DEFAULTS = "Defaults for rows that leave a key out"
 _SESSION = "Stopping and going on"
 _COLD = "Cold adapters"
 _ARRIVALS = "When requests arrive"
+_BOUNDS = "Deadlines and other bounds"
 
 Requests = Annotated[
     str | None,
@@ -77,6 +86,20 @@ CpuWorkers = Annotated[
 EmulateLinkGbps = Annotated[
     float | None,
     typer.Option(help="On a GPU, for experiments: a link of so many GB/s each way.", rich_help_panel=_COLD),
+]
+Scheduling = Annotated[
+    SchedulingName,
+    typer.Option(
+        help="Who is taken first: by slack, so that most bounds are met, or first come, first served.",
+        rich_help_panel=_BOUNDS,
+    ),
+]
+OnMissed = Annotated[
+    OnMissedDeadline,
+    typer.Option(
+        help="A request past its deadline_ms: answer it late, or drop it: an error row.",
+        rich_help_panel=_BOUNDS,
+    ),
 ]
 Rate = Annotated[
     float | None,

@@ -25,7 +25,9 @@ from caraserve_cli.core import (
 )
 from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
+from caraserve_cli.engine.missed_deadlines import MissedDeadlines, describe_miss, is_late
 from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.engine.scheduling import SchedulingPolicy
 from caraserve_cli.engine.step_record import Attempt
 from caraserve_cli.engine.steps_under_way import BesideResult, StepResult, StepsUnderWay
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
@@ -92,6 +94,7 @@ class Engine:
         clock_ms: milliseconds since the start of the run.
         events: told of every step.
         num_layers: of the base.
+        policy: in which order those that wait are taken; by default first come, first served.
     """
 
     def __init__(
@@ -104,9 +107,10 @@ class Engine:
         clock_ms: Callable[[], float],
         events: EventSink,
         num_layers: int = 1,
+        policy: SchedulingPolicy | None = None,
     ) -> None:
         self.config = config
-        self.scheduler = Scheduler(config, clock_ms, num_layers)
+        self.scheduler = Scheduler(config, clock_ms, num_layers, policy)
         self.scheduler.cold_starts.supply = runner.adapters
         self.scheduler.cold_starts.lane.max_tokens = runner.max_beside_tokens
         self._runner = runner
@@ -114,6 +118,7 @@ class Engine:
         self._rope_variant = rope_variant
         self._open_text = open_text
         self._clock_ms = clock_ms
+        self._missed_deadlines = MissedDeadlines() if config.drop_missed else None
         self._texts: dict[Sequence, TextStream] = {}
         self._attempts: list[Attempt] = []  # at the next step, none of which fitted so far
         self._steps = StepsUnderWay(self.scheduler, runner.adapters, self._take, clock_ms, events)
@@ -145,6 +150,8 @@ class Engine:
         if self._open_text is not None:
             self._texts[sequence] = self._open_text(request)
         self.scheduler.add(sequence, adapter)
+        if self._missed_deadlines is not None:
+            self._missed_deadlines.add(sequence)
 
     def step(self) -> list[Completion | Failure]:
         """Launch the next step, if there is one, and take the tokens of those that must be known by then.
@@ -158,6 +165,8 @@ class Engine:
             # The steps under way may end sequences and free what would be taken from others.
             outcomes += self._steps.take(most_left=0)
         start_ms = self._clock_ms()
+        if self._missed_deadlines is not None:
+            outcomes += [self._drop(each, start_ms) for each in self._missed_deadlines.take(start_ms)]
         self._runner.adapters.prefetch(self.scheduler.wanted_adapters())
         plan = self.scheduler.plan()
         planned_ms = self._clock_ms()
@@ -258,10 +267,19 @@ class Engine:
         self.scheduler.residency.discard(adapter)
         return [Failure(user.request, RowErrorCode.ADAPTER_REFUSED, message) for user in users]
 
-    def _take(self, sequence: Sequence, sampled: Sampled, now_ms: float) -> Completion | None:
+    def _drop(self, sequence: Sequence, now_ms: float) -> Failure:
+        """Give up a sequence whose deadline has passed. Tokens of it that are under way come to nothing."""
+        failure = describe_miss(sequence, now_ms)
+        self.scheduler.finish(sequence)
+        self._texts.pop(sequence, None)
+        return failure
+
+    def _take(self, sequence: Sequence, sampled: Sampled, now_ms: float) -> Completion | Failure | None:
         """Append a chosen token; the completion if it ends the answer."""
         if sequence.status is SequenceStatus.FINISHED:
             return None  # a step launched before its end was known
+        if self._missed_deadlines is not None and is_late(sequence, now_ms):
+            return self._drop(sequence, now_ms)
         sequence.num_pending_tokens -= 1
         sequence.token_ids.append(sampled.token_id)
         if sampled.logprobs is not None:

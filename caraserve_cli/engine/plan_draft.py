@@ -16,6 +16,7 @@ class PlanDraft:
         budget_tokens: that it may still take.
         assisted_tokens: of them, those that CPU workers may still be given.
         beside_tokens: that may still be computed beside the step; none while something is.
+        prompt_tokens: that it has in chunks of more than one token; decoding takes one.
     """
 
     budget_tokens: int
@@ -26,6 +27,7 @@ class PlanDraft:
     pool_ops: list[PoolOp] = field(default_factory=list)
     num_preempted: int = 0
     num_cached_tokens: int = 0
+    prompt_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +51,8 @@ class PlanDraft:
         else:
             self.chunks.append(chunk)
             self.budget_tokens -= chunk.num_tokens
+            if chunk.num_tokens > 1:
+                self.prompt_tokens += chunk.num_tokens
         if chunk.cpu_layers:
             self.assisted_tokens -= chunk.num_tokens
 

@@ -2,15 +2,16 @@
 
 `plan()` takes blocks and adapter slots and returns a `StepPlan`; `commit()` books what the plan computes once
 it is under way, so that the next one can be planned before its tokens are known.
-Knows no tensors, no clock but the one given, and no policy beyond first come, first served; the simulator
-runs the very same class.
+Knows no tensors and no clock but the one given. In which order those that wait are taken, and how much of
+prompts a step may have, a policy says (`scheduling`); the simulator runs the very same classes.
 
 Why nobody starves: running sequences are served in the order of their admission, and the last one admitted
-is the first preempted, so the oldest always goes on; waiting ones are admitted in the order of arrival. Only
-a sequence whose adapter does not fit beside the adapters in use may be passed, by sequences that need no
-load and prolong the use of the adapters whose room it waits for by a bounded time at most (`adapter_drain`),
-and one whose adapter is being read from disk or copied to the device, by anyone, until it is there, or whom
-CPU workers are to assist, until those before it have left them room in a step.
+is the first preempted, so the oldest always goes on; each waiting one is at the head of the policy's order in
+finite time, and stays there until it is admitted. There, only a sequence whose adapter does not fit beside
+the adapters in use may be passed, by sequences that need no load and prolong the use of the adapters whose
+room it waits for by a bounded time at most (`adapter_drain`), and one whose adapter is being read from disk
+or copied to the device, by anyone, until it is there, or whom CPU workers are to assist, until those before
+it have left them room in a step.
 
 A waiting sequence holds its adapter from when its copying begins, if it has to wait for all of it.
 """
@@ -18,14 +19,13 @@ A waiting sequence holds its adapter from when its copying begins, if it has to 
 from __future__ import annotations
 
 from bisect import insort
-from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 from caraserve_cli.coldstart.policy import Decision
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, ColdStart, Sequence, SequenceStatus
-from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
+from caraserve_cli.engine.adapter_access import AdapterAccess
 from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool
 from caraserve_cli.engine.cold_starts import ColdStarts
@@ -33,6 +33,7 @@ from caraserve_cli.engine.holdings import Holdings
 from caraserve_cli.engine.plan_draft import PlanDraft
 from caraserve_cli.engine.plan_waits import WaitFor
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.engine.scheduling import FirstComeFirstServed, SchedulingPolicy
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 # Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
@@ -40,21 +41,40 @@ LOOKAHEAD_SEQUENCES = 64
 
 
 class Scheduler:
-    """Waiting and running sequences, and the blocks and adapter slots they hold."""
+    """Waiting and running sequences, and the blocks and adapter slots they hold.
 
-    def __init__(self, config: EngineConfig, clock_ms: Callable[[], float], num_layers: int = 1) -> None:
+    Args:
+        config: sizes and limits.
+        clock_ms: milliseconds since the start of the run.
+        num_layers: of the base.
+        policy: in which order those that wait are taken; by default first come, first served.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        clock_ms: Callable[[], float],
+        num_layers: int = 1,
+        policy: SchedulingPolicy | None = None,
+    ) -> None:
         self._config = config
+        self._policy = policy or FirstComeFirstServed()
         self._clock_ms = clock_ms
         self._batch_limit = BatchLimit(config.max_batch_tokens)
         self.blocks = BlockPool(config.num_kv_blocks)
         self.residency = AdapterResidency(config.adapter_memory_bytes, config.max_resident_adapters)
         self._holdings = Holdings(self.blocks, self.residency, config.kv_block_tokens)
         self.cold_starts = ColdStarts(self.residency, num_layers, clock_ms)
-        self._drain = AdapterDrain(self.residency, self._adapter_uses)
+        self._access = AdapterAccess(
+            self.residency,
+            self.cold_starts,
+            self._holdings,
+            config.prefill_chunk_tokens,
+            lambda: (*self.running, *self.waiting),
+        )
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.ending: set[Sequence] = set()
-        self._adapters: dict[str, AdapterInfo] = {}
         self._num_added = 0
         self._order: dict[Sequence, int] = {}
 
@@ -75,16 +95,28 @@ class Scheduler:
     def add(self, sequence: Sequence, adapter: AdapterInfo | None) -> None:
         """Queue a sequence that the caller has checked to fit the cache and the adapter pool alone."""
         if adapter is not None:
-            self._adapters[adapter.name] = adapter
+            self._access.know(adapter)
         self._order[sequence] = self._num_added
         self._num_added += 1
         self.waiting.append(sequence)
         self.residency.note_waiting(sequence.request.adapter, +1)
+        self._policy.add(sequence, adapter, self._clock_ms())
+
+    def use_policy(self, policy: SchedulingPolicy) -> None:
+        """Serve by another policy from now on.
+
+        Raises:
+            ValueError: there is unfinished work, which it knows nothing of.
+        """
+        if self.has_work:
+            raise ValueError("sequences are unfinished that another policy was told of")
+        self._policy = policy
 
     def plan(self) -> StepPlan:
         """Choose the chunks of the next step. Empty when nothing can be computed before a token under way is
         known, or an adapter has arrived."""
         self.cold_starts.begin_plan()
+        self._policy.begin_plan(self.running, self._clock_ms())
         cold_starts = self.cold_starts
         # CPU workers may be at work for the step that is beside this one.
         assisted_tokens = 0 if cold_starts.lane.is_taken else cold_starts.supply.most_assisted_tokens
@@ -97,7 +129,8 @@ class Scheduler:
     def wanted_adapters(self) -> list[str]:
         """Adapters of the next sequences that wait, in the order in which they will be needed, without those
         that have a place on the device."""
-        ahead = (sequence.request.adapter for sequence in self.waiting[:LOOKAHEAD_SEQUENCES])
+        in_line = self._policy.order(self.waiting)[:LOOKAHEAD_SEQUENCES]
+        ahead = (sequence.request.adapter for sequence in in_line)
         names = dict.fromkeys(name for name in ahead if name is not None)
         return [name for name in names if not self.residency.is_resident(name)]
 
@@ -138,6 +171,8 @@ class Scheduler:
         if not sequence.is_unchecked:
             return
         sequence.is_unchecked = False
+        if sequence.status is SequenceStatus.FINISHED:
+            return  # it was taken out meanwhile, and holds nothing
         if in_time:
             self._holdings.remember(sequence)
             return
@@ -162,6 +197,7 @@ class Scheduler:
             self._holdings.take_back(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._order[sequence]
+        self._policy.remove(sequence)
 
     def users_of(self, adapter: str) -> list[Sequence]:
         """Every sequence that runs or waits and asked for `adapter`."""
@@ -182,8 +218,10 @@ class Scheduler:
                 index += 1
                 continue
             num_tokens = self._chunk_tokens(sequence, draft)
-            if not num_tokens:  # there is enough for CPU workers, or beside the step
-                self.cold_starts.waits.note(sequence, WaitFor.COPIES)
+            if not num_tokens:
+                # There is enough for CPU workers, or beside the step, or those that decode can bear no more.
+                if self.cold_starts.way(sequence).beside_ms:
+                    self.cold_starts.waits.note(sequence, WaitFor.COPIES)
                 index += 1
                 continue
             if not self._extend(sequence, num_tokens, draft):
@@ -217,117 +255,57 @@ class Scheduler:
     # Waiting sequences
 
     def _plan_waiting(self, draft: PlanDraft) -> None:
-        self._drain.begin_plan()
-        for sequence in list(self.waiting):
+        self._access.begin_plan()
+        if self.waiting and (not draft.budget_tokens or len(self.running) >= self._config.max_running):
+            return
+        for sequence in self._policy.order(self.waiting):
             if not draft.budget_tokens or len(self.running) >= self._config.max_running:
                 return
-            if sequence.is_unchecked or not self._has_adapter_room(sequence):
+            if sequence.is_unchecked:
                 continue
-            decision = self._decide(sequence, draft)
-            if decision is None or self._waits_for_copies(sequence, decision, draft):
+            most_tokens = self._policy.most_first_tokens(sequence, draft)
+            if not most_tokens or not self._access.has_room(sequence):
+                continue
+            decision = self._access.decide(sequence, draft)
+            if decision is None or self._access.waits_for_copies(sequence, decision, draft):
                 continue
             if not draft.most_tokens(decision):
                 continue
-            if not self._admit(sequence, decision, draft):
+            if not self._admit(sequence, decision, draft, most_tokens):
                 return
-        self._drain.end_plan()
+        self._access.end_plan()
 
-    def _has_adapter_room(self, sequence: Sequence) -> bool:
-        """Whether its adapter can be used now, and nobody before it waits for the room."""
-        adapter = sequence.request.adapter
-        if adapter is None or sequence.adapter_slot is not None:
-            return True
-        if self._drain.is_blocked:
-            if self.residency.is_resident(adapter):
-                return self._drain.may_pass(adapter, self._num_steps_left(sequence))
-        elif self.residency.can_acquire(self._adapters[adapter]):
-            return True
-        self._drain.block(self._adapters[adapter])
-        self.cold_starts.waits.note(sequence, WaitFor.ROOM)
-        return False
-
-    def _decide(self, sequence: Sequence, draft: PlanDraft) -> Decision | None:
-        """How its adapter is brought to the device; None while that is still being read from disk."""
-        adapter = sequence.request.adapter
-        if adapter is None:
-            return Decision(ColdStart.NONE)
-        if not self.cold_starts.is_cold(adapter):
-            return Decision(ColdStart.RESIDENT)
-        if not self.residency.is_resident(adapter) and not self.cold_starts.supply.is_ready(adapter):
-            self.cold_starts.waits.note(sequence, WaitFor.DISK)
-            return None
-        return self.cold_starts.decide(
-            sequence,
-            self._adapters[adapter],
-            count_cached_tokens=self._holdings.num_cached_tokens,
-            batch_tokens=draft.num_tokens,
-            num_decoding=len(draft.chunks),
-        )
-
-    def _waits_for_copies(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
-        """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with
-        this plan at the latest."""
-        waits_for_lane = decision.beside_ms > 0 and not draft.beside_tokens
-        if decision.how is ColdStart.ON_DEMAND or decision.hold_ms or waits_for_lane:
-            self._acquire_adapter(sequence, decision, draft)
-        if not waits_for_lane and (sequence.adapter_slot is None or self.cold_starts.may_compute(sequence)):
-            return False
-        self.cold_starts.waits.note(sequence, WaitFor.COPIES)
-        return True
-
-    def _adapter_uses(self) -> dict[str, AdapterUse]:
-        uses: defaultdict[str, AdapterUse] = defaultdict(AdapterUse)
-        for sequence in (*self.running, *self.waiting):
-            if sequence.request.adapter is not None:
-                use = uses[sequence.request.adapter]
-                use.num_waiting += sequence.status is SequenceStatus.WAITING
-                use.num_steps = max(use.num_steps, self._num_steps_left(sequence))
-        return uses
-
-    def _num_steps_left(self, sequence: Sequence) -> int:
-        """How many steps compute a part of it, at most, if each computes as much of it as it may."""
-        num_known = sequence.num_tokens - sequence.num_computed_tokens
-        num_chunks = -(-num_known // self._config.prefill_chunk_tokens)
-        num_outputs = sequence.num_tokens - sequence.num_prompt_tokens
-        return num_chunks + sequence.max_output_tokens - num_outputs - 1  # the last chunk yields a token
-
-    def _admit(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
-        """Start a waiting sequence if the cache has room for all of its tokens; False if it has not."""
+    def _admit(self, sequence: Sequence, decision: Decision, draft: PlanDraft, most_tokens: int) -> bool:
+        """Start a waiting sequence, with a chunk of at most `most_tokens`, if the cache has room for all of
+        its tokens; False if it has not."""
         if not self._holdings.give_prefix(sequence):
             return False
         if sequence.timings.first_scheduled_ms is None:
             sequence.timings.first_scheduled_ms = self._clock_ms()
             sequence.num_cached_tokens = sequence.num_computed_tokens
         draft.num_cached_tokens += sequence.num_computed_tokens
-        self._acquire_adapter(sequence, decision, draft)
+        self._access.acquire(sequence, decision, draft)
         self.waiting.remove(sequence)
         self.residency.note_waiting(sequence.request.adapter, -1)
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
-        num_tokens = self._chunk_tokens(sequence, draft)
+        self._policy.note_admitted(sequence, self._clock_ms())
+        num_tokens = min(self._most_tokens(sequence, draft), most_tokens)
         self._holdings.give_blocks(sequence, num_tokens)
         self._schedule(sequence, num_tokens, draft)
         return True
 
-    def _acquire_adapter(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> None:
-        adapter = sequence.request.adapter
-        if adapter is None or sequence.adapter_slot is not None:
-            return
-        self._drain.note_user(adapter, self._num_steps_left(sequence))
-        acquired = self.residency.acquire(
-            self._adapters[adapter], decision.how, decision.cpu_layers, is_held=decision.hold_ms > 0
-        )
-        sequence.adapter_slot = acquired.adapter_slot
-        if acquired.needs_load:
-            draft.pool_ops += acquired.pool_ops
-            self.cold_starts.note_load(self._adapters[adapter], acquired.adapter_slot, decision)
-        if sequence.num_preemptions == 0:
-            sequence.cold_start = decision.how
-            sequence.timings.load = self.cold_starts.load_of(adapter)
-
     # Chunks
 
     def _chunk_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
+        """Of a running sequence in this step; 0 for nothing."""
+        num_tokens = self._most_tokens(sequence, draft)
+        if sequence.num_tokens - sequence.num_computed_tokens == 1:
+            return num_tokens
+        return min(num_tokens, self._policy.most_prompt_tokens(sequence, draft))
+
+    def _most_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
+        """That the step has room for, and that there are."""
         num_left = sequence.num_tokens - sequence.num_computed_tokens
         most_tokens = draft.most_tokens(self.cold_starts.way(sequence))
         return min(num_left, most_tokens, self._config.prefill_chunk_tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from caraserve_cli.adapters.transfer import Stall
-from caraserve_cli.core import Completion, Sequence, SequenceStatus
+from caraserve_cli.core import Completion, Failure, Sequence, SequenceStatus
 from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt, ColdCosts, LoadCount, count_tokens, make_record
@@ -70,7 +70,8 @@ class StepsUnderWay:
     Args:
         scheduler: told of adapters that have arrived, and of assistance that came too late.
         depot: of the runner that computes the steps.
-        take_token: takes a token of a sequence at a time; the completion if that ends the answer.
+        take_token: takes a token of a sequence at a time; the completion if that ends the answer,
+            a failure if it came too late.
         clock_ms: milliseconds since the start of the run.
         events: told of every step.
 
@@ -82,7 +83,7 @@ class StepsUnderWay:
         self,
         scheduler: Scheduler,
         depot: AdapterDepot,
-        take_token: Callable[[Sequence, Sampled, float], Completion | None],
+        take_token: Callable[[Sequence, Sampled, float], Completion | Failure | None],
         clock_ms: Callable[[], float],
         events: EventSink,
     ) -> None:
@@ -105,7 +106,7 @@ class StepsUnderWay:
         """A step was launched right now that is computed beside the others."""
         self._beside = self._launched((Attempt(plan, start_ms),), result), result
 
-    def take_beside(self) -> list[Completion]:
+    def take_beside(self) -> list[Completion | Failure]:
         """What ended with the step beside the others, if that has ended; never waits."""
         if self._beside is None or not self._beside[1].has_ended:
             return []
@@ -114,14 +115,14 @@ class StepsUnderWay:
         sampled, now_ms = step.result.sampled(), self._clock_ms()
         return self._take_tokens(step, sampled, step.attempts[0].start_ms, now_ms, is_beside=True)
 
-    def take(self, most_left: int) -> list[Completion]:
+    def take(self, most_left: int) -> list[Completion | Failure]:
         """Wait for the oldest ones, until no more than `most_left` are under way; what ended with them."""
-        completions: list[Completion] = []
+        outcomes: list[Completion | Failure] = []
         while len(self._steps) > most_left:
-            completions += self._take_step(self._steps.popleft())
-        return completions
+            outcomes += self._take_step(self._steps.popleft())
+        return outcomes
 
-    def _take_step(self, step: _Launched) -> list[Completion]:
+    def _take_step(self, step: _Launched) -> list[Completion | Failure]:
         """Wait for a step's tokens; what ended with them."""
         sampled = step.result.sampled()
         now_ms = self._clock_ms()
@@ -142,14 +143,14 @@ class StepsUnderWay:
         end_ms: float,
         *,
         is_beside: bool = False,
-    ) -> list[Completion]:
+    ) -> list[Completion | Failure]:
         """Take what a step has computed from `start_ms` to `end_ms`, and tell of it; what ended with it."""
         tokens = count_tokens(step.plan)
         self._scheduler.cold_starts.note_arrivals()
         # Asked once: workers may be late with the next step before this one is taken.
         outcome = step.result.assist_outcome
         cold_costs = self._cold_costs(step, outcome, end_ms - start_ms)
-        completions = [
+        outcomes = [
             done
             for chunk, token in sampled
             if _holds(chunk, outcome) and (done := self._take_token(chunk.sequence, token, end_ms))
@@ -157,7 +158,7 @@ class StepsUnderWay:
         loads = self.loads.take(step.result.adapter_copy_ms, self._depot.copied_bytes)
         record = make_record(step.attempts, loads, tokens, cold_costs, self._scheduler, start_ms, end_ms)
         self._events.on_step(replace(record, is_beside=is_beside))
-        return completions
+        return outcomes
 
     def _cold_costs(self, step: _Launched, outcome: AssistOutcome, step_ms: float) -> ColdCosts:
         """What adapters on their way cost in a step that has ended, of `step_ms`; its sequences are told.

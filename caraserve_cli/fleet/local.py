@@ -10,6 +10,7 @@ import torch
 from caraserve_cli.coldstart.policy import Auto
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import Failure, Request
+from caraserve_cli.engine.by_slack import make_scheduling_policy
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
 from caraserve_cli.engine.gpu_runner import GpuRunner
 from caraserve_cli.engine.model_runner import ModelRunner
@@ -87,6 +88,7 @@ class LocalReplica:
             clock_ms,
             events,
             base.config.shape.num_layers,
+            make_scheduling_policy(options.scheduling, config, surroundings.step_model),
         )
         self._cold_start: str = options.cold_start
         self.emulate_link(options.emulate_link_gbps)
@@ -138,6 +140,15 @@ class LocalReplica:
         """
         self._cold_start = name
         self._choose_policy()
+
+    def use_scheduling(self, name: str) -> None:
+        """Serve requests from now on as `--scheduling` says. None may be unfinished.
+
+        Raises:
+            OptionError: there is no such policy.
+        """
+        policy = make_scheduling_policy(name, self._engine.config, self._surroundings.step_model)
+        self._engine.scheduler.use_policy(policy)
 
     def emulate_link(self, gbps: float | None) -> None:
         """Be at the end of a link of `gbps` gigabytes a second each way from now on; None for the machine's

@@ -93,6 +93,7 @@ def plan_memory(
         max_batch_tokens=options.max_batch_tokens,
         prefill_chunk_tokens=options.prefill_chunk_tokens,
         prefix_caching=options.prefix_caching,
+        drop_missed=options.on_missed_deadline == "drop",
     )
     return MemoryPlan(
         engine=engine,

@@ -10,6 +10,8 @@ WeightsSource = Literal["checkpoint", "random"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LoraKernel = Literal["mbgmv", "bgmv"]
+SchedulingName = Literal["slack", "fcfs"]
+OnMissedDeadline = Literal["run", "drop"]
 ColdStartName = Literal["auto", "stream", "cpu-assist", "on-demand", "on-demand-blocking", "cached"]
 
 
@@ -32,6 +34,8 @@ class ReplicaOptions:
     kv_memory: str | None = None
     adapter_memory: str | None = None
     host_adapter_memory: str | None = None
+    scheduling: SchedulingName = "slack"
+    on_missed_deadline: OnMissedDeadline = "run"
     max_running: int = 256
     max_batch_tokens: int = 2048
     prefill_chunk_tokens: int = 512

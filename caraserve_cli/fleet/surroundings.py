@@ -22,7 +22,8 @@ from caraserve_cli.engine.limits import check_fits
 from caraserve_cli.errors import AdapterError, OptionError, RowError, RowErrorCode
 from caraserve_cli.fleet.cold_start import (
     check_cold_start,
-    find_break_even,
+    find_profile,
+    make_break_even,
     wants_workers,
 )
 from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
@@ -30,6 +31,8 @@ from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
 from caraserve_cli.model.resolve import ResolvedBase, resolve_base
 from caraserve_cli.model.tokenizer import Tokenizer, load_tokenizer
+from caraserve_cli.perf.profile import MachineProfile
+from caraserve_cli.perf.step_model import StepModel
 
 
 def copies_adapters(device: torch.device) -> bool:
@@ -65,7 +68,8 @@ class AdapterSource:
 class Surroundings:
     """Everything about a replica that is known without the base's weights; the dry run stops here.
 
-    `copies_adapters`: as the function of that name says of the device.
+    `step_model`: of this machine; None where nothing was measured. `copies_adapters`: as the function of that
+    name says of the device.
     """
 
     base: ResolvedBase
@@ -74,6 +78,7 @@ class Surroundings:
     host_store: HostStore
     memory: MemoryPlan
     break_even: BreakEven | None
+    step_model: StepModel | None
     device: torch.device
     dtype: torch.dtype
     copies_adapters: bool
@@ -97,7 +102,8 @@ class Surroundings:
         source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
-        break_even = find_break_even(options, dtype, device) if use_profile else None
+        profile = find_profile(options, dtype, device) if use_profile else None
+        break_even = make_break_even(profile, options, device)
         packer, is_copied = None, copies_adapters(device)
         if is_copied or wants_workers(options, break_even):
             form = source.choose_form(options.lora_kernel, shape)
@@ -106,7 +112,18 @@ class Surroundings:
             source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load, source.outline
         )
         tokenizer = None if base.folder is None else load_tokenizer(base.folder)
-        return cls(base, tokenizer, source, host_store, memory, break_even, device, dtype, is_copied)
+        return cls(
+            base,
+            tokenizer,
+            source,
+            host_store,
+            memory,
+            break_even,
+            _make_step_model(profile, options),
+            device,
+            dtype,
+            is_copied,
+        )
 
     @property
     def library(self) -> AdapterLibrary:
@@ -146,6 +163,13 @@ class Surroundings:
             except AdapterError as error:
                 raise RowError(RowErrorCode.ADAPTER_REFUSED, str(error), request.id) from error
             self.host_store.release(request.adapter)
+
+
+def _make_step_model(profile: MachineProfile | None, options: ReplicaOptions) -> StepModel | None:
+    if profile is None:
+        return None
+    is_padded = options.lora_kernel != UnpaddedForm.kernel
+    return StepModel.of(profile, is_padded=is_padded, max_batch_tokens=options.max_batch_tokens)
 
 
 def _check_lora_kernel(lora_kernel: LoraKernel, device: torch.device) -> None:

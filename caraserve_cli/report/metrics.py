@@ -22,6 +22,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "that they were read after their own arrival; queue_ms includes that wait",
         "slo_attainment": "requests that met every bound they carry / all requests that carry one; "
         "failed requests are misses",
+        "deadline_exceeded": "failed requests that were dropped when their deadline had passed",
         "goodput": "requests that met every bound they carry, per second; null when none carries one",
         "prefill_tokens": "computed of prompts, those computed again after a preemption included",
         "decode_tokens": "computed of answers after their first tokens, each of which a prompt yields",

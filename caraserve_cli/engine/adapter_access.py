@@ -1,0 +1,131 @@
+"""How a sequence that waits comes by its adapter: room in the device's pool, its way there, and a hold on it.
+
+The scheduler asks it for each sequence that it considers, in the order of its plan. No tensors.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from caraserve_cli.coldstart.policy import Decision
+from caraserve_cli.core import AdapterInfo, ColdStart, Sequence, SequenceStatus
+from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
+from caraserve_cli.engine.cold_starts import ColdStarts
+from caraserve_cli.engine.holdings import Holdings
+from caraserve_cli.engine.plan_draft import PlanDraft
+from caraserve_cli.engine.plan_waits import WaitFor
+from caraserve_cli.engine.residency import AdapterResidency
+
+
+class AdapterAccess:
+    """The adapters of one replica's sequences.
+
+    Args:
+        residency: what has a place on the device.
+        cold_starts: those on their way there.
+        holdings: tells what of a prompt need not be computed.
+        prefill_chunk_tokens: the most prompt tokens of one request in one step.
+        find_users: every sequence that runs or waits.
+    """
+
+    def __init__(
+        self,
+        residency: AdapterResidency,
+        cold_starts: ColdStarts,
+        holdings: Holdings,
+        prefill_chunk_tokens: int,
+        find_users: Callable[[], Iterable[Sequence]],
+    ) -> None:
+        self._residency, self._cold_starts, self._holdings = residency, cold_starts, holdings
+        self._chunk_tokens, self._find_users = prefill_chunk_tokens, find_users
+        self._drain = AdapterDrain(residency, self._adapter_uses)
+        self._adapters: dict[str, AdapterInfo] = {}
+
+    def know(self, adapter: AdapterInfo) -> None:
+        """A sequence that was queued asks for this one."""
+        self._adapters[adapter.name] = adapter
+
+    def begin_plan(self) -> None:
+        """Sequences are asked about from here on, in the order in which they are to be served."""
+        self._drain.begin_plan()
+
+    def end_plan(self) -> None:
+        """All that wait had their turn."""
+        self._drain.end_plan()
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether its adapter can be used now, and nobody before it waits for the room."""
+        adapter = sequence.request.adapter
+        if adapter is None or sequence.adapter_slot is not None:
+            return True
+        if self._drain.is_blocked:
+            if self._residency.is_resident(adapter):
+                return self._drain.may_pass(adapter, self._num_steps_left(sequence))
+        elif self._residency.can_acquire(self._adapters[adapter]):
+            return True
+        self._drain.block(self._adapters[adapter])
+        self._cold_starts.waits.note(sequence, WaitFor.ROOM)
+        return False
+
+    def decide(self, sequence: Sequence, draft: PlanDraft) -> Decision | None:
+        """How its adapter is brought to the device; None while that is still being read from disk."""
+        adapter = sequence.request.adapter
+        if adapter is None:
+            return Decision(ColdStart.NONE)
+        if not self._cold_starts.is_cold(adapter):
+            return Decision(ColdStart.RESIDENT)
+        if not self._residency.is_resident(adapter) and not self._cold_starts.supply.is_ready(adapter):
+            self._cold_starts.waits.note(sequence, WaitFor.DISK)
+            return None
+        return self._cold_starts.decide(
+            sequence,
+            self._adapters[adapter],
+            count_cached_tokens=self._holdings.num_cached_tokens,
+            batch_tokens=draft.num_tokens,
+            num_decoding=len(draft.chunks),
+        )
+
+    def waits_for_copies(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
+        """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with
+        this plan at the latest."""
+        waits_for_lane = decision.beside_ms > 0 and not draft.beside_tokens
+        if decision.how is ColdStart.ON_DEMAND or decision.hold_ms or waits_for_lane:
+            self.acquire(sequence, decision, draft)
+        if not waits_for_lane and (sequence.adapter_slot is None or self._cold_starts.may_compute(sequence)):
+            return False
+        self._cold_starts.waits.note(sequence, WaitFor.COPIES)
+        return True
+
+    def acquire(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> None:
+        """Have a sequence hold its adapter, which the plan loads if it has no place on the device."""
+        adapter = sequence.request.adapter
+        if adapter is None or sequence.adapter_slot is not None:
+            return
+        self._drain.note_user(adapter, self._num_steps_left(sequence))
+        acquired = self._residency.acquire(
+            self._adapters[adapter], decision.how, decision.cpu_layers, is_held=decision.hold_ms > 0
+        )
+        sequence.adapter_slot = acquired.adapter_slot
+        if acquired.needs_load:
+            draft.pool_ops += acquired.pool_ops
+            self._cold_starts.note_load(self._adapters[adapter], acquired.adapter_slot, decision)
+        if sequence.num_preemptions == 0:
+            sequence.cold_start = decision.how
+            sequence.timings.load = self._cold_starts.load_of(adapter)
+
+    def _adapter_uses(self) -> dict[str, AdapterUse]:
+        uses: defaultdict[str, AdapterUse] = defaultdict(AdapterUse)
+        for sequence in self._find_users():
+            if sequence.request.adapter is not None:
+                use = uses[sequence.request.adapter]
+                use.num_waiting += sequence.status is SequenceStatus.WAITING
+                use.num_steps = max(use.num_steps, self._num_steps_left(sequence))
+        return uses
+
+    def _num_steps_left(self, sequence: Sequence) -> int:
+        """How many steps compute a part of it, at most, if each computes as much of it as it may."""
+        num_known = sequence.num_tokens - sequence.num_computed_tokens
+        num_chunks = -(-num_known // self._chunk_tokens)
+        num_outputs = sequence.num_tokens - sequence.num_prompt_tokens
+        return num_chunks + sequence.max_output_tokens - num_outputs - 1  # the last chunk yields a token

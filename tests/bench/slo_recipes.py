@@ -1,0 +1,30 @@
+"""A benchmark of scheduling of the sample's shape that the CPU answers in an instant."""
+
+from __future__ import annotations
+
+from tests.cli.command import SAMPLE
+
+SLO = f"""
+kind = "slo"
+description = "a tiny benchmark"
+warmups = 1
+repeats = 2
+base = "{SAMPLE / "base"}"
+device = "cpu"
+dtype = "float32"
+kv_memory = "4MB"
+host_adapter_memory = "3MB"
+[[case]]
+name = "mixed"
+scheduling = ["slack", "fcfs"]
+rates_per_s = [40, 80]
+requests = 6
+adapters = 4
+popularity = 1.0
+lora_ranks = [2, 5]
+modules = ["q_proj", "v_proj"]
+prompt_tokens = 6
+output_tokens = 4
+ttft_slo_ms = 1e6
+tpot_within = 1e6
+"""
