@@ -59,6 +59,18 @@ class StepModel:
         base_ms = self.decode.step_ms(batch.num_requests)
         return base_ms + self.kv_token_ms * batch.kv_tokens + self._lora_ms(batch.ranks)
 
+    def step_ms(self, prompt_tokens: int, batch: BatchLoad) -> float:
+        """Milliseconds of one step that computes tokens of prompts and decodes for a batch.
+
+        Args:
+            prompt_tokens: 0 for a step that only decodes.
+            batch: its requests and `kv_tokens` are those that decode, its ranks of all adapters in the step.
+        """
+        if not prompt_tokens:
+            return self.decode_ms(batch)
+        base_ms = self.prefill.step_ms(prompt_tokens + batch.num_requests)
+        return base_ms + self.kv_token_ms * batch.kv_tokens + self._lora_ms(batch.ranks)
+
     def prompts_ms(self, prompt_tokens: float, ranks: RankSums[int], num_decoding: int) -> float:
         """PrePerf: milliseconds of all steps that compute the prompts of a queue; 0 for none.
 
