@@ -6,7 +6,8 @@ Knows no queue: whether anybody who waits could be admitted is the scheduler's t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence as SequenceOf
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 
 from caraserve_cli.core import Sequence
 from caraserve_cli.engine.block_pool import BlockPool

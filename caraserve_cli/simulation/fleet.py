@@ -1,4 +1,4 @@
-"""A fleet on virtual time: the placement policy in front, simulated replicas behind, one event after the other.
+"""A fleet on virtual time: the placement policy in front, simulated replicas behind, event after event.
 
 What replicas report reaches the placement at once. Requests that find no replica wait in the order of their
 arrival, and none passes another.
