@@ -87,5 +87,11 @@ class StepModel:
         rest_ms = self.prefill.step_ms(rest + num_decoding) if rest else 0.0
         return full_ms + rest_ms + self._lora_ms(ranks)
 
+    def interruption_ms(self, prompt_tokens: int, num_requests: int) -> float:
+        """How much longer a step with a prompt takes than one that only decodes, for a batch that has the
+        prompt's request among its `num_requests`; a prompt of several steps is taken as if in one."""
+        step_ms = self.prefill.step_ms(prompt_tokens + num_requests - 1)
+        return max(0.0, step_ms - self.decode.step_ms(num_requests))
+
     def _lora_ms(self, ranks: RankSums[int]) -> float:
         return self.lora_kernel.sums_ms(ranks) if self.lora_kernel else 0.0

@@ -32,13 +32,16 @@ class Forecast(NamedTuple):
         finish_ms: from now until its last one.
         step_ms: a decoding step with it.
         slower_ms: how much longer a token takes for those already there: their steps, and for as long as an
-            answer lasts its share of the prompt that interrupts them.
+            answer lasts its share of what a step with the prompt takes beyond a decoding step.
+        interrupted_ms: how much longer a token of the request takes than a step, for the prompts that come
+            while it is answered.
     """
 
     ttft_ms: FloatArray
     finish_ms: FloatArray
     step_ms: FloatArray
     slower_ms: FloatArray
+    interrupted_ms: FloatArray
 
 
 class RankAwarePlacement:
@@ -47,8 +50,16 @@ class RankAwarePlacement:
         (Δprefill / average response length + Δdecode) · requests there    what all the others lose, as in
                                                                            the paper
         + time until its last token / its tokens                           what it takes itself
+        + Σ interruptions there / average response length                  what is to come meanwhile
         + `_OTHERS_MISS_MS` · bounds of others that the longer step breaks
         + `_OWN_MISS_MS`, if it breaks one of its own.
+
+    Δprefill is what its prompt's step takes beyond the decoding step in whose place it comes, for that step
+    decodes too. While an answer lasts, all others end once and others come in their places: what their prompts
+    interrupt is taken to be what the prompts of those there did. Without this, long prompts gather where the
+    fewest requests are, and interrupt each other. Simulated with `recipes/paper-cluster.toml` (5,000 requests
+    at 340 a second, bgmv / mbgmv): with both, attainment rose from 97.7 / 95.3% to 98.3 / 97.6%, and the mean
+    time per token fell from 30.9 / 32.0 to 30.1 / 31.2 ms.
 
     Its own time begins with waiting for those whose end makes room for it (`ReplicaLoads.shortage`), and for
     the prompts before it. Its first token then waits for its own prompt, and for the adapter or CPU workers,
@@ -77,6 +88,7 @@ class RankAwarePlacement:
         forecast = self.forecast(request, loads)
         costs_ms = forecast.slower_ms * loads.num_requests
         costs_ms += forecast.finish_ms / request.output_tokens
+        costs_ms += forecast.interrupted_ms
         num_broken = loads.token_bounds.num_broken(forecast.step_ms)
         num_broken -= loads.token_bounds.num_broken(loads.decode_ms)
         costs_ms += _OTHERS_MISS_MS * num_broken
@@ -105,9 +117,12 @@ class RankAwarePlacement:
         finish_ms = ttft_ms
         if request.output_tokens > 1:
             finish_ms = np.maximum(ttft_ms, ready_ms) + (request.output_tokens - 1) * step_ms
+        interrupted_ms = loads.step_models.interruption_ms(request.prompt_tokens, loads.num_requests + 1)
         slower_ms = step_ms - loads.decode_ms
-        slower_ms += (prompts_ms - loads.backlog_ms) / response_tokens
-        return Forecast(ttft_ms, finish_ms, step_ms, slower_ms)
+        slower_ms += interrupted_ms / response_tokens
+        interrupted_ms += loads.interruptions_ms
+        interrupted_ms /= response_tokens
+        return Forecast(ttft_ms, finish_ms, step_ms, slower_ms, interrupted_ms)
 
     def _adapter_ready_ms(self, request: RequestFacts, loads: ReplicaLoads) -> FloatArray:
         """From now until its adapter, which is not None, is on each device."""
