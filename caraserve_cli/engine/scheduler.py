@@ -163,8 +163,8 @@ class Scheduler:
     # Steps that are all alike
 
     def num_equal_steps(self, most_steps: int) -> int:
-        """How many of the next plans, up to `most_steps`, only decode one token of every running sequence: the
-        first plan now and the others at whatever time, if until then nobody comes or ends and no adapter
+        """How many of the next plans, up to `most_steps`, only decode one token of every running sequence:
+        the first now and the others at whatever time, if until then nobody comes or ends and no adapter
         arrives. 0 where that cannot be told without planning."""
         self.cold_starts.begin_plan()
         if self.waiting and len(self.running) < self._config.max_running:

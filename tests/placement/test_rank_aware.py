@@ -39,8 +39,8 @@ def test_the_papers_example(is_padded: bool, right: str) -> None:
 
 def test_the_cost_by_hand() -> None:
     """One runs: a prompt of 30 tokens takes 31 ms with its token and 0.64 ms in the kernel, the adapter 1 ms.
-    Answers have 10 and 20 tokens, 15 on average. That step of 31 ms comes in the place of one of 20; the prompt
-    of the one that runs, 10 tokens, took no longer than a decoding step."""
+    Answers have 10 and 20 tokens, 15 on average. That step of 31 ms comes in the place of one of 20; the
+    prompt of the one that runs, 10 tokens, took no longer than a decoding step."""
     loads = loads_of(fleet("a"), [[request("x", 8, output_tokens=10)]])
     new = request("new", 64, prompt_tokens=30, output_tokens=20)
     forecast = POLICY.forecast(new, loads)
