@@ -59,8 +59,8 @@ class RankAwarePlacement:
     prompts interrupt is taken to be what the prompts of those there did. Without this, long prompts gather
     where the fewest requests are, and interrupt each other. Simulated with the workload and machine of
     `recipes/paper-cluster.toml` (3,000 requests counted of 7,000 at 340 a second, an SLO of 41.4 ms, bgmv /
-    mbgmv): with both, attainment rose from 97.7 / 95.3% to 98.3 / 97.6%, and the mean time per token fell from
-    30.9 / 32.0 to 30.1 / 31.2 ms.
+    mbgmv): with both, attainment rose from 97.7 / 95.3% to 98.3 / 97.6%, and the mean time per token fell
+    from 30.9 / 32.0 to 30.1 / 31.2 ms.
 
     Its own time begins with waiting for those whose end makes room for it (`ReplicaLoads.shortage`), and for
     the prompts before it. Its first token then waits for its own prompt, and for the adapter or CPU workers,

@@ -96,8 +96,8 @@ def small_workload(*, rate_per_s: float = 12, num_requests: int = 150, seed: int
     return Workload(
         rate_per_s=rate_per_s,
         burstiness=1,
-        prompts=Lengths(median_tokens=30, sigma=1, most_tokens=700),
-        outputs=Lengths(median_tokens=25, sigma=0.8, most_tokens=200),
+        prompts=Lengths(median_tokens=60, sigma=1, most_tokens=700),
+        outputs=Lengths(median_tokens=60, sigma=0.8, most_tokens=200),
         adapters=AdapterMix(
             num_adapters=40,
             zipf_exponent=1,

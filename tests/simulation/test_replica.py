@@ -1,5 +1,5 @@
-"""One simulated replica, by hand: 1 ms for a prompt's token and for each that is decoded beside it, 20 ms for a
-decoding step, 10 µs for a unit of rank, 1 MB a millisecond."""
+"""One simulated replica, by hand: 1 ms for a prompt's token and for each that is decoded beside it, 20 ms for
+a decoding step, 10 µs for a unit of rank, 1 MB a millisecond."""
 
 from __future__ import annotations
 
