@@ -29,11 +29,10 @@ def run_cluster(recipe: ClusterRecipe, on_point: OnPoint) -> ClusterResult:
     Raises:
         OptionError: a request fits no replica.
     """
-    without_lora = _simulate(
-        recipe, recipe.lora_kernels[0], MostIdlePlacement(), recipe.slo.rate_per_s, None, with_lora=False
-    )
+    slo_ms = recipe.slo.factor * _without_lora(recipe, None).time_per_token_ms
+    # Again, to know how many of the same requests keep that bound where nothing is lost to LoRA.
+    without_lora = _without_lora(recipe, slo_ms)
     on_point(without_lora)
-    slo_ms = recipe.slo.factor * without_lora.time_per_token_ms
     points: list[ClusterPoint] = []
     for lora_kernel in recipe.lora_kernels:
         left = list(recipe.policies)
@@ -75,6 +74,12 @@ def _rates(recipe: ClusterRecipe) -> Iterator[float]:
     if recipe.further_factor is not None:
         for power in count(1):
             yield recipe.rates_per_s[-1] * recipe.further_factor**power
+
+
+def _without_lora(recipe: ClusterRecipe, slo_ms: float | None) -> ClusterPoint:
+    """The same requests for the base alone, at the SLO's load."""
+    kernel, rate_per_s = recipe.lora_kernels[0], recipe.slo.rate_per_s
+    return _simulate(recipe, kernel, MostIdlePlacement(), rate_per_s, slo_ms, with_lora=False)
 
 
 def _simulate(

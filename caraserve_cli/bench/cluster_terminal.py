@@ -59,7 +59,8 @@ def _circumstances(result: ClusterResult) -> Text:
         f"cold starts {facts.cold_start}, caraserve {facts.caraserve_version}{commit}\n"
         f"{facts.num_requests:,} requests a simulation, {counted:,} of them counted, seed {facts.seed}\n"
         f"time per token (latency / output tokens) without LoRA: {base.time_per_token_ms:.2f} ms at "
-        f"{base.rate_per_s:,.0f} requests/s; SLO {facts.slo_factor:g}x = {facts.slo_ms:.2f} ms"
+        f"{base.rate_per_s:,.0f} requests/s; SLO {facts.slo_factor:g}x = {facts.slo_ms:.2f} ms, which "
+        f"{base.attainment:.1%} keep without LoRA"
     )
 
 
