@@ -41,7 +41,7 @@ def run_cluster(recipe: ClusterRecipe, on_point: OnPoint) -> ClusterResult:
                 point = _simulate(recipe, lora_kernel, placement(name, recipe.seed), rate_per_s, slo_ms)
                 on_point(point)
                 points.append(point)
-                if point.attainment < recipe.give_up_below:
+                if point.attainment < recipe.give_up_below and rate_per_s >= recipe.slo.rate_per_s:
                     left.remove(name)
             if not left:
                 break

@@ -8,7 +8,7 @@
     seed = 0                                  # optional: of the requests, and of `random`
     rates_per_s = [300, 340]                  # loads, ascending
     further_factor = 1.1                      # optional: then on, each load that many times the one before
-    give_up_below = 0.5                       # no higher load for a policy whose attainment is below
+    give_up_below = 0.5                       # no load above the SLO's for a policy that attains less
     profile = "baselines/machine.json"        # of `caraserve profile`; or constants, see `cluster_machine`
     [slo]
     factor = 1.5                              # of the time per token without LoRA, at this load

@@ -29,6 +29,8 @@ def num_equal_steps(
     for sequence in running:
         if sequence.is_unchecked or sequence.num_tokens - sequence.num_computed_tokens != 1:
             return 0
+        if sequence.num_computed_tokens < sequence.num_prompt_tokens:  # the last token of a long prompt
+            return 0
         num_outputs = sequence.num_tokens - sequence.num_prompt_tokens
         num_steps = min(num_steps, sequence.max_output_tokens - num_outputs)
     if not running or num_steps <= 0:

@@ -51,7 +51,7 @@ def _begun(lengths: list[tuple[int, int]], num_blocks: int) -> tuple[Scheduler, 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 8), st.integers(1, 20)), min_size=1, max_size=7),
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=7),
     st.integers(10, 40),
     st.integers(1, 30),
 )
@@ -101,6 +101,16 @@ def test_none_while_a_prompt_is_computed_or_waits(prompt: int) -> None:
     assert scheduler.num_equal_steps(100) == 0
     run_step(scheduler)
     assert bool(scheduler.num_equal_steps(100)) is (prompt == 4)
+
+
+def test_the_last_token_of_a_prompt_is_no_decode() -> None:
+    """Nine tokens in chunks of eight."""
+    scheduler = make_scheduler()
+    add(scheduler, "a", 9, 5)
+    run_step(scheduler)
+    assert scheduler.num_equal_steps(100) == 0
+    run_step(scheduler)
+    assert scheduler.num_equal_steps(100) == 4
 
 
 def test_who_waits_for_a_place_in_a_full_batch_changes_nothing() -> None:

@@ -48,6 +48,12 @@ def test_a_long_prompt_takes_its_chunks() -> None:
     assert answers["a"].tpot_ms is None
 
 
+def test_a_chunk_of_one_token_is_still_of_the_prompt() -> None:
+    """512 tokens, the one that is left, and a decoding step."""
+    answers = answers_of([simulated("a", 0, 513, 2)], [replica("r")])
+    assert _times(answers["a"]) == pytest.approx((513, 533))
+
+
 def test_tokens_in_the_cache_make_steps_longer() -> None:
     """Steps read 31, 32 … 39 tokens at 1 ms each."""
     model = replace(step_model(), kv_token_ms=1.0)
