@@ -68,8 +68,8 @@ def _policies_line(result: ClusterResult, lora_kernel: str) -> Text:
     rate = result.without_lora.rate_per_s
     return Text(
         f"{lora_kernel} at {rate:,.0f} requests/s; ms, means but for p99\n"
-        f"less: by what share the time per token of {DEFAULT_PLACEMENT} is less; paper: what the paper reports\n"
-        f"of its own policy, whose attainment there is {PAPER_ATTAINMENT:.0%}; "
+        f"less: by what share the time per token of {DEFAULT_PLACEMENT} is less; paper: what the paper\n"
+        f"reports of its own policy, whose attainment there is {PAPER_ATTAINMENT:.0%}; "
         f"99% to: requests/s up to which 99% keep the SLO"
     )
 

@@ -11,9 +11,10 @@ from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.request_facts import RequestFacts
 from caraserve_cli.placement.tie_break import drawn_by, with_fewest
 
-# A bound is on an average over an answer, and a forecast of it is off: from this much of its bound on the time
-# of a token on, a request may break it, and from that on it surely does. Simulated as in `RankAwarePlacement`,
-# bgmv / mbgmv: with 0.9 and 1.1 99.0 / 98.9% of the requests kept the SLO, with 1.0 and 1.0 98.5 / 98.1%.
+# A bound is on an average over an answer, and a forecast of it is off: from this much of its bound on the
+# time of a token on, a request may break it, and from that on it surely does. Simulated as in
+# `RankAwarePlacement`, bgmv / mbgmv: with 0.9 and 1.1 99.0 / 98.9% of the requests kept the SLO, with 1.0 and
+# 1.0 98.5 / 98.1%.
 _MAY_BREAK, _BREAKS = 0.9, 1.1
 # What it costs to break a bound of the request itself, and one of another, in milliseconds for one token. A
 # bound is on an average over an answer, and a step that is too long now breaks it only if it stays so long.
