@@ -54,11 +54,11 @@ class AnyResult(Protocol):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A result, the same as text for a terminal, and what goes beside `--json NAME.json`: suffix, which takes
-    the place of `.json`, → content."""
+    the place of `.json`, → content: JSON, or text as it is."""
 
     result: AnyResult
     rendered: RenderableType
-    beside: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, object] | str] = field(default_factory=dict)
 
 
 _Recipe = TypeVar("_Recipe", bound=AnyRecipe)
@@ -157,10 +157,11 @@ def _measure_arrivals(recipe: ArrivalRecipe, tell: Tell) -> Measured:
 
 def _measure_cluster(recipe: ClusterRecipe, tell: Tell) -> Measured:
     from caraserve_cli.bench.cluster import run_cluster
+    from caraserve_cli.bench.cluster_plot import attainment_svg
     from caraserve_cli.bench.cluster_terminal import point_name, point_summary, render_cluster
 
     result = run_cluster(recipe, lambda point: tell(point_name(point), 0, 0, point_summary(point)))
-    return Measured(result, render_cluster(result))
+    return Measured(result, render_cluster(result), {".svg": attainment_svg(result)})
 
 
 def _tell_peer(tell: Tell, case: EngineCase, peer: Peer, gave: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import orjson
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from caraserve_cli.bench.catalogue import find_recipe
 from caraserve_cli.bench.cluster import run_cluster
+from caraserve_cli.bench.cluster_plot import attainment_svg
 from caraserve_cli.bench.cluster_recipe import ClusterRecipe, HoldsMore, LessTime
 from caraserve_cli.bench.cluster_result import ClusterPoint, ClusterResult
 from caraserve_cli.bench.cluster_terminal import render_cluster
@@ -97,6 +99,17 @@ def test_a_cluster_is_simulated_to_its_knee(tmp_path: Path) -> None:
     text = console.export_text()
     assert "All work was done and every requirement is met." in text
     assert "constants of the recipe" in text
+
+
+def test_every_point_is_in_the_plot(tmp_path: Path) -> None:
+    points = [_point("random", 10, 1.0), _point("random", 20, 0.5), _point("rank-aware", 10, 0.99)]
+    plot = ElementTree.fromstring(attainment_svg(_result(tmp_path, *points)))
+    name = "{http://www.w3.org/2000/svg}"
+    lines = [each.get("points") for each in plot.iter(f"{name}polyline")]
+    assert lines == ["0.0,0.0 420.0,150.0", "0.0,3.0"]
+    assert len(list(plot.iter(f"{name}circle"))) == len(points)
+    texts = [each.text for each in plot.iter(f"{name}text")]
+    assert {"random", "rank-aware", "10", "20", "100%"} <= set(texts)
 
 
 def test_a_seed_gives_the_same_result(tmp_path: Path) -> None:
