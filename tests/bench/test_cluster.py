@@ -20,6 +20,7 @@ from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from caraserve_cli.errors import InputError, OptionError, ProfileError
 from caraserve_cli.perf.profile_json import to_json
+from tests.cli.command import run_caraserve
 from tests.perf.h200 import h200_profile
 
 SMALL = """
@@ -240,3 +241,12 @@ def test_requirements_are_judged(tmp_path: Path) -> None:
     assert (less.found, less.verdict) == (pytest.approx(0.2), Verdict.MET)
     assert (holds.found, holds.rate_per_s, holds.verdict) == (0.95, 20, Verdict.MISSED)
     assert near.verdict is Verdict.MISSED
+
+
+def test_the_command_writes_the_result_and_the_plot(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SMALL.replace("further_factor = 2\n", ""))
+    ended = run_caraserve("bench", path, "--json", tmp_path / "found.json")
+    assert ended.returncode == 0, ended.stderr
+    assert orjson.loads((tmp_path / "found.json").read_bytes())["kind"] == "cluster"
+    assert (tmp_path / "found.svg").read_text().startswith("<svg")
