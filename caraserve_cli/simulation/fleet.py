@@ -153,10 +153,12 @@ class SimulatedFleet:
                 self._unplaced.popleft()
 
     def _arrive(self, request: SimulatedRequest) -> None:
-        if self._unplaced or not self._place(request):
-            self._check_fits(request)
-            self._has_room = self._has_room and bool(self._unplaced)
-            self._unplaced.append(request)
+        if not self._unplaced:
+            if self._place(request):
+                return
+            self._has_room = False
+        self._check_fits(request)
+        self._unplaced.append(request)
 
     def _place(self, request: SimulatedRequest) -> bool:
         replica = self._placement.choose(request.facts, self.loads)
