@@ -28,12 +28,11 @@ class DecodeRun:
     def steps_until(self, time_ms: float) -> int:
         """Of steps, at least 1 and no more than there are, the fewest that end at `time_ms` or later."""
         time_ms -= self.begin_ms
-        if self.growth_ms <= 0:
-            guess = time_ms / self.first_ms if self.first_ms > 0 else 1.0
-        else:  # growth / 2 · n² + (first - growth / 2) · n = time
-            half = self.growth_ms / 2
-            linear = self.first_ms - half
-            guess = (math.sqrt(linear * linear + 4 * half * max(0.0, time_ms)) - linear) / (2 * half)
+        # growth / 2 · n² + (first - growth / 2) · n = time, solved in the form that takes no growth, too.
+        half = self.growth_ms / 2
+        linear = self.first_ms - half
+        slope = linear + math.sqrt(linear * linear + 4 * half * max(0.0, time_ms))
+        guess = 2 * time_ms / slope if slope > 0 else 1.0
         steps = min(max(1, math.ceil(guess)), self.num_steps)
         # The formula may be off by one where a step ends right then.
         while steps > 1 and self.end_ms(steps - 1) - self.begin_ms >= time_ms:
