@@ -77,7 +77,7 @@ def _policies_line(result: ClusterResult, lora_kernel: str) -> Text:
 def _policies_table(result: ClusterResult, lora_kernel: str) -> Table:
     rate = result.without_lora.rate_per_s
     ours = result.at(lora_kernel, DEFAULT_PLACEMENT, rate)
-    table = plain_table("", "a token", "p99", "SLO", "TTFT", "p99", "TPOT", "cold", "less", "paper", "99% to")
+    table = plain_table("", "a token", "p99", "SLO", "TTFT", "TPOT", "cold", "less", "paper", "99% to")
     for policy in result.policies:
         point = result.at(lora_kernel, policy, rate)
         if point is None:
@@ -89,7 +89,6 @@ def _policies_table(result: ClusterResult, lora_kernel: str) -> Table:
             f"{point.p99_time_per_token_ms:.1f}",
             f"{point.attainment:.1%}",
             f"{point.ttft_ms:,.0f}",
-            f"{point.p99_ttft_ms:,.0f}",
             "-" if point.tpot_ms is None else f"{point.tpot_ms:.2f}",
             f"{_cold_share(point):.0%}",
             "-" if ours is None or policy == DEFAULT_PLACEMENT else f"{less_time(ours, point):.0%}",
