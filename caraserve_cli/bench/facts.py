@@ -50,7 +50,20 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    _write(path, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write what goes beside it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _write(path, content.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
-        path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+        path.write_bytes(content)
     except OSError as error:
         raise OutputError(f"--json: '{path}' cannot be written: {error.strerror}") from error

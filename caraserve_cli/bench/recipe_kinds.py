@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from caraserve_cli.bench.arrival_recipe import ARRIVALS, ArrivalRecipe, parse_arrivals
 from caraserve_cli.bench.assist_recipe import ASSIST, AssistRecipe, parse_assist
+from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRecipe, parse_cluster
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
 from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
@@ -54,11 +55,11 @@ class AnyResult(Protocol):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A result, the same as text for a terminal, and what goes beside `--json NAME.json`: suffix, which takes
-    the place of `.json`, → content."""
+    the place of `.json`, → content: JSON, or text as it is."""
 
     result: AnyResult
     rendered: RenderableType
-    beside: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, object] | str] = field(default_factory=dict)
 
 
 _Recipe = TypeVar("_Recipe", bound=AnyRecipe)
@@ -172,6 +173,15 @@ def _measure_arrivals(recipe: ArrivalRecipe, tell: Tell) -> Measured:
     return Measured(result, render_arrivals(result))
 
 
+def _measure_cluster(recipe: ClusterRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.cluster import run_cluster
+    from caraserve_cli.bench.cluster_plot import attainment_svg
+    from caraserve_cli.bench.cluster_terminal import point_name, point_summary, render_cluster
+
+    result = run_cluster(recipe, lambda point: tell(point_name(point), 0, 0, point_summary(point)))
+    return Measured(result, render_cluster(result), {".svg": attainment_svg(result)})
+
+
 def _tell_peer(tell: Tell, case: EngineCase, peer: Peer, gave: str | None) -> None:
     tell(f"{case.name}, {case.peft_name}", 1, 1, gave or f"not measured: {peer.problem}")
 
@@ -210,6 +220,7 @@ def _step_time(step_ms: float | None) -> str:
 _KINDS: dict[str, RecipeKind[Any]] = {
     ARRIVALS: RecipeKind(ArrivalRecipe, parse_arrivals, _measure_arrivals),
     ASSIST: RecipeKind(AssistRecipe, parse_assist, _measure_assist),
+    CLUSTER: RecipeKind(ClusterRecipe, parse_cluster, _measure_cluster),
     COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
     SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),

@@ -7,8 +7,9 @@ is refused by name when the table is closed.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar, cast
+from typing import TypeGuard, TypeVar, cast
 
 from caraserve_cli.config import parse_size
 from caraserve_cli.core import LORA_MODULES
@@ -120,6 +121,28 @@ class RecipeTable:
             raise self.wrong(key, "a number above zero", value)
         return value
 
+    def zero_or_more(self, key: str) -> float:
+        """A number of at least zero that must be there."""
+        value = self._values.get(key)
+        self._taken.add(key)
+        if not is_number(value) or value < 0:
+            raise self.wrong(key, "a number of at least zero", value)
+        return float(value)
+
+    def positives(self, key: str) -> tuple[float, ...]:
+        """A list of numbers above zero that must be there and not be empty."""
+        must_be = "a list of numbers above zero"
+        values = self._checked(key, self._take(key, list, must_be), bool, must_be)
+        for value in values:
+            if not is_number(value) or value <= 0:
+                raise self.wrong(key, must_be, value)
+        return tuple(map(float, values))
+
+    def optional_table(self, key: str) -> RecipeTable | None:
+        """A table below this one, or None where it is left out."""
+        self._taken.add(key)
+        return self.table(key) if key in self._values else None
+
     def table(self, key: str) -> RecipeTable:
         """A table below this one that must be there."""
         values = self._take(key, dict, f"a table, written [{key}]")
@@ -168,3 +191,8 @@ class RecipeTable:
         if not is_right(value):
             raise self.wrong(key, must_be, value)
         return value
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of TOML is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

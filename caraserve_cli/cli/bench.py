@@ -53,7 +53,7 @@ def _run(name: str | None, json_file: Path | None, stop: StopRequest) -> int:
     from rich.console import Console
 
     from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
-    from caraserve_cli.bench.facts import write_json
+    from caraserve_cli.bench.facts import write_json, write_text
     from caraserve_cli.bench.recipe_kinds import load_any_recipe, measure_recipe
 
     recipe = load_any_recipe(find_recipe(DEFAULT_RECIPE if name is None else name))
@@ -70,7 +70,10 @@ def _run(name: str | None, json_file: Path | None, stop: StopRequest) -> int:
     if json_file is not None:
         write_json(json_file, measured.result.as_json())
         for suffix, content in measured.beside.items():
-            write_json(json_file.with_suffix(suffix), content)
+            if isinstance(content, str):
+                write_text(json_file.with_suffix(suffix), content)
+            else:
+                write_json(json_file.with_suffix(suffix), content)
     Console(soft_wrap=True).print(measured.rendered)
     return measured.result.verdict.exit_status
 

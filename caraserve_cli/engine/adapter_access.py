@@ -54,6 +54,12 @@ class AdapterAccess:
         """All that wait had their turn."""
         self._drain.end_plan()
 
+    def pass_plans(self, num_plans: int, *, is_anyone_waiting: bool) -> None:
+        """Do what as many plans that admit nobody would."""
+        self._drain.pass_plans(num_plans)
+        if not is_anyone_waiting:
+            self._drain.end_plan()
+
     def has_room(self, sequence: Sequence) -> bool:
         """Whether its adapter can be used now, and nobody before it waits for the room."""
         adapter = sequence.request.adapter

@@ -82,6 +82,11 @@ class AdapterDrain:
         self._is_full = False
         self.is_blocked = False
 
+    def pass_plans(self, num_plans: int) -> None:
+        """Begin so many plans one after the other, of which each but the last blocks nobody."""
+        self.begin_plan()
+        self._num_plans += num_plans - 1
+
     def block(self, info: AdapterInfo) -> None:
         """Have room made for `info`, which is not resident, if it is among the first."""
         if self._is_full or info.name in self._served:

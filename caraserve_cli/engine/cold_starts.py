@@ -6,6 +6,7 @@ policy decides, and the runner, behind `AdapterSupply`, knows what has arrived. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -215,6 +216,18 @@ class ColdStarts:
             return False
         # Beside the copies, CPU workers compute prompts only.
         return not decision.cpu_layers or sequence.num_computed_tokens < sequence.num_prompt_tokens
+
+    def may_all_decode(self, sequences: Iterable[Sequence]) -> bool:
+        """Whether all of these, which hold their adapters, can be in every step from now on."""
+        return not self._under_way or all(
+            self.may_compute(each) and not self.way(each).cpu_layers for each in sequences
+        )
+
+    def next_hold_end_ms(self) -> float:
+        """When the first of the holds ends that still last; infinite if none does."""
+        now_ms = self._clock_ms()
+        ends_ms = (each.since_ms + each.decision.hold_ms for each in self._under_way.values())
+        return min((end_ms for end_ms in ends_ms if end_ms > now_ms), default=math.inf)
 
     def way(self, sequence: Sequence) -> Decision:
         """How the adapter comes to the device with which the next chunk of a sequence is computed."""

@@ -29,6 +29,7 @@ from caraserve_cli.engine.adapter_access import AdapterAccess
 from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool
 from caraserve_cli.engine.cold_starts import ColdStarts
+from caraserve_cli.engine.equal_steps import book_tokens, num_equal_steps
 from caraserve_cli.engine.holdings import Holdings
 from caraserve_cli.engine.plan_draft import PlanDraft
 from caraserve_cli.engine.plan_waits import WaitFor
@@ -151,10 +152,13 @@ class Scheduler:
                 continue  # it holds all until it is known that it need not be computed again
             self._holdings.remember(sequence)
             if sequence.is_ending:
-                self.running.remove(sequence)
-                self._holdings.take_back(sequence)
-                sequence.status = SequenceStatus.ENDING
-                self.ending.add(sequence)
+                self._begin_end(sequence)
+
+    def _begin_end(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._holdings.take_back(sequence)
+        sequence.status = SequenceStatus.ENDING
+        self.ending.add(sequence)
 
     def commit_beside(self, chunks: SequenceOf[ScheduledChunk]) -> None:
         """Book the tokens of chunks that are under way beside the steps: no step comes after them before they
@@ -206,6 +210,36 @@ class Scheduler:
     def _book(self, chunk: ScheduledChunk) -> None:
         chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
         chunk.sequence.num_pending_tokens += chunk.yields_token
+
+    # Steps that are all alike
+
+    def num_equal_steps(self, most_steps: int) -> int:
+        """How many of the next plans, up to `most_steps`, only decode one token of every running sequence:
+        the first now and the others at whatever time, if until then nobody comes or ends and no adapter
+        arrives. 0 where that cannot be told without planning."""
+        self.cold_starts.begin_plan()
+        if self.waiting and len(self.running) < self._config.max_running:
+            return 0
+        if self._batch_limit.num_tokens < len(self.running):
+            return 0
+        if not self.cold_starts.may_all_decode(self.running):
+            return 0
+        return num_equal_steps(self.running, self.blocks, self._config.kv_block_tokens, most_steps)
+
+    def book_equal_steps(self, num_steps: int, token_id: int = 0) -> None:
+        """Do what as many rounds of `plan`, `commit` and taking a token of every running sequence would, at
+        most those that `num_equal_steps` told. Who has its last token is then `ENDING`, as after `commit`.
+
+        Args:
+            num_steps: at least 1.
+            token_id: stands for every token, for nobody knows it.
+        """
+        self._access.pass_plans(num_steps, is_anyone_waiting=bool(self.waiting))
+        for _ in range(num_steps):
+            self._batch_limit.note_step()
+        book_tokens(self.running, self._holdings, num_steps, token_id)
+        for sequence in [each for each in self.running if each.is_ending]:
+            self._begin_end(sequence)
 
     # Running sequences
 

@@ -59,6 +59,18 @@ class StepModel:
         base_ms = self.decode.step_ms(batch.num_requests)
         return base_ms + self.kv_token_ms * batch.kv_tokens + self._lora_ms(batch.ranks)
 
+    def step_ms(self, prompt_tokens: int, batch: BatchLoad) -> float:
+        """Milliseconds of one step that computes tokens of prompts and decodes for a batch.
+
+        Args:
+            prompt_tokens: 0 for a step that only decodes.
+            batch: its requests and `kv_tokens` are those that decode, its ranks of all adapters in the step.
+        """
+        if not prompt_tokens:
+            return self.decode_ms(batch)
+        base_ms = self.prefill.step_ms(prompt_tokens + batch.num_requests)
+        return base_ms + self.kv_token_ms * batch.kv_tokens + self._lora_ms(batch.ranks)
+
     def prompts_ms(self, prompt_tokens: float, ranks: RankSums[int], num_decoding: int) -> float:
         """PrePerf: milliseconds of all steps that compute the prompts of a queue; 0 for none.
 
@@ -74,6 +86,12 @@ class StepModel:
         full_ms = full * self.prefill.step_ms(self.max_batch_tokens + num_decoding)
         rest_ms = self.prefill.step_ms(rest + num_decoding) if rest else 0.0
         return full_ms + rest_ms + self._lora_ms(ranks)
+
+    def interruption_ms(self, prompt_tokens: int, num_requests: int) -> float:
+        """How much longer a step with a prompt takes than one that only decodes, for a batch that has the
+        prompt's request among its `num_requests`; a prompt of several steps is taken as if in one."""
+        step_ms = self.prefill.step_ms(prompt_tokens + num_requests - 1)
+        return max(0.0, step_ms - self.decode.step_ms(num_requests))
 
     def _lora_ms(self, ranks: RankSums[int]) -> float:
         return self.lora_kernel.sums_ms(ranks) if self.lora_kernel else 0.0

@@ -75,6 +75,13 @@ class StepModels:
         prompts_ms += self._lora_ms(ranks)
         return prompts_ms
 
+    def interruption_ms(self, prompt_tokens: int, num_requests: IntArray) -> FloatArray:
+        """`StepModel.interruption_ms` of each replica, of batches of at most `most_requests` requests, shape
+        [N]."""
+        interruption_ms = self._prefill_ms(num_requests.astype(np.float64) + (prompt_tokens - 1))
+        interruption_ms -= self._decode_ms.take(self._decode_row + num_requests)
+        return np.maximum(interruption_ms, 0.0, out=interruption_ms)
+
     def _prefill_ms(self, num_tokens: FloatArray) -> FloatArray:
         """`PrefillModel.step_ms` of each replica."""
         beyond_tokens = np.maximum(num_tokens - self._knee_tokens, 0.0)

@@ -28,6 +28,7 @@ class _Placed:
     facts: RequestFacts
     replica: int
     token_bound_ms: float
+    interruption_ms: float
     has_started: bool = False
 
 
@@ -39,6 +40,7 @@ class ReplicaLoads:
         num_running: of these.
         prompt_tokens, output_tokens: of all of them, the latter as expected when they were placed.
         backlog_tokens: of the prompts of the queued ones. A prompt counts in full until its first token.
+        interruptions_ms: how much longer than decoding steps those with the prompts of all of them are.
         pool_bytes: of the adapters of all of them, each adapter once.
         decode_ms: of a decoding step of all of them.
         backlog_ms: of the steps that compute the queued prompts.
@@ -78,6 +80,7 @@ class ReplicaLoads:
         self.num_requests, self.num_running = np.zeros((2, num_replicas), dtype=np.int64)
         self.prompt_tokens, self.output_tokens, self.backlog_tokens = np.zeros((3, num_replicas))
         self.pool_bytes, self.decode_ms, self.backlog_ms = np.zeros((3, num_replicas))
+        self.interruptions_ms = np.zeros(num_replicas)
         self.link_free_ms, self.cpu_free_ms = np.full((2, num_replicas), -math.inf)
         self.is_open = np.ones(num_replicas, dtype=np.bool_)
 
@@ -107,7 +110,10 @@ class ReplicaLoads:
         if self.num_requests[replica] >= self.max_requests[replica] or not self.is_open[replica]:
             raise ValueError(f"replica '{self.replicas[replica].name}' takes no more requests")
         now_ms = self.now_ms
-        placed = _Placed(request, replica, request.token_bound_ms(now_ms))
+        interruption_ms = self.replicas[replica].step_model.interruption_ms(
+            request.prompt_tokens, int(self.num_requests[replica]) + 1
+        )
+        placed = _Placed(request, replica, request.token_bound_ms(now_ms), interruption_ms)
         self._placed[request.id] = placed
         self._queued_ids[replica][request.id] = None
         self.backlog_tokens[replica] += request.prompt_tokens
@@ -250,6 +256,7 @@ class ReplicaLoads:
         self.num_requests[replica] += change
         self.prompt_tokens[replica] += change * placed.facts.prompt_tokens
         self.output_tokens[replica] += change * placed.facts.output_tokens
+        self.interruptions_ms[replica] += change * placed.interruption_ms
         self.token_bounds.add(replica, placed.token_bound_ms, change)
 
     def _leave_queue(self, placed: _Placed) -> None:

@@ -39,16 +39,31 @@ def test_the_papers_example(is_padded: bool, right: str) -> None:
 
 def test_the_cost_by_hand() -> None:
     """One runs: a prompt of 30 tokens takes 31 ms with its token and 0.64 ms in the kernel, the adapter 1 ms.
-    Answers have 10 and 20 tokens, 15 on average."""
+    Answers have 10 and 20 tokens, 15 on average. That step of 31 ms comes in the place of one of 20; the
+    prompt of the one that runs, 10 tokens, took no longer than a decoding step."""
     loads = loads_of(fleet("a"), [[request("x", 8, output_tokens=10)]])
     new = request("new", 64, prompt_tokens=30, output_tokens=20)
     forecast = POLICY.forecast(new, loads)
     assert forecast.ttft_ms == pytest.approx([31.64])
     assert forecast.step_ms == pytest.approx([20.72])
     assert forecast.finish_ms == pytest.approx([31.64 + 19 * 20.72])
-    assert forecast.slower_ms == pytest.approx([0.64 + 31.64 / 15])
-    costs_ms = forecast.slower_ms * 1 + forecast.finish_ms / 20
+    assert forecast.slower_ms == pytest.approx([0.64 + 11 / 15])
+    assert forecast.interrupted_ms == pytest.approx([11 / 15])
+    costs_ms = forecast.slower_ms * 1 + forecast.finish_ms / 20 + forecast.interrupted_ms
     assert POLICY.costs_ms(new, loads) == pytest.approx(costs_ms)
+
+
+def test_prompts_of_those_there_come_again() -> None:
+    """The same steps and requests; on one the prompts took 200 ms, and will while an answer lasts."""
+    placed = [running("x", 2, prompt_tokens=120), running("y", 2, prompt_tokens=10)]
+    loads = loads_of(fleet("long", "short"), placed)
+    assert loads.interruptions_ms == pytest.approx([100 + 101, 0])
+    new = request("new")
+    assert POLICY.forecast(new, loads).interrupted_ms == pytest.approx([201 / 10, 0])
+    assert chosen(new, loads) == "short"
+    for number in range(2):
+        loads.end(f"x {number}")
+    assert loads.interruptions_ms == pytest.approx([0, 0])
 
 
 def test_an_idle_replica_does_not_win_whatever_it_costs_there() -> None:

@@ -1,0 +1,264 @@
+"""One replica on virtual time: the engine's scheduler, cold-start policy, KV blocks and residency, with steps
+that take as long as the models of its machine say.
+
+Steps follow one another: each is planned when the one before it has ended. The GPU's runner plans one step
+ahead, so that an arrival there may wait for a step more.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Protocol
+
+from caraserve_cli.coldstart.policy import ColdStartPolicy
+from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, SequenceStatus, Timings
+from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.placement.replica_facts import ReplicaFacts
+from caraserve_cli.simulation.decode_run import DecodeRun
+from caraserve_cli.simulation.simulated_depot import SimulatedDepot
+from caraserve_cli.simulation.simulated_request import Answered, SimulatedRequest
+from caraserve_cli.simulation.step_times import StepTimes
+from caraserve_cli.simulation.virtual_clock import VirtualClock
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, StepPlan
+
+# More than any answer has.
+ANY_STEPS = 2**31
+
+
+class ReplicaReports(Protocol):
+    """Whom a replica tells what happens, when it happens."""
+
+    def on_first_token(self, request: SimulatedRequest) -> None: ...
+
+    def on_answer(self, answered: Answered) -> None: ...
+
+    def on_load(self, replica: int, adapter: str, ready_ms: float, link_free_ms: float) -> None:
+        """An adapter will be on the device at `ready_ms`, and the link then is free at `link_free_ms`."""
+        ...
+
+    def on_eviction(self, replica: int, adapter: str) -> None: ...
+
+    def on_assist(self, replica: int, until_ms: float) -> None:
+        """CPU workers compute until then."""
+        ...
+
+
+class SimulatedReplica:
+    """Answers requests on virtual time.
+
+    Args:
+        index: in the fleet.
+        facts: its machine, models and sizes.
+        policy: decides how adapters come to its device.
+        clock: of the fleet.
+        reports: told of what happens.
+        most_equal_steps: that are passed over in one event; 0 plans every step. The times are the same.
+
+    Attributes:
+        next_event_ms: when `advance` is to be called; infinite while there is nothing to do.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        facts: ReplicaFacts,
+        policy: ColdStartPolicy,
+        clock: VirtualClock,
+        reports: ReplicaReports,
+        most_equal_steps: int = ANY_STEPS,
+    ) -> None:
+        self._index, self._clock, self._reports = index, clock, reports
+        self._max_running = facts.config.max_running
+        self._most_equal_steps = most_equal_steps
+        self._depot = SimulatedDepot(
+            facts.profile.link,
+            clock,
+            facts.num_cpu_workers if facts.profile.cpu_lora else 0,
+            facts.config.prefill_chunk_tokens,
+        )
+        self._step_times = StepTimes(facts, self._depot)
+        self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers)
+        self.scheduler.cold_starts.supply = self._depot
+        self.scheduler.cold_starts.policy = policy
+        self._adapters: dict[str, AdapterInfo] = {}  # of what is here
+        self._adapter_in: dict[int, str] = {}  # slot → name
+        self._requests: dict[Sequence, SimulatedRequest] = {}
+        self._sequences: dict[str, Sequence] = {}
+        self._step: StepPlan | None = None
+        self._run: DecodeRun | None = None
+        self.num_steps = 0
+        self.next_event_ms = math.inf
+
+    def submit(self, request: SimulatedRequest) -> None:
+        """A request arrives here now."""
+        sequence = _new_sequence(request)
+        self._requests[sequence] = request
+        self._sequences[request.facts.id] = sequence
+        if request.adapter is not None:
+            self._adapters[request.adapter.name] = request.adapter
+        self.scheduler.add(sequence, request.adapter)
+        if self._run is not None:
+            # Where the batch is full, nothing changes until somebody ends.
+            if len(self.scheduler.running) < self._max_running:
+                run = self._run
+                self.next_event_ms = run.end_ms(run.steps_until(self._clock.now_ms))
+        elif self._step is None:
+            self.next_event_ms = self._clock.now_ms
+
+    def take_back(self, request_id: str) -> bool:
+        """Give up a request that is in no step and has no first token; False if it has come further."""
+        sequence = self._sequences[request_id]
+        if sequence.status is not SequenceStatus.WAITING or sequence.timings.first_token_ms is not None:
+            return False
+        self.scheduler.finish(sequence)
+        self._forget(sequence)
+        return True
+
+    def advance(self) -> None:
+        """What was under way ends now, at `next_event_ms`, and the next begins."""
+        if self._step is not None:
+            step, self._step = self._step, None
+            self._end_step(step)
+        elif self._run is not None:
+            run, self._run = self._run, None
+            num_steps = run.steps_until(self._clock.now_ms)
+            self.num_steps += num_steps
+            self.scheduler.book_equal_steps(num_steps)
+            self._end_answers([*self.scheduler.running, *self.scheduler.ending])
+        self._begin()
+
+    # What begins
+
+    def _begin(self) -> None:
+        self.next_event_ms = math.inf
+        if not self.scheduler.has_work:
+            return
+        most_steps = self._fewest_tokens_left()
+        num_steps = self.scheduler.num_equal_steps(most_steps) if most_steps else 0
+        if num_steps:
+            first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
+            self._run = DecodeRun(self._clock.now_ms, first_ms, growth_ms, num_steps)
+            self.next_event_ms = self._run.end_ms(num_steps)
+        else:
+            self._begin_step()
+
+    def _fewest_tokens_left(self) -> int:
+        """Of any answer that is begun, as far as they are passed over at once."""
+        most = self._most_equal_steps
+        requests = self._requests
+        for sequence in self.scheduler.running if most else ():
+            left = requests[sequence].output_tokens - len(sequence.token_ids) + sequence.num_prompt_tokens
+            most = min(most, left)
+        return most
+
+    def _begin_step(self) -> None:
+        now_ms = self._clock.now_ms
+        plan = self.scheduler.plan()
+        loads = self._move_adapters(plan)
+        if plan.chunks:
+            step_ms = self._step_times.step_ms(plan, self._adapters, now_ms)
+            self.scheduler.commit(plan)
+            self._step = plan
+            self.num_steps += 1
+            self.next_event_ms = now_ms + step_ms
+            if any(chunk.cpu_layers for chunk in plan.chunks):
+                self._reports.on_assist(self._index, self.next_event_ms)
+        else:
+            # Everybody waits for an adapter.
+            hold_end_ms = self.scheduler.cold_starts.next_hold_end_ms()
+            self.next_event_ms = min(self._depot.next_arrival_ms(), hold_end_ms)
+        for load in loads:
+            coming = self._depot.coming(load.adapter_slot)
+            ready_ms = now_ms if coming is None else coming.ready_ms
+            self._reports.on_load(self._index, load.adapter, ready_ms, self._depot.free_ms)
+
+    def _move_adapters(self, plan: StepPlan) -> list[AdapterLoad]:
+        loads: list[AdapterLoad] = []
+        for op in plan.pool_ops:
+            match op:
+                case AdapterEviction():
+                    self._depot.evict(op.adapter_slot)
+                    self._reports.on_eviction(self._index, self._adapter_in.pop(op.adapter_slot))
+                case AdapterLoad():
+                    self._adapter_in[op.adapter_slot] = op.adapter
+                    loads.append(op)
+        if loads:
+            self._depot.load((load, self._adapters[load.adapter]) for load in loads)
+        return loads
+
+    # What ends
+
+    def _end_step(self, plan: StepPlan) -> None:
+        now_ms = self._clock.now_ms
+        ended: list[Sequence] = []
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if chunk.cpu_layers:
+                self.scheduler.check(chunk, in_time=True)
+            if chunk.yields_token:
+                sequence.num_pending_tokens -= 1
+                sequence.token_ids.append(0)
+                if sequence.timings.first_token_ms is None:
+                    sequence.timings.first_token_ms = now_ms
+                    self._reports.on_first_token(self._requests[sequence])
+                ended.append(sequence)
+        self._end_answers(ended)
+
+    def _end_answers(self, sequences: list[Sequence]) -> None:
+        """Those of them that are complete end now."""
+        requests = self._requests
+        for sequence in sequences:
+            request = requests[sequence]
+            if len(sequence.token_ids) - sequence.num_prompt_tokens < request.output_tokens:
+                continue
+            self.scheduler.finish(sequence)
+            first_token_ms = sequence.timings.first_token_ms
+            assert first_token_ms is not None
+            self._forget(sequence)
+            self._reports.on_answer(
+                Answered(
+                    request,
+                    self._index,
+                    first_token_ms,
+                    self._clock.now_ms,
+                    sequence.cold_start,
+                    sequence.num_preemptions,
+                )
+            )
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._requests[sequence]
+        del self._sequences[sequence.request.id]
+
+
+@lru_cache(maxsize=4096)
+def _tokens(num_tokens: int) -> tuple[int, ...]:
+    """So many tokens, of which nobody knows more."""
+    return (0,) * num_tokens
+
+
+def _new_sequence(request: SimulatedRequest) -> Sequence:
+    """As an engine makes it. Its tokens are in no prefix cache."""
+    facts = request.facts
+    prompt = _tokens(facts.prompt_tokens)
+    return Sequence(
+        request=Request(
+            id=facts.id,
+            line=0,
+            prompt_token_ids=prompt,
+            adapter=facts.adapter,
+            sampling=_sampling(request.max_output_tokens),
+            bounds=facts.bounds,
+            arrival_ms=facts.arrival_ms,
+        ),
+        timings=Timings(arrival_ms=facts.arrival_ms),
+        token_ids=list(prompt),
+        num_prompt_tokens=facts.prompt_tokens,
+        max_output_tokens=request.max_output_tokens,
+    )
+
+
+@lru_cache(maxsize=64)
+def _sampling(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens)

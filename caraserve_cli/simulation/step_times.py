@@ -1,0 +1,142 @@
+"""How long a planned step takes on a simulated replica: the fitted models of its machine, the copies that it
+waits for, and what CPU workers compute of it. They are always in time here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from caraserve_cli.coldstart.layer_race import LayerRace
+from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
+from caraserve_cli.perf.adapter_ops import adapter_ops
+from caraserve_cli.perf.batch_load import BatchLoad, RankSums
+from caraserve_cli.perf.cpu_ops import cpu_ops_ms
+from caraserve_cli.placement.replica_facts import ReplicaFacts
+from caraserve_cli.simulation.simulated_depot import SimulatedDepot
+from caraserve_cli.step_plan import ScheduledChunk, StepPlan
+
+
+class StepTimes:
+    """The times of one replica's steps.
+
+    Args:
+        replica: its models.
+        depot: where its adapters are.
+    """
+
+    def __init__(self, replica: ReplicaFacts, depot: SimulatedDepot) -> None:
+        self._replica, self._depot = replica, depot
+        self._profile = replica.profile
+        self._model = replica.step_model
+        self._num_layers = replica.profile.shape.num_layers
+
+    def decode_ms(self, running: Iterable[Sequence], adapters: dict[str, AdapterInfo]) -> tuple[float, float]:
+        """Of the next step, which decodes for all that run: milliseconds, and how much longer each further
+        one takes than the one before it."""
+        num_requests = kv_tokens = 0
+        names: set[str] = set()
+        for sequence in running:
+            num_requests += 1
+            kv_tokens += sequence.num_computed_tokens + 1
+            if sequence.request.adapter is not None:
+                names.add(sequence.request.adapter)
+        batch = BatchLoad(num_requests, _rank_sums(names, adapters), kv_tokens)
+        return self._model.decode_ms(batch), self._model.kv_token_ms * num_requests
+
+    def step_ms(self, plan: StepPlan, adapters: dict[str, AdapterInfo], begin_ms: float) -> float:
+        """Milliseconds of a planned step, whose copies the depot has begun; from `begin_ms`, what it stands
+        still for included."""
+        prompt_tokens = num_decoding = kv_tokens = 0
+        names: set[str] = set()
+        cold: list[ScheduledChunk] = []
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if chunk.start >= sequence.num_prompt_tokens and chunk.num_tokens == 1:
+                num_decoding += 1
+                kv_tokens += chunk.start + 1
+            else:
+                prompt_tokens += chunk.num_tokens
+            if sequence.adapter_slot is not None:
+                assert sequence.request.adapter is not None
+                names.add(sequence.request.adapter)
+                if self._depot.coming(sequence.adapter_slot) is not None:
+                    cold.append(chunk)
+        batch = BatchLoad(num_decoding, _rank_sums(names, adapters), kv_tokens)
+        computing_ms = self._model.step_ms(prompt_tokens, batch)
+        return self._with_cold(cold, adapters, computing_ms, begin_ms) if cold else computing_ms
+
+    def _with_cold(
+        self,
+        cold: Iterable[ScheduledChunk],
+        adapters: dict[str, AdapterInfo],
+        computing_ms: float,
+        begin_ms: float,
+    ) -> float:
+        """With chunks whose adapters are on their way: every layer waits for whichever of them comes last."""
+        gpu_layer_ms = computing_ms / self._num_layers
+        cpu_ms = {chunk: self._beyond_gpu_ms(chunk, adapters, gpu_layer_ms) for chunk in cold}
+        cpu_layer_ms = gpu_layer_ms + sum(cpu_ms.values())
+        step_ms = computing_ms
+        for chunk in cpu_ms:
+            slot = chunk.sequence.adapter_slot
+            assert slot is not None
+            coming = self._depot.coming(slot)
+            assert coming is not None
+            if chunk.sequence.cold_start is ColdStart.ON_DEMAND_BLOCKING:
+                step_ms = max(step_ms, coming.ready_ms - begin_ms + computing_ms)
+                continue
+            result_ms = self._result_ms(chunk, adapters) if chunk.cpu_layers else 0.0
+            race = LayerRace(
+                num_layers=self._num_layers,
+                gpu_layer_ms=gpu_layer_ms,
+                cpu_layer_ms=cpu_layer_ms,
+                copy_layer_ms=coming.copy_ms / self._num_layers,
+                result_layer_ms=result_ms,
+                copies_begin_ms=coming.begin_ms - begin_ms,
+            )
+            step_ms = max(step_ms, race.prefill_ms(chunk.cpu_layers))
+            if chunk.cpu_layers:
+                self._depot.delay(slot, chunk.cpu_layers * result_ms)
+        return step_ms
+
+    def _beyond_gpu_ms(
+        self, chunk: ScheduledChunk, adapters: dict[str, AdapterInfo], gpu_layer_ms: float
+    ) -> float:
+        """What CPU workers add to a layer that they compute of a chunk."""
+        if not chunk.cpu_layers or self._profile.cpu_lora is None:
+            return 0.0
+        info = self._info(chunk, adapters)
+        lora_rank = max(1, info.lora_rank)
+        ops = adapter_ops(self._profile.shape, self._row_elements(info))
+        ops_ms = cpu_ops_ms(
+            self._profile.cpu_lora,
+            ops,
+            chunk.num_tokens,
+            lora_rank,
+            self._replica.num_cpu_workers,
+            self._profile.tokens_per_worker,
+        )
+        return sum(
+            max(0.0, op_ms - op.gpu_share * gpu_layer_ms) for op, op_ms in zip(ops, ops_ms, strict=True)
+        )
+
+    def _result_ms(self, chunk: ScheduledChunk, adapters: dict[str, AdapterInfo]) -> float:
+        """What the link needs for a layer's results of CPU workers."""
+        if self._profile.link is None:
+            return 0.0
+        ops = adapter_ops(self._profile.shape, self._row_elements(self._info(chunk, adapters)))
+        num_elements = chunk.num_tokens * sum(op.group_out_width for op in ops)
+        return num_elements * self._profile.dtype_bytes / self._profile.link.bytes_per_ms
+
+    def _info(self, chunk: ScheduledChunk, adapters: dict[str, AdapterInfo]) -> AdapterInfo:
+        assert chunk.sequence.request.adapter is not None
+        return adapters[chunk.sequence.request.adapter]
+
+    def _row_elements(self, info: AdapterInfo) -> int:
+        """Of a layer, for each rank."""
+        return info.num_bytes // (max(1, info.lora_rank) * self._num_layers * self._profile.dtype_bytes)
+
+
+def _rank_sums(names: Iterable[str], adapters: dict[str, AdapterInfo]) -> RankSums[int]:
+    """Of distinct adapters: kernels read each one's weights once."""
+    lora_ranks = [adapters[name].lora_rank for name in names]
+    return RankSums(len(lora_ranks), sum(lora_ranks), max(lora_ranks, default=0))
