@@ -25,6 +25,7 @@ from caraserve_cli.fleet.machine import describe_device
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_link import measure_copies
 from caraserve_cli.perf.link import LinkModel
+from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.profile_store import ProfileStore, default_folder, machine_id
 from caraserve_kernels.host_exchange import MAX_WORKERS
 from caraserve_kernels.link_clock import paced_rate
@@ -81,12 +82,21 @@ def find_break_even(options: ReplicaOptions, dtype: torch.dtype, device: torch.d
     """
     if device.type != "cuda":
         return None
-    profile = ProfileStore(default_folder()).load(
+    profile = find_profile(options, dtype, device)
+    return None if profile is None else BreakEven(profile, options.prefill_chunk_tokens)
+
+
+def find_profile(options: ReplicaOptions, dtype: torch.dtype, device: torch.device) -> MachineProfile | None:
+    """What `caraserve profile` measured of this machine with this base; None where that was not run.
+
+    Raises:
+        ProfileError: the stored profile cannot be read.
+    """
+    return ProfileStore(default_folder()).load(
         this_machine(describe_device(device)),
         profile_base(options.base),
         str(dtype).removeprefix("torch."),
     )
-    return None if profile is None else BreakEven(profile, options.prefill_chunk_tokens)
 
 
 def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:

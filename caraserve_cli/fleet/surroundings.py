@@ -90,7 +90,7 @@ class Surroundings:
             BaseModelError: the base is missing or cannot be honoured.
         """
         device = choose_device(options.device)
-        _check_lora_kernel(options.lora_kernel, device)
+        check_lora_kernel(options.lora_kernel, device)
         check_cold_start(options, device)
         base = resolve_base(options.base, options.weights)
         dtype = choose_dtype(options.dtype, device, base.config.dtype)
@@ -148,7 +148,7 @@ class Surroundings:
             self.host_store.release(request.adapter)
 
 
-def _check_lora_kernel(lora_kernel: LoraKernel, device: torch.device) -> None:
+def check_lora_kernel(lora_kernel: LoraKernel, device: torch.device) -> None:
     if lora_kernel != UnpaddedForm.kernel and not copies_adapters(device):
         raise OptionError(
             f"--lora-kernel: '{lora_kernel}' pads adapters in a GPU's memory, and the base runs on the CPU; "
