@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from caraserve_cli.fleet.fleet_options import DEFAULT_PLACEMENT, PLACEMENT_NAMES
 from caraserve_cli.fleet.options import ColdStartName, DeviceName, DtypeName, LoraKernel, WeightsSource
 from caraserve_cli.job.arrival_options import ArrivalProcessName
 
@@ -14,6 +15,7 @@ _DEFAULTS = "Defaults for rows that leave a key out"
 _SESSION = "Stopping and going on"
 _COLD = "Cold adapters"
 _ARRIVALS = "When requests arrive"
+_FLEET = "Several replicas"
 
 Requests = Annotated[
     str | None,
@@ -115,6 +117,32 @@ TraceAdapters = Annotated[
         "--trace-adapters",
         help="With trace: rows without the key adapter have that of the trace's function.",
         rich_help_panel=_ARRIVALS,
+    ),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        help="Engines that answer side by side: on a GPU each, or sharing the cores. [default: 1]",
+        rich_help_panel=_FLEET,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="A Ray cluster whose machines answer: HOST:PORT, or auto. [default: this machine]",
+        show_default=False,
+        rich_help_panel=_FLEET,
+    ),
+]
+PlacementName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(PLACEMENT_NAMES),
+        help=f"Which replica a request goes to. [default: {DEFAULT_PLACEMENT}]",
+        show_default=False,
+        rich_help_panel=_FLEET,
     ),
 ]
 TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]
