@@ -10,6 +10,7 @@ import typer
 
 from caraserve_cli.cli import run_options as o
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
+from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def run(
     burstiness: o.Burstiness = None,
     arrival_trace: o.ArrivalTrace = None,
     trace_adapters: o.TraceAdapters = False,
+    replicas: o.Replicas = None,
+    ray: o.RayAddress = None,
+    placement: o.PlacementName = None,
     token_ids: o.TokenIds = False,
     resume: o.Resume = False,
     retry_errors: o.RetryErrors = False,
@@ -104,6 +108,7 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
         **own,
         replica=ReplicaOptions(**replica, adapter_roots=tuple(map(Path, given["adapters"] or ()))),
         defaults=_row_defaults(given),
+        fleet=FleetOptions(**{key: given[key] for key in FleetOptions.__dataclass_fields__}),
         arriving=ArrivalOptions(
             named=given["arrivals"],
             rate_per_s=given["rate"],

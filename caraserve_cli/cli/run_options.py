@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from caraserve_cli.fleet.fleet_options import DEFAULT_PLACEMENT, PLACEMENT_NAMES
 from caraserve_cli.fleet.options import (
     ColdStartName,
     DeviceName,
@@ -23,6 +24,7 @@ _SESSION = "Stopping and going on"
 _COLD = "Cold adapters"
 _ARRIVALS = "When requests arrive"
 _BOUNDS = "Deadlines and other bounds"
+_FLEET = "Several replicas"
 
 Requests = Annotated[
     str | None,
@@ -138,6 +140,32 @@ TraceAdapters = Annotated[
         "--trace-adapters",
         help="With trace: rows without the key adapter have that of the trace's function.",
         rich_help_panel=_ARRIVALS,
+    ),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        help="Engines that answer side by side: on a GPU each, or sharing the cores. [default: 1]",
+        rich_help_panel=_FLEET,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="A Ray cluster whose machines answer: HOST:PORT, or auto. [default: this machine]",
+        show_default=False,
+        rich_help_panel=_FLEET,
+    ),
+]
+PlacementName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(PLACEMENT_NAMES),
+        help=f"Which replica a request goes to. [default: {DEFAULT_PLACEMENT}]",
+        show_default=False,
+        rich_help_panel=_FLEET,
     ),
 ]
 TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]

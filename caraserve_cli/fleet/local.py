@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -103,6 +103,29 @@ class LocalReplica:
         scheduler = self._engine.scheduler
         return len(scheduler.running) + len(scheduler.ending)
 
+    @property
+    def decoding_ids(self) -> Iterator[str]:
+        """Requests that run and have a token."""
+        scheduler = self._engine.scheduler
+        for sequence in (*scheduler.running, *scheduler.ending):
+            if sequence.timings.first_token_ms is not None:
+                yield sequence.request.id
+
+    @property
+    def resident_adapters(self) -> Iterator[str]:
+        """Adapters that are on the device or on their way there."""
+        return iter(self._engine.scheduler.residency)
+
+    @property
+    def link_backlog_ms(self) -> float:
+        """How long the copies under way will still take."""
+        return self._engine.scheduler.cold_starts.supply.link_backlog_ms
+
+    @property
+    def num_cpu_workers(self) -> int:
+        """That assist cold starts."""
+        return 0 if self._assistant is None else self._assistant.num_workers
+
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; one that can never be answered comes back as a failure from `poll`."""
         for request in requests:
@@ -111,8 +134,8 @@ class LocalReplica:
             except RowError as error:
                 self._refused.append(Failure(request, error.code, error.message))
 
-    def poll(self) -> list[Outcome]:
-        """Run one engine step."""
+    def poll(self, most_wait_s: float = 0.0) -> list[Outcome]:
+        """Run one engine step, which takes as long as it takes."""
         outcomes, self._refused = self._refused, []
         if self._engine.has_work:
             outcomes += self._engine.step()

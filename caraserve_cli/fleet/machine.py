@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from caraserve_cli.errors import OptionError
+from caraserve_cli.fleet.options import DtypeName
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,6 +52,16 @@ def _cpu_computes_bfloat16() -> bool:
 def dtype_named(name: str) -> torch.dtype:
     """`float32`, `bfloat16` or `float16` as torch's dtype."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def dtype_name(dtype: torch.dtype) -> DtypeName:
+    """The reverse of `dtype_named`."""
+    names: dict[torch.dtype, DtypeName] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]
 
 
 def describe_device(device: torch.device) -> str:

@@ -71,7 +71,7 @@ def plan_memory(
     Raises:
         OptionError: a size is malformed, too small to hold anything, or the parts do not fit together.
     """
-    host_bytes = free_host_bytes()
+    host_bytes = free_host_bytes() if options.host_memory_bytes is None else options.host_memory_bytes
     total_bytes = _total_bytes(options, device, host_bytes)
     base_bytes = empty_weights(config, dtype, torch.device("meta")).num_bytes
     working_bytes = _working_bytes(options, config, dtype, device)

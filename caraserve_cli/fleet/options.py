@@ -18,7 +18,8 @@ ColdStartName = Literal["auto", "stream", "cpu-assist", "on-demand", "on-demand-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaOptions:
     """Options of one replica; memory sizes are texts such as `4.3GB`, None where the replica decides, as it
-    does of the number of CPU workers. `emulate_link_gbps` is None for the link that there is."""
+    does of the number of CPU workers. `emulate_link_gbps` is None for the link that there is,
+    `host_memory_bytes`, of the host's memory, for all that is free."""
 
     base: str
     adapter_roots: tuple[Path, ...] = ()
@@ -36,6 +37,7 @@ class ReplicaOptions:
     host_adapter_memory: str | None = None
     scheduling: SchedulingName = "slack"
     on_missed_deadline: OnMissedDeadline = "run"
+    host_memory_bytes: int | None = None
     max_running: int = 256
     max_batch_tokens: int = 2048
     prefill_chunk_tokens: int = 512

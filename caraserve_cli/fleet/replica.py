@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from caraserve_cli.core import Completion, Failure, Request
-
-Outcome = Completion | Failure
+from caraserve_cli.core import Request
+from caraserve_cli.fleet.messages import Outcome as Outcome
 
 
 class Replica(Protocol):
@@ -28,6 +27,17 @@ class Replica(Protocol):
 
     def submit(self, requests: Sequence[Request]) -> None: ...
 
-    def poll(self) -> list[Outcome]:
-        """Go on working, and return what has ended since the last call. Empty lists are normal."""
+    def poll(self, most_wait_s: float = 0.0) -> list[Outcome]:
+        """Go on working, and return what has ended since the last call. Empty lists are normal.
+
+        Args:
+            most_wait_s: how long to wait for something to end, where others do the work.
+
+        Raises:
+            CaraServeError: it cannot go on.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what belongs to it; it answers nothing any more."""
         ...

@@ -95,7 +95,7 @@ class Surroundings:
             BaseModelError: the base is missing or cannot be honoured.
         """
         device = choose_device(options.device)
-        _check_lora_kernel(options.lora_kernel, device)
+        check_lora_kernel(options.lora_kernel, device)
         check_cold_start(options, device)
         base = resolve_base(options.base, options.weights)
         dtype = choose_dtype(options.dtype, device, base.config.dtype)
@@ -172,7 +172,7 @@ def _make_step_model(profile: MachineProfile | None, options: ReplicaOptions) ->
     return StepModel.of(profile, is_padded=is_padded, max_batch_tokens=options.max_batch_tokens)
 
 
-def _check_lora_kernel(lora_kernel: LoraKernel, device: torch.device) -> None:
+def check_lora_kernel(lora_kernel: LoraKernel, device: torch.device) -> None:
     if lora_kernel != UnpaddedForm.kernel and not copies_adapters(device):
         raise OptionError(
             f"--lora-kernel: '{lora_kernel}' pads adapters in a GPU's memory, and the base runs on the CPU; "

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from caraserve_cli import __version__
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.summary import inspect_adapter
-from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.fleet.replica_source import ReplicaSource
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.report.run_report import RunFacts
@@ -15,7 +15,7 @@ from caraserve_cli.report.run_report import RunFacts
 
 def run_facts(
     options: RunOptions,
-    surroundings: Surroundings,
+    replicas: ReplicaSource,
     plan: ArrivalPlan,
     *,
     startup_s: float,
@@ -27,14 +27,14 @@ def run_facts(
     """The facts of one session; see `RunFacts` for the values that are given."""
     return RunFacts(
         caraserve_version=__version__,
-        base=surroundings.base.name,
+        base=replicas.base.name,
         weights=options.replica.weights,
-        device=surroundings.device_description,
-        memory=surroundings.memory.describe(),
-        dtype=str(surroundings.dtype).removeprefix("torch."),
+        device=replicas.device_description,
+        memory=replicas.memory_description,
+        dtype=str(replicas.dtype).removeprefix("torch."),
         requests_source=options.requests,
         adapter_folders=[str(root) for root in options.replica.adapter_roots],
-        num_adapters_found=len(surroundings.library.names),
+        num_adapters_found=len(replicas.library.names),
         startup_s=startup_s,
         duration_s=duration_s,
         resumed=resumed,
@@ -44,6 +44,7 @@ def run_facts(
         arrival_process=plan.process,
         options=options.as_json(),
         emulated_link_gbps=options.replica.emulate_link_gbps,
+        fleet=None if replicas.account is None else replicas.account.as_json(),
     )
 
 

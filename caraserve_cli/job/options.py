@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caraserve_cli.errors import OptionError
+from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.job.arrival_options import ArrivalOptions
 from caraserve_cli.report.run_report import OptionValue, printable
@@ -27,6 +28,7 @@ class RunOptions:
     replica: ReplicaOptions
     defaults: RowDefaults = field(default_factory=RowDefaults)
     arriving: ArrivalOptions = field(default_factory=ArrivalOptions)
+    fleet: FleetOptions = field(default_factory=FleetOptions)
     token_ids: bool = False
     resume: bool = False
     retry_errors: bool = False
@@ -74,6 +76,7 @@ class RunOptions:
             "burstiness": self.arriving.burstiness,
             "arrival_trace": None if self.arriving.trace is None else str(self.arriving.trace),
             "trace_adapters": self.arriving.trace_adapters,
+            **dataclasses.asdict(self.fleet),
             **self._defaults(),
         }
 

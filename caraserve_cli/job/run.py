@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Bounds, Completion
 from caraserve_cli.errors import ExitStatus, InputError, RowErrorCode
-from caraserve_cli.fleet.local import LocalReplica
-from caraserve_cli.fleet.replica import Outcome
-from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.fleet.replica import Outcome, Replica
+from caraserve_cli.fleet.replica_source import ReplicaSource
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.arrivals import Arrivals
 from caraserve_cli.job.clock import RunClock
@@ -24,6 +22,8 @@ from caraserve_cli.job.facts import find_lora_ranks, run_facts
 from caraserve_cli.job.intake import Intake, Prepared
 from caraserve_cli.job.options import RunOptions, updated_manifest
 from caraserve_cli.job.prepare import Preparer
+from caraserve_cli.job.replicas import open_replicas
+from caraserve_cli.job.run_result import RunResult
 from caraserve_cli.job.stop_request import StopRequest
 from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.progress_state import ProgressState
@@ -42,22 +42,8 @@ LOOKAHEAD_REQUESTS = 256
 TOKENISED_TOGETHER = 64
 # How long an idle loop sleeps before it looks again for input or for the user's stop.
 IDLE_WAIT_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        report: as written to report.json.
-        num_rows: rows answered or rejected in this session.
-        num_late: those that were submitted late because of their place in the file.
-    """
-
-    report: dict[str, object]
-    num_rows: int
-    num_late: int
-    exit_status: int
+# How long replicas elsewhere are waited for before it looks for input again. Chosen, not measured.
+MOST_POLL_WAIT_S = 0.01
 
 
 class Run:
@@ -85,7 +71,7 @@ class Run:
         self._clock = RunClock()
         self._summary = RunSummary()
         self._arrivals = Arrivals()
-        self._replica: LocalReplica | None = None
+        self._replica: Replica | None = None
         self._input_error: InputError | None = None
         self._startup_s = 0.0
         self._starts_with_first = False
@@ -100,32 +86,38 @@ class Run:
                 was read before is answered first.
         """
         started_s = time.perf_counter()
+        replicas = open_replicas(self._options)
+        try:
+            return self._execute(replicas, started_s)
+        finally:
+            replicas.close()
+
+    def _execute(self, replicas: ReplicaSource, started_s: float) -> RunResult:
         options = self._options
-        surroundings = Surroundings.prepare(options.replica)
         self._stop.check()
-        plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
-        with LineSource(options.requests) as source, self._open_journal(surroundings, plan) as journal:
+        plan = ArrivalPlan(options.arriving, options.replica.seed, replicas.library.names)
+        with LineSource(options.requests) as source, self._open_journal(replicas, plan) as journal:
             earlier = EarlierSessions(journal)
             earlier.restore(self._summary)
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
             self._startup_s = time.perf_counter() - started_s
             rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals())
             self._stop.finish_steps()
-            self._answer_all(surroundings, source, rows, journal, earlier)
-            report = self._report(surroundings, plan, resumed=earlier.num_rows > 0)
+            self._answer_all(replicas, source, rows, journal, earlier)
+            report = self._report(replicas, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
         return RunResult(report, num_rows, self._arrivals.num_late, self._exit_status())
 
-    def _open_journal(self, surroundings: Surroundings, plan: ArrivalPlan) -> Journal:
-        dtype = str(surroundings.dtype).removeprefix("torch.")
+    def _open_journal(self, replicas: ReplicaSource, plan: ArrivalPlan) -> Journal:
+        dtype = str(replicas.dtype).removeprefix("torch.")
         options = self._options
         is_new = not (options.out / MANIFEST_NAME).exists()
         journal = Journal.open(
             options.out,
-            options.manifest(surroundings.base.name, dtype, plan.process),
+            options.manifest(replicas.base.name, dtype, plan.process),
             resume=options.resume,
             retry_errors=options.retry_errors,
             update=updated_manifest,
@@ -136,7 +128,7 @@ class Run:
 
     def _answer_all(
         self,
-        surroundings: Surroundings,
+        replicas: ReplicaSource,
         source: LineSource,
         rows: RowStream,
         journal: Journal,
@@ -145,9 +137,9 @@ class Run:
         """The loop."""
         options = self._options
         preparer = Preparer(
-            surroundings.tokenizer,
-            surroundings.library,
-            surroundings.base.config.shape.vocab_size,
+            replicas.tokenizer,
+            replicas.library,
+            replicas.base.config.shape.vocab_size,
             options.replica.seed,
         )
         is_pipe = source.total_bytes is None  # whoever writes into it may wait for an answer
@@ -160,8 +152,8 @@ class Run:
         )
         try:
             while not self._stop.is_asked:
-                self._take_in(intake, surroundings, journal)
-                for outcome in self._replica.poll() if self._replica else ():
+                self._take_in(intake, replicas, journal)
+                for outcome in self._replica.poll(self._idle_s()) if self._replica else ():
                     self._put_out(outcome, journal)
                 journal.flush()
                 self._on_progress(self._progress(source, earlier.num_skipped))
@@ -172,16 +164,15 @@ class Run:
             journal.flush()
             if self._replica is not None:
                 self._replica.close()
-            surroundings.host_store.close()
         self._summary.add_missed(earlier.num_misses)
 
     @property
     def _num_in_flight(self) -> int:
         return len(self._arrivals) + (self._replica.num_unfinished if self._replica else 0)
 
-    def _take_in(self, intake: Intake, surroundings: Surroundings, journal: Journal) -> None:
+    def _take_in(self, intake: Intake, replicas: ReplicaSource, journal: Journal) -> None:
         """Fill the window from the input, and submit what is due."""
-        max_running = self._options.replica.max_running
+        max_running = replicas.most_running
         window = max_running + LOOKAHEAD_REQUESTS
         room = window - self._num_in_flight
         is_idle = self._replica is None or not self._replica.num_unfinished
@@ -189,13 +180,13 @@ class Run:
             for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._arrivals else None):
                 if isinstance(item, RejectedRow):
                     self._reject(journal, item)
-                    self._tell_of_no_adapters(item, surroundings.library)
+                    self._tell_of_no_adapters(item, replicas.library)
                 else:
                     self._arrivals.add(item)
         if not self._arrivals:
             return
         if self._replica is None:
-            self._replica = self._start_replica(surroundings)
+            self._replica = self._start_replica(replicas)
         now_ms = self._clock()
         due = self._arrivals.take_due(now_ms)
         if due:
@@ -205,6 +196,12 @@ class Run:
         if self._num_in_flight >= window and self._replica.num_unfinished < max_running:
             self._arrivals.shut(now_ms)
 
+    def _idle_s(self) -> float:
+        """How long there is nothing to do but to wait for an answer."""
+        if not self._arrivals:
+            return MOST_POLL_WAIT_S
+        return min(MOST_POLL_WAIT_S, max(0.0, (self._arrivals.next_ms - self._clock()) / 1000.0))
+
     def _read(self, intake: Intake, room: int, wait_s: float | None) -> list[Prepared]:
         """Up to `room` rows. What ended the input early is kept: the rows before it are answered first."""
         try:
@@ -213,13 +210,15 @@ class Run:
             self._input_error = error
             return []
 
-    def _start_replica(self, surroundings: Surroundings) -> LocalReplica:
+    def _start_replica(self, replicas: ReplicaSource) -> Replica:
         """Load the base, only once there is something to answer; then the clock starts."""
         started_s = time.perf_counter()
         with self._stop.breaking_off():
-            replica = LocalReplica(surroundings, self._options.replica, self._clock, self._summary)
+            replica = replicas.start(self._clock, self._summary)
         self._startup_s += time.perf_counter() - started_s
-        self._on_note(f"{surroundings.device_description}: {surroundings.memory.describe()}")
+        self._on_note(f"{replicas.device_description}: {replicas.memory_description}")
+        for note in replicas.notes:
+            self._on_note(note)
         if (gbps := self._options.replica.emulate_link_gbps) is not None:
             self._on_note(f"emulated link: {gbps:g} GB/s")
         # What is left of a resumed run comes as it would have, without the wait for what is answered.
@@ -272,10 +271,10 @@ class Run:
             num_skipped=num_skipped,
         )
 
-    def _report(self, surroundings: Surroundings, plan: ArrivalPlan, *, resumed: bool) -> dict[str, object]:
+    def _report(self, replicas: ReplicaSource, plan: ArrivalPlan, *, resumed: bool) -> dict[str, object]:
         facts = run_facts(
             self._options,
-            surroundings,
+            replicas,
             plan,
             startup_s=self._startup_s,
             duration_s=self._clock.running_ms / 1000.0,
@@ -283,9 +282,7 @@ class Run:
             interrupted=self._stop.is_asked,
             num_late=self._arrivals.num_late,
         )
-        return build_report(
-            self._summary, facts, find_lora_ranks(surroundings.library, self._summary.tallies)
-        )
+        return build_report(self._summary, facts, find_lora_ranks(replicas.library, self._summary.tallies))
 
     def _exit_status(self) -> int:
         if self._stop.is_asked:

@@ -47,8 +47,12 @@ class RankTally:
 
     def of(self, replica: int) -> RankSums[int]:
         """The aggregates of one replica."""
-        num_adapters, lora_rank_sum, lora_rank_max = (int(column[replica]) for column in self.sums)
-        return RankSums(num_adapters, lora_rank_sum, lora_rank_max)
+        sums = self.sums
+        return RankSums(
+            int(sums.num_adapters[replica]),
+            int(sums.lora_rank_sum[replica]),
+            int(sums.lora_rank_max[replica]),
+        )
 
     def with_one(self, lora_rank: int, num_new: FloatArray | None = None) -> RankSums[FloatArray]:
         """The aggregates if each replica had one adapter more.

@@ -59,6 +59,7 @@ class RunFacts:
     options: Mapping[str, OptionValue]
     emulated_link_gbps: float | None = None
     arrival_process: str | None = None
+    fleet: Mapping[str, object] | None = None
 
 
 def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, int]) -> dict[str, object]:
@@ -95,6 +96,7 @@ def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, 
         },
         "engine": _engine(summary.engine),
         "cold_starts": _cold_starts(summary.cold, summary.engine),
+        "fleet": facts.fleet,
         "by_lora_rank": _by_lora_rank(summary.tallies, lora_ranks),
         "by_adapter": _by_adapter(summary.tallies, lora_ranks),
     }

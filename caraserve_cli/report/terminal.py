@@ -17,6 +17,7 @@ from rich.text import Text
 from caraserve_cli.report.run_report import printable
 
 MAX_ADAPTERS_SHOWN = 20
+MAX_REPLICAS_SHOWN = 16
 
 # A report as it was read from JSON: only its schema says what is where.
 Json = Mapping[str, Any]
@@ -96,7 +97,26 @@ def _headline(report: Json) -> list[str]:
     link_gbps = run["emulated_link_gbps"]
     link = "" if link_gbps is None else f", emulated link: {link_gbps:g} GB/s"
     lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}{link}")
-    return lines + _cold_start_lines(report["cold_starts"])
+    return lines + _fleet_lines(report["fleet"]) + _cold_start_lines(report["cold_starts"])
+
+
+def _fleet_lines(fleet: Json | None) -> list[str]:
+    """Nothing where one replica answered in the process itself."""
+    if fleet is None:
+        return []
+    replicas = fleet["replicas"]
+    answered = ", ".join(f"{replica['answered']:,}" for replica in replicas[:MAX_REPLICAS_SHOWN])
+    more = ", …" if len(replicas) > MAX_REPLICAS_SHOWN else ""
+    lines = [
+        f"{len(replicas):,} replica{'s' * (len(replicas) > 1)} answered {answered}{more}; "
+        f"placement {fleet['placement']}, {fleet['models']} models"
+    ]
+    if num_deaths := sum(replica["deaths"] for replica in replicas):
+        lines.append(
+            f"Replicas died: {num_deaths:,}, replaced: {fleet['replaced_replicas']:,}, "
+            f"{fleet['requests_placed_again']:,} requests placed again"
+        )
+    return lines
 
 
 def _cold_start_lines(cold: Json) -> list[str]:

@@ -1,0 +1,275 @@
+"""Many replicas that answer as one: requests are placed, results come back, the dead are replaced.
+
+The driver's half of a fleet: it books what happens in `ReplicaLoads`, asks the placement, and knows its
+replicas through a `Crew` only. Requests wait here, in the order of their arrival, until a replica has room.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from caraserve_cli.core import AdapterInfo, Failure, Request
+from caraserve_cli.errors import InputError, RowError
+from caraserve_cli.events import EventSink
+from caraserve_cli.fleet.account import FleetAccount, ReplicaAccount
+from caraserve_cli.fleet.crew import Crew, Died, Replaced, Told
+from caraserve_cli.fleet.fleet_facts import fleet_facts, has_measured_models, most_sent
+from caraserve_cli.fleet.messages import Outcome, ReplicaNews
+from caraserve_cli.fleet.waiting_line import Waiting, WaitingLine
+from caraserve_cli.placement.loads import ReplicaLoads
+from caraserve_cli.placement.migration import RequestMigration
+from caraserve_cli.placement.policy import MigratingPlacement, Placement
+
+# How often one replica may die and be replaced. Chosen, not measured.
+MOST_DEATHS = 3
+# How often a placement that moves requests is asked for it. Chosen, not measured.
+REBALANCE_INTERVAL_MS = 50.0
+
+
+@dataclass(slots=True)
+class _Placed:
+    waiting: Waiting
+    replica: int
+    has_started: bool = False
+
+
+class Fleet:
+    """A `Replica` made of many.
+
+    Args:
+        crew: the replicas, ready to answer; closed with the fleet.
+        placement: says which of them a request goes to.
+        describe_adapter: what planning needs of the adapter of a request, None for the base alone; raises
+            RowError.
+        clock_ms: milliseconds since the start of the run.
+        events: told of the steps of all replicas.
+        clock_error_ms: as in `FleetAccount`.
+
+    Attributes:
+        account: what its replicas did so far.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        placement: Placement,
+        describe_adapter: Callable[[Request], AdapterInfo | None],
+        clock_ms: Callable[[], float],
+        events: EventSink,
+        clock_error_ms: float = 0.0,
+    ) -> None:
+        self._crew, self._placement = crew, placement
+        self._mover = placement if isinstance(placement, MigratingPlacement) else None
+        self._describe_adapter, self._clock_ms, self._events = describe_adapter, clock_ms, events
+        self._descriptions = list(crew.descriptions)
+        self._loads = self._make_loads()
+        self._line = WaitingLine()
+        self._failed: list[Outcome] = []
+        self._placed: dict[str, _Placed] = {}
+        # Placed, and kept here for as long as the replica has as many as it is sent.
+        self._unsent: list[deque[Request]] = [deque() for _ in self._descriptions]
+        self._num_sent = [0] * len(self._descriptions)
+        self._num_running = [0] * len(self._descriptions)
+        self._given_up: set[int] = set()
+        self._rebalance_at_ms = 0.0
+        self.account = FleetAccount(
+            placement=placement.name,
+            has_measured_models=has_measured_models(self._descriptions),
+            clock_error_ms=clock_error_ms,
+            replicas=[
+                ReplicaAccount(name=name, device=description.device)
+                for name, description in zip(crew.names, self._descriptions, strict=True)
+            ],
+        )
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._line) + len(self._placed) + len(self._failed)
+
+    @property
+    def num_running(self) -> int:
+        return sum(self._num_running)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; one that can never be answered comes back as a failure from `poll`."""
+        for request in requests:
+            try:
+                adapter = self._describe_adapter(request)
+            except RowError as error:
+                self._failed.append(Failure(request, error.code, error.message))
+                continue
+            self._line.join(request, adapter, self._most_output_tokens(request))
+
+    def poll(self, most_wait_s: float = 0.0) -> list[Outcome]:
+        """Send what can be placed, wait until something has ended, started or died, and return what ended.
+
+        Raises:
+            InputError: no replica is left.
+        """
+        self._place_waiting()
+        outcomes, self._failed = self._failed, []
+        if self._placed or self._line:
+            for event in self._crew.wait(0.0 if outcomes else most_wait_s):
+                match event:
+                    case Told():
+                        outcomes += self._take_news(event.replica, event.news)
+                    case Died():
+                        self._bury(event)
+                    case Replaced():
+                        self._welcome(event)
+            self._rebalance()
+            self._place_waiting()
+        return outcomes
+
+    def close(self) -> None:
+        """End all replicas; nothing is answered any more."""
+        self._crew.close()
+
+    # Placing
+
+    def _most_output_tokens(self, request: Request) -> int:
+        context_tokens = max(description.config.max_context_tokens for description in self._descriptions)
+        return min(request.sampling.max_tokens, context_tokens - len(request.prompt_token_ids))
+
+    def _place_waiting(self) -> None:
+        """Place requests in their order until one has to wait. Only one that fits no replica that is open,
+        while another is being replaced, is passed by others."""
+        passed: list[Waiting] = []
+        if not self._loads.is_open.any():
+            return
+        while self._line:
+            waiting = self._line.first
+            replica = self._placement.choose(waiting.facts, self._loads)
+            if replica is None:
+                fits = self._loads.fits_alone(waiting.facts)
+                if (fits & self._loads.is_open).any():
+                    break
+                if fits.any():
+                    passed.append(self._line.leave())
+                    continue
+                replica = self._roomiest()
+                if replica is None:
+                    break
+            self._place(self._line.leave(), replica)
+        self._line.come_back(passed)
+        self._send()
+
+    def _roomiest(self) -> int | None:
+        """The replica that tells why it cannot answer what fits nowhere; None while all are full."""
+        loads = self._loads
+        has_room = loads.is_open & (loads.num_requests < loads.max_requests)
+        candidates = has_room.nonzero()[0]
+        if not len(candidates):
+            return None
+        return int(candidates[loads.kv_capacity_tokens[candidates].argmax()])
+
+    def _place(self, waiting: Waiting, replica: int) -> None:
+        self._loads.place(waiting.facts, replica)
+        self._placed[waiting.request.id] = _Placed(waiting, replica)
+        self._unsent[replica].append(waiting.request)
+
+    def _send(self) -> None:
+        """One list for each replica that takes more."""
+        for replica, unsent in enumerate(self._unsent):
+            room = most_sent(self._descriptions[replica]) - self._num_sent[replica]
+            if unsent and room > 0:
+                requests = [unsent.popleft() for _ in range(min(room, len(unsent)))]
+                self._num_sent[replica] += len(requests)
+                self._crew.submit(replica, requests)
+
+    def _rebalance(self) -> None:
+        """Move what the placement would move, as far as it is still here."""
+        if self._mover is None or self._clock_ms() < self._rebalance_at_ms:
+            return
+        self._rebalance_at_ms = self._clock_ms() + REBALANCE_INTERVAL_MS
+        moves: defaultdict[int, dict[str, int]] = defaultdict(dict)
+        for migration in self._mover.rebalance(self._loads):
+            # An adapter comes with the first request that needs it.
+            if isinstance(migration, RequestMigration):
+                moves[migration.source][migration.request_id] = migration.target
+        for source, targets in moves.items():
+            unsent = self._unsent[source]
+            leaving = [request.id for request in unsent if request.id in targets]
+            self._unsent[source] = deque(request for request in unsent if request.id not in targets)
+            for request_id in leaving:
+                self._loads.end(request_id)
+                self._place(self._placed.pop(request_id).waiting, targets[request_id])
+                self.account.moved += 1
+
+    # What happens on replicas
+
+    def _take_news(self, replica: int, news: ReplicaNews) -> list[Outcome]:
+        loads, account = self._loads, self.account.replicas[replica]
+        for adapter in news.adapters_came:
+            loads.places.note_resident(adapter, replica)
+        for adapter in news.adapters_left:
+            loads.places.note_gone(adapter, replica)
+        if news.link_free_ms is not None:
+            loads.note_link_busy(replica, news.link_free_ms)
+        for record in news.records:
+            self._events.on_step(record)
+            account.add_step(record)
+        self._num_running[replica] = news.num_running
+        for request_id in news.started:
+            placed = self._placed.get(request_id)
+            if placed is not None and placed.replica == replica:
+                placed.has_started = True
+                loads.start(request_id)
+        outcomes = []
+        for outcome in news.outcomes:
+            placed = self._placed.get(outcome.request.id)
+            if placed is None or placed.replica != replica:
+                continue  # of one that was thought to be dead: it is answered elsewhere
+            del self._placed[outcome.request.id]
+            loads.end(outcome.request.id)
+            account.add_outcome(outcome)
+            outcomes.append(outcome)
+        self._num_sent[replica] -= len(outcomes)
+        return outcomes
+
+    def _bury(self, died: Died) -> None:
+        """All that a dead replica had is placed again; another takes its place, so many times."""
+        replica = died.replica
+        lost = [self._placed.pop(facts.id) for facts in self._loads.close(replica)]
+        self._line.come_back(placed.waiting for placed in lost)
+        self._unsent[replica].clear()
+        self._num_sent[replica] = self._num_running[replica] = 0
+        self.account.placed_again += len(lost)
+        self.account.replicas[replica].deaths += 1
+        if self.account.replicas[replica].deaths <= MOST_DEATHS:
+            self._crew.replace(replica)
+            return
+        self._given_up.add(replica)
+        if len(self._given_up) == len(self._descriptions):
+            raise InputError(
+                f"no replica is left: each died {MOST_DEATHS + 1} times, the last one because {died.reason}; "
+                "to go on, remove the cause and give the same command with --resume"
+            )
+
+    def _welcome(self, replaced: Replaced) -> None:
+        replica, description = replaced.replica, replaced.description
+        before, self._descriptions[replica] = self._descriptions[replica], description
+        self.account.replaced_replicas += 1
+        if (before.config, before.profile) == (description.config, description.profile):
+            self._loads.open(replica)
+        else:
+            self._loads = self._remake_loads(open_again=replica)
+
+    def _make_loads(self) -> ReplicaLoads:
+        facts = fleet_facts(self._crew.names, self._descriptions, moves_requests=self._mover is not None)
+        return ReplicaLoads(facts, self._clock_ms)
+
+    def _remake_loads(self, open_again: int) -> ReplicaLoads:
+        """The same loads where a replica is another one than before; who has room for fewer keeps what it has
+        until it is answered."""
+        before, loads = self._loads, self._make_loads()
+        for replica in range(len(self._descriptions)):
+            if not before.is_open[replica] and replica != open_again:
+                loads.close(replica)
+        for request_id, placed in self._placed.items():
+            loads.place(placed.waiting.facts, placed.replica)
+            if placed.has_started:
+                loads.start(request_id)
+        return loads

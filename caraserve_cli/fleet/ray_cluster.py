@@ -1,0 +1,165 @@
+"""A Ray cluster: one that is there already, or one on this machine that lives as long as this object.
+
+Nothing but this file and `ray_crew` imports Ray, and only when a cluster is opened. Plain Ray Core: no
+dashboard, no Serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any, Self
+
+from caraserve_cli.errors import InputError, OptionError
+from caraserve_cli.fleet.fleet_options import FleetOptions
+from caraserve_cli.fleet.guarded_folder import GuardedFolder
+
+# What Ray would do otherwise: report its use over the network, hide all GPUs from who asked for none, warn of
+# results that nobody looks at any more, abort at SIGTERM.
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
+# Of a local cluster. Lists of requests and results are a few hundred kilobytes. Chosen, not measured.
+_OBJECT_STORE_BYTES = 128 * 2**20
+_CONNECT_S = 5.0
+
+
+def require_ray(options: FleetOptions) -> None:
+    """Refuse what needs Ray where it is not installed.
+
+    Raises:
+        OptionError: it is not; the message says what to install.
+    """
+    if find_spec("ray") is None:
+        raise OptionError(
+            f"{options.asked_by}: replicas in processes of their own need Ray, which is not installed; "
+            "pip install 'caraserve[ray]'"
+        )
+
+
+class RayCluster:
+    """This process as a driver of a cluster.
+
+    Args:
+        address: of a cluster; None for one of its own on this machine.
+        num_replicas: that a cluster of its own has room for.
+        num_gpus: of this machine, for the same.
+
+    Raises:
+        OptionError: the address is malformed.
+        InputError: there is no such cluster, or none can be started.
+    """
+
+    def __init__(self, address: str | None, num_replicas: int = 1, num_gpus: int = 0) -> None:
+        if address is not None and address != "auto":
+            _check_reachable(address)
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import ray
+
+        self._ray = ray
+        self._folder: GuardedFolder | None = None
+        own: dict[str, Any] = {"address": address}
+        if address is None:
+            self._folder = GuardedFolder("caraserve-ray-")
+            own = {
+                "address": "local",
+                "num_cpus": num_replicas,
+                "num_gpus": num_gpus,
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": str(self._folder.path),
+            }
+        try:
+            self._connect(own, address)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, own: dict[str, Any], address: str | None) -> None:
+        ray = self._ray
+        # Errors of replicas reach the driver with what it asks them; Ray prints them to stdout as well.
+        ray._private.worker.print_to_stdstream = _drop
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(
+                **own,
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level=logging.CRITICAL,
+            )
+        except SystemExit:  # SIGTERM, as Ray's own handler has it
+            signal.signal(signal.SIGTERM, on_sigterm)
+            signal.raise_signal(signal.SIGTERM)
+            raise
+        except (ConnectionError, ValueError, OSError, RuntimeError) as error:
+            where = "on this machine" if address is None else f"at '{address}'"
+            what = "no Ray cluster starts" if address is None else "there is no Ray cluster to join"
+            raise InputError(
+                f"{'--replicas' if address is None else '--ray'}: {what} {where}: {_first_line(error)}"
+            ) from error
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def num_gpus(self) -> int:
+        """Of the whole cluster."""
+        return int(self._ray.cluster_resources().get("GPU", 0))
+
+    @property
+    def num_machines(self) -> int:
+        """That are part of it now."""
+        return sum(bool(node["Alive"]) for node in self._ray.nodes())
+
+    def num_free(self, resource: str) -> int:
+        """How many units of a resource, `GPU` or `CPU`, nobody has taken."""
+        return int(self._ray.available_resources().get(resource, 0))
+
+    def close(self) -> None:
+        """Leave the cluster; one of its own ends, with all its processes. A second call does nothing."""
+        with suppress(Exception):  # whatever state a start that was broken off has left
+            self._ray.shutdown()
+        if self._folder is not None:
+            self._folder.close()
+
+
+def _drop(*_args: object, **_options: object) -> None:
+    """In place of what prints."""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        OptionError: it is no address.
+        InputError: nobody listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise OptionError(f"--ray: '{address}' is no address; write HOST:PORT, or auto")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--ray: no Ray cluster listens at '{address}' ({error}); start one with `ray start --head`, or "
+            "give the address that it printed"
+        ) from error

@@ -1,0 +1,280 @@
+"""Replicas as Ray actors: each in a process of its own, on this machine or others.
+
+An actor is asked for news once, and again when it has told them; it works meanwhile. Whatever it was sent is
+in the order in which it was sent: Ray runs the calls of one concurrency group of one thread in their order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from caraserve_cli import __version__
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.core import Request
+from caraserve_cli.errors import CaraServeError, InputError
+from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
+from caraserve_cli.fleet.host import asked_threads, host_facts, share_out
+from caraserve_cli.fleet.host_clock import SAME_CLOCK, ClockOffset, measure_offset, monotonic_ms
+from caraserve_cli.fleet.hosted_replica import HostedReplica, as_error
+from caraserve_cli.fleet.messages import HostFacts, MachineShare, Refusal, ReplicaDescription
+from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.parcels import Parcels
+
+# An actor with nothing to tell answers all the same, so often. Chosen, not measured.
+_POLL_S = 1.0
+# Until all processes are there; a busy machine takes a while to import torch. Chosen, not measured.
+_PLACES_S = 300.0
+
+_Stage = Literal["where", "start", "poll"]
+
+
+@dataclass(slots=True)
+class _Seat:
+    """The place of one replica; `actor` is a handle of whoever has it now."""
+
+    name: str
+    actor: Any
+    host: HostFacts | None = None
+    share: MachineShare | None = None
+    offset: ClockOffset = SAME_CLOCK
+    # Adapters whose files it was sent; None where it sees them.
+    shipped: set[str] | None = None
+
+
+class RayCrew:
+    """See `Crew`. There must be a `RayCluster`.
+
+    Args:
+        options: of every replica.
+        num_replicas: at least 1.
+        is_on_gpu: whether each takes a GPU.
+        library: of the adapters, as this machine sees them; a machine that does not is sent their files.
+        clock_ms: milliseconds since the start of the run.
+        hosted: what runs in each process.
+
+    Raises:
+        CaraServeError: a replica cannot be made, for a reason that a user can cause.
+    """
+
+    def __init__(
+        self,
+        options: ReplicaOptions,
+        num_replicas: int,
+        *,
+        is_on_gpu: bool,
+        library: AdapterLibrary,
+        clock_ms: Callable[[], float],
+        hosted: type[HostedReplica] = HostedReplica,
+    ) -> None:
+        self._options, self._is_on_gpu = options, is_on_gpu
+        self._base = options.base if Path(options.base).is_dir() else None
+        self._paths = [str(root) for root in options.adapter_roots]
+        self._paths += [] if self._base is None else [self._base]
+        self._parcels = Parcels(library)
+        self._clock_ms, self._hosted = clock_ms, hosted
+        self._own_boot_id = host_facts().boot_id
+        self._asked_threads = asked_threads()
+        self._pending: dict[Any, tuple[int, _Stage]] = {}
+        self._seats: list[_Seat] = []
+        self._descriptions: list[ReplicaDescription] = []
+        try:
+            self._seats = [_Seat(f"replica-{number}", self._hire()) for number in range(num_replicas)]
+            self._start_all()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [seat.name for seat in self._seats]
+
+    @property
+    def descriptions(self) -> Sequence[ReplicaDescription]:
+        return self._descriptions
+
+    @property
+    def hosts(self) -> Sequence[HostFacts]:
+        """Where each replica is, or was."""
+        return [seat.host for seat in self._seats if seat.host is not None]
+
+    @property
+    def clock_error_ms(self) -> float:
+        """The largest error of a replica's clock, when it was measured."""
+        return max(seat.offset.error_ms for seat in self._seats)
+
+    def submit(self, replica: int, requests: Sequence[Request]) -> None:
+        """See `Crew.submit`."""
+        seat = self._seats[replica]
+        origin_ms = monotonic_ms() - self._clock_ms() + seat.offset.ahead_ms
+        names: list[str] = []
+        if seat.shipped is not None:
+            names = list(dict.fromkeys(each.adapter for each in requests if each.adapter is not None))
+            names = [name for name in names if name not in seat.shipped]
+            seat.shipped.update(names)
+        files = [self._parcels.weights(name) for name in names]
+        submit = seat.actor.submit.options(concurrency_group="submit")
+        submit.remote(list(requests), origin_ms, names, *files)
+
+    def wait(self, most_wait_s: float) -> list[CrewEvent]:
+        """See `Crew.wait`."""
+        asked = list(self._pending)
+        if not asked:
+            time.sleep(most_wait_s)
+            return []
+        ready, _ = ray.wait(asked, num_returns=1, timeout=most_wait_s)
+        if ready:
+            ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+        return [event for answer in ready if (event := self._take(answer)) is not None]
+
+    def replace(self, replica: int) -> None:
+        """See `Crew.replace`."""
+        seat = self._seats[replica]
+        seat.actor = self._hire()
+        self._pending[seat.actor.where.remote(self._paths)] = replica, "where"
+
+    def close(self) -> None:
+        """See `Crew.close`."""
+        self._pending.clear()
+        for seat in self._seats:
+            _dismiss(seat.actor)
+
+    # Starting
+
+    def _hire(self) -> Any:
+        """A process for a replica, as soon as there is room for one."""
+        actor_class = ray.remote(
+            num_cpus=0 if self._is_on_gpu else 1,
+            num_gpus=1 if self._is_on_gpu else 0,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={"submit": 1, "poll": 1},
+            scheduling_strategy="SPREAD",
+        )(self._hosted)
+        return actor_class.remote()
+
+    def _start_all(self) -> None:
+        try:
+            hosts = ray.get([seat.actor.where.remote(self._paths) for seat in self._seats], timeout=_PLACES_S)
+            sharers = Counter(host.machine for host in hosts)
+            free_bytes = {host.machine: host.free_bytes for host in hosts}
+            num_shares: Counter[tuple[str, str]] = Counter()
+            for seat, host in zip(self._seats, hosts, strict=True):
+                self._seat(seat, host)
+                seat.share = share_out(
+                    host.cores,
+                    free_bytes[host.machine],
+                    num_shares[host.machine],
+                    sharers[host.machine],
+                    self._asked_threads,
+                )
+                num_shares[host.machine] += 1
+            starts = [self._start(seat) for seat in self._seats]
+            for seat, started in zip(self._seats, ray.get(starts), strict=True):
+                if isinstance(started, Refusal):
+                    raise as_error(started, self._place_of(seat))
+                self._descriptions.append(started)
+        except GetTimeoutError as error:
+            raise InputError(
+                f"--replicas: some of {len(self._seats)} found no room in {_PLACES_S:.0f} s; ask for fewer, "
+                "or free the cluster"
+            ) from error
+        except RayError as error:
+            raise InputError(f"a replica ended while it started: {_reason(error)}") from error
+        for replica, seat in enumerate(self._seats):
+            self._ask(replica, seat)
+
+    def _seat(self, seat: _Seat, host: HostFacts) -> None:
+        """Somebody is there: is all else there that a replica needs?
+
+        Raises:
+            InputError: it is not.
+        """
+        seat.host = host
+        if host.version != __version__:
+            raise InputError(
+                f"--ray: machine '{host.host_name}' has caraserve {host.version}, and this one has "
+                f"{__version__}; install the same everywhere"
+            )
+        if self._base in host.missing_paths:
+            raise InputError(
+                f"--ray: machine '{host.host_name}' has no '{self._base}'; put the base there, under the "
+                "same path, or on a file system that all machines see"
+            )
+        seat.shipped = set() if host.missing_paths else None
+        if host.missing_paths and self._options.lora_kernel == "bgmv":
+            raise InputError(
+                f"--lora-kernel: 'bgmv' needs the ranks of all adapters, and machine '{host.host_name}' does "
+                f"not see '{host.missing_paths[0]}'; put them there, or use mbgmv"
+            )
+        seat.offset = SAME_CLOCK
+        if host.boot_id != self._own_boot_id:
+            seat.offset = measure_offset(lambda: float(ray.get(seat.actor.now_ms.remote())))
+
+    def _start(self, seat: _Seat) -> Any:
+        if seat.shipped is None:
+            return seat.actor.start.remote(self._options, seat.share)
+        options = replace(self._options, adapter_roots=())
+        return seat.actor.start.remote(options, seat.share, self._parcels.configs)
+
+    def _place_of(self, seat: _Seat) -> str:
+        return seat.name if seat.host is None else f"{seat.name} on {seat.host.host_name}"
+
+    # What actors answer
+
+    def _ask(self, replica: int, seat: _Seat) -> None:
+        call = seat.actor.poll.options(concurrency_group="poll")
+        self._pending[call.remote(_POLL_S)] = replica, "poll"
+
+    def _take(self, answer: Any) -> CrewEvent | None:
+        replica, stage = self._pending.pop(answer)
+        seat = self._seats[replica]
+        try:
+            told = ray.get(answer)
+            if stage == "poll":
+                self._ask(replica, seat)
+                return Told(replica, told)
+            if stage == "where":
+                self._reseat(seat, told)
+                self._pending[self._start(seat)] = replica, "start"
+                return None
+            if isinstance(told, Refusal):
+                raise as_error(told, self._place_of(seat))
+            self._descriptions[replica] = told
+            self._ask(replica, seat)
+            return Replaced(replica, told)
+        except (RayError, CaraServeError) as error:
+            _dismiss(seat.actor)
+            return Died(replica, _reason(error))
+
+    def _reseat(self, seat: _Seat, host: HostFacts) -> None:
+        """A new process has the share of the dead one where that was, or elsewhere what one more may have."""
+        before, share = seat.host, seat.share
+        self._seat(seat, host)
+        if before is not None and share is not None and before.machine == host.machine:
+            return
+        num_there = sum(other.machine == host.machine for other in self.hosts)
+        seat.share = share_out(
+            host.cores, host.free_bytes * num_there, num_there - 1, num_there, self._asked_threads
+        )
+
+
+def _dismiss(actor: Any) -> None:
+    """Kill the process, if it is there."""
+    ray.kill(actor, no_restart=True)
+
+
+def _reason(error: RayError | CaraServeError) -> str:
+    """Why an actor did not answer, in a line."""
+    if isinstance(error, RayTaskError):
+        return " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
+    if isinstance(error, RayActorError):
+        return "its process ended"
+    return " ".join(str(error).split())

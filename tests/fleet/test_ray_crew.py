@@ -1,0 +1,90 @@
+"""Ray actors on a machine that does not see the adapters: their files are sent there, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.core import Completion, Request, SamplingParams
+from caraserve_cli.errors import InputError
+from caraserve_cli.fleet.crew import Told
+from caraserve_cli.fleet.hosted_replica import HostedReplica
+from caraserve_cli.fleet.local import LocalReplica, NoEvents
+from caraserve_cli.fleet.messages import HostFacts
+from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.ray_cluster import RayCluster
+from caraserve_cli.fleet.surroundings import Surroundings
+from tests.adapters.peft_variants import VARIANTS, write_variant
+from tests.fleet.families import write_base
+
+pytest.importorskip("ray")
+
+ADAPTERS = [VARIANTS[0].name, VARIANTS[1].name]
+
+
+class FarAway(HostedReplica):
+    """As on a machine that sees the base, and no adapters."""
+
+    def where(self, paths: Sequence[str] = ()) -> HostFacts:
+        missing = tuple(path for path in paths if path.endswith("adapters"))
+        return replace(super().where(paths), missing_paths=missing)
+
+
+class FarFromAll(HostedReplica):
+    """As on a machine that sees neither."""
+
+    def where(self, paths: Sequence[str] = ()) -> HostFacts:
+        return replace(super().where(paths), host_name="far", missing_paths=tuple(paths))
+
+
+def make_request(number: int) -> Request:
+    return Request(
+        id=f"r{number}",
+        line=number,
+        prompt_token_ids=(5, 6, 7 + number),
+        adapter=ADAPTERS[number % 2],
+        sampling=SamplingParams(max_tokens=8, ignore_eos=True),
+    )
+
+
+def test_adapters_are_sent_where_they_are_not_seen(tmp_path: Path) -> None:
+    load = write_base("llama2", tmp_path / "base")
+    for seed, variant in enumerate(VARIANTS[:2]):
+        write_variant(tmp_path / "adapters", variant, load, seed=seed)
+    options = ReplicaOptions(
+        base=str(tmp_path / "base"), adapter_roots=(tmp_path / "adapters",), device="cpu", dtype="float32"
+    )
+    requests = [make_request(number) for number in range(6)]
+    local = LocalReplica(Surroundings.prepare(options), options, lambda: 0.0, NoEvents())
+    local.submit(requests)
+    expected = {}
+    while local.num_unfinished:
+        expected.update({outcome.request.id: outcome for outcome in local.poll()})
+
+    library = AdapterLibrary.scan(options.adapter_roots)
+    with RayCluster(None, 2):
+        from caraserve_cli.fleet.ray_crew import RayCrew
+
+        with pytest.raises(InputError, match=r"machine 'far' has no '.*base'; put the base there"):
+            RayCrew(options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarFromAll)
+        crew = RayCrew(options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarAway)
+        crew.submit(0, requests[:3])
+        crew.submit(0, requests[3:])
+        answers = {}
+        until_s = time.monotonic() + 60
+        while len(answers) < len(requests) and time.monotonic() < until_s:
+            for event in crew.wait(1.0):
+                assert isinstance(event, Told)
+                answers.update({outcome.request.id: outcome for outcome in event.news.outcomes})
+        crew.close()
+    assert answers.keys() == expected.keys()
+    for name, answer in answers.items():
+        other = expected[name]
+        assert isinstance(answer, Completion)
+        assert isinstance(other, Completion)
+        assert answer.token_ids == other.token_ids
