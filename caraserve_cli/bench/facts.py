@@ -44,8 +44,8 @@ def code_commit() -> str | None:
         return None
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write what `--json` asks for.
+def write_json(path: Path, content: Mapping[str, object], option: str = "--json") -> None:
+    """Write what `option` asks for.
 
     Raises:
         OutputError: it cannot be written.
@@ -53,4 +53,4 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     try:
         path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
     except OSError as error:
-        raise OutputError(f"--json: '{path}' cannot be written: {error.strerror}") from error
+        raise OutputError(f"{option}: '{path}' cannot be written: {error.strerror}") from error

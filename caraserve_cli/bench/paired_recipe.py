@@ -19,8 +19,8 @@ honoured or refused by name.
     without_adapters = true             # the same requests to the base, beside transformers
 
 Both sides decode the same batch in lockstep: the reference's step k, ours, the reference's step k + 1, and so
-on. What disturbs the machine for longer than a step disturbs both, so that their ratio is steady where neither
-time is. Knows no torch and starts nothing.
+on. What disturbs the machine for longer than a step disturbs both, so that their ratio is steady where
+neither time is. Knows no torch and starts nothing.
 """
 
 from __future__ import annotations

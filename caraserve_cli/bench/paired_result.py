@@ -1,4 +1,4 @@
-"""What a benchmark of pairs found: times of both sides, their ratios, a verdict. Knows no torch and no files."""
+"""What a benchmark of pairs found: times of both sides, their ratios, a verdict. Knows no torch, no files."""
 
 from __future__ import annotations
 

@@ -43,9 +43,7 @@ class PairedSteps:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         # A prompt is computed anew in every pass, as the reference does it, and in one step.
         options = replace(replica_options(recipe), prefix_caching=False)
-        options = replace(
-            options, max_batch_tokens=max(options.max_batch_tokens, workload.num_prompt_tokens)
-        )
+        options = replace(options, max_batch_tokens=max(options.max_batch_tokens, workload.num_prompt_tokens))
         clock = RunClock()
         self._replica = LocalReplica(Surroundings.prepare(options), options, clock, NoEvents())
         clock.start()
@@ -152,4 +150,5 @@ def _load_transformers(workload: Workload) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(workload.base, dtype=workload.dtype)
     # Not the checkpoint's, whose keys `generate` would obey; every answer has its full length.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    return model.eval()
+    torch.nn.Module.eval(model)
+    return model

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from caraserve_cli.bench.arrival_recipe import ARRIVALS, ArrivalRecipe, parse_arrivals
 from caraserve_cli.bench.assist_recipe import ASSIST, AssistRecipe, parse_assist
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.gate_rules import parse_gate_rules
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
 from caraserve_cli.bench.paired_recipe import PAIRED, PairedRecipe, parse_paired
 from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
@@ -81,6 +82,7 @@ def load_any_recipe(path: Path) -> AnyRecipe:
         OptionError: it is no TOML, has an unknown key, or a wrong value.
     """
     table = read_recipe(path)
+    parse_gate_rules(table)  # any kind may have some
     recipe: AnyRecipe = _KINDS[table.choice("kind", tuple(_KINDS), COMPARISON)].parse(table, path)
     return recipe
 
@@ -182,9 +184,7 @@ def _measure_paired(recipe: PairedRecipe, tell: Tell) -> Measured:
     from caraserve_cli.bench.paired_run import run_paired
     from caraserve_cli.bench.paired_terminal import render_paired, summary
 
-    result = run_paired(
-        recipe, lambda case, repeat, done: tell(case, repeat, recipe.repeats, summary(done))
-    )
+    result = run_paired(recipe, lambda case, repeat, done: tell(case, repeat, recipe.repeats, summary(done)))
     return Measured(result, render_paired(result))
 
 
