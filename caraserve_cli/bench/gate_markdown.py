@@ -78,6 +78,6 @@ def _row(cells: Sequence[str]) -> str:
 
 def _escaped(text: str) -> str:
     """Names of cases are the user's; none of their characters is to be Markdown or HTML."""
-    for mark in "\\|*_`<":
+    for mark in "\\|*`<":
         text = text.replace(mark, f"\\{mark}")
     return text
