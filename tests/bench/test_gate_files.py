@@ -70,8 +70,8 @@ def test_html_loads_nothing_and_escapes_names(result: GateResult) -> None:
     page = gate_html(result)
     assert "a | b &lt;i&gt;: step_over_reference" in page
     assert page.count("<circle") == 3 * 12
-    for page in (page, recording_html(NOW)):
-        assert not [mark for mark in ("http", "src=", "<script", "@import") if mark in page]
+    for each in (page, recording_html(NOW)):
+        assert not [mark for mark in ("http", "src=", "<script", "@import") if mark in each]
 
 
 def test_github_benchmark_has_a_file_a_direction() -> None:

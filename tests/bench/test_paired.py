@@ -23,7 +23,7 @@ def test_both_sides_decode_in_turns_and_agree(caraserve: Caraserve, tmp_path: Pa
     files = {option: tmp_path / f"result.{option}" for option in ("json", "markdown", "html")}
     options = [part for option, path in files.items() for part in (f"--{option}", path)]
     ended = caraserve("bench", write_paired(tmp_path), *options, "--github-benchmark", tmp_path / "gh.json")
-    assert ended.exit_code == 0, ended.stderr
+    assert ended.returncode == 0, ended.stderr
     assert "All answers are those of the reference, token for token." in ended.stdout
     assert [line.split(":")[0] for line in ended.stderr.splitlines()] == [
         f"{turn}  {case}" for turn in ("warm-up", "repeat 1/2", "repeat 2/2") for case in ("mixed", "base")
