@@ -22,7 +22,7 @@ from caraserve_cli.bench.gate_words import (
 from caraserve_cli.bench.metric import Direction, Metric
 from caraserve_cli.bench.recording import Recording
 
-_WIDTH, _MARGIN = 320, 8
+_WIDTH, _MARGIN = 260, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ _PAGE = """<!doctype html>
 @media (prefers-color-scheme: dark) { :root { --text: #ececf1; --page: #18181b; --line: #3a3a40;
   --soft: #a0a0a8; --before: #8a8a90; --now: #6cb6ff; --good: #57ab5a; --bad: #f47067; --open: #d4a72c; } }
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--text); background: var(--page);
-  margin: 0 auto; padding: 1.5rem; max-width: 72rem; }
+  margin: 0 auto; padding: 1.5rem; max-width: 80rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
@@ -186,10 +186,12 @@ dd { margin: 0; overflow-wrap: anywhere; }
 {% for remark in remarks %}<p class="note">{{ remark }}</p>{% endfor %}
 <div class="scroll">
 <table>
-<tr><th>metric</th>{% for head in heads %}<th>{{ head }}</th>{% endfor %}<th>values</th>
-{%- if sentence %}<th>verdict</th>{% endif %}</tr>
+<tr><th>metric</th>{% if sentence %}<th>verdict</th>{% endif %}
+{%- for head in heads %}<th>{{ head }}</th>{% endfor %}<th>values</th></tr>
 {% for row in rows %}
-<tr><td>{{ row.name }}</td>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}
+<tr><td>{{ row.name }}</td>
+{% if sentence %}<td class="{{ row.verdict.split()[0] }}">{{ row.verdict }}</td>{% endif %}
+{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}
 <td><svg width="{{ width }}" height="30" role="img" aria-label="values of {{ row.name }}">
 {% if row.middle is not none %}
 <line x1="{{ row.middle }}" x2="{{ row.middle }}" y1="2" y2="28" stroke="var(--line)"/>
@@ -205,8 +207,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 <circle cx="{{ dot.x }}" cy="{{ 9 if dot.is_before else 21 }}" r="3" fill-opacity=".75"
   fill="var({{ '--before' if dot.is_before else '--now' }})"><title>{{ dot.title }}</title></circle>
 {% endfor %}
-</svg></td>
-{% if sentence %}<td class="{{ row.verdict.split()[0] }}">{{ row.verdict }}</td>{% endif %}</tr>
+</svg></td></tr>
 {% endfor %}
 </table>
 </div>
