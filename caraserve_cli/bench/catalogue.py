@@ -8,7 +8,7 @@ from pathlib import Path
 import caraserve_cli
 from caraserve_cli.errors import InputError, OptionError
 
-DEFAULT_RECIPE = "peft"
+DEFAULT_RECIPE = "quick"
 _SUFFIX = ".toml"
 
 

@@ -30,7 +30,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean - half, mean + half)
 
 
-def student_t(degrees: int) -> float:
+def student_t(degrees: float) -> float:
     """The 97.5% quantile of Student's t with at least 4 degrees of freedom, to 0.001.
 
     Expanded about the normal quantile in powers of 1 / degrees (Abramowitz and Stegun, 26.7.5).

@@ -44,26 +44,26 @@ def code_commit() -> str | None:
         return None
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write what `--json` asks for.
+def write_json(path: Path, content: Mapping[str, object], option: str = "--json") -> None:
+    """Write what `option` asks for.
 
     Raises:
         OutputError: it cannot be written.
     """
-    _write(path, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+    _write(path, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n", option)
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write what goes beside it.
+def write_text(path: Path, content: str, option: str = "--json") -> None:
+    """Write what goes beside what `option` asks for.
 
     Raises:
         OutputError: it cannot be written.
     """
-    _write(path, content.encode())
+    _write(path, content.encode(), option)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, option: str) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise OutputError(f"--json: '{path}' cannot be written: {error.strerror}") from error
+        raise OutputError(f"{option}: '{path}' cannot be written: {error.strerror}") from error

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from caraserve_cli.bench.system import PEFT_MIXED, PEFT_ONE_ADAPTER, SystemRun
@@ -82,8 +82,20 @@ class LoadedPeft:
         self._model.set_adapter(self._names[adapter], inference_mode=True)
         return self._generate(batch)
 
+    def generate(self, batch: Sequence[Request], stopping: StoppingCriteriaList) -> list[list[int]]:
+        """The output tokens of each request, with any adapters, in one batch; `stopping` sees every token."""
+        names = [_BASE_ROW if each.adapter is None else self._names[each.adapter] for each in batch]
+        return self._generate_rows(batch, adapter_names=names, stopping_criteria=stopping)
+
+    def _generate(self, batch: Sequence[Request], **options: object) -> Iterator[Answer]:
+        return (
+            (request.id, self._answer_in(row[: request.sampling.max_tokens]))
+            for request, row in zip(batch, self._generate_rows(batch, **options), strict=True)
+        )
+
     @torch.inference_mode()
-    def _generate(self, batch: Sequence[Request], adapter_names: list[str] | None = None) -> Iterator[Answer]:
+    def _generate_rows(self, batch: Sequence[Request], **options: object) -> list[list[int]]:
+        """`generate` with these options more; a row is as long as the longest answer."""
         width = max(len(request.prompt_token_ids) for request in batch)
         # Padding is masked, so that any token of the vocabulary serves.
         padded = [[0] * (width - len(each.prompt_token_ids)) + [*each.prompt_token_ids] for each in batch]
@@ -96,13 +108,10 @@ class LoadedPeft:
             max_new_tokens=max(request.sampling.max_tokens for request in batch),
             do_sample=False,
             pad_token_id=0,
-            **({} if adapter_names is None else {"adapter_names": adapter_names}),
+            **options,
         )
         rows: list[list[int]] = output[:, width:].tolist()
-        return (
-            (request.id, self._answer_in(row[: request.sampling.max_tokens]))
-            for request, row in zip(batch, rows, strict=True)
-        )
+        return rows
 
     def _answer_in(self, row: Sequence[int]) -> tuple[int, ...]:
         """The row up to and including its first EOS token."""

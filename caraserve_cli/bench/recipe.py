@@ -106,7 +106,7 @@ def parse_recipe(table: RecipeTable, path: Path) -> Recipe:
     recipe = Recipe(
         name=path.stem,
         description=table.text("description"),
-        workload=_parse_workload(table.table("workload"), path),
+        workload=parse_workload(table.table("workload"), path),
         systems=systems,
         batch_size=table.count("batch_size", None),
         device=cast("DeviceName", table.choice("device", DEVICES, "cpu")),
@@ -127,13 +127,18 @@ def _parse_systems(table: RecipeTable) -> tuple[str, ...]:
     return systems
 
 
-def _parse_workload(table: RecipeTable, path: Path) -> WorkloadSpec:
+def parse_workload(table: RecipeTable, path: Path, *, limit: int | None = None) -> WorkloadSpec:
+    """The table [workload] of a recipe in `path`; `limit` where the table says none.
+
+    Raises:
+        OptionError: it has an unknown key, or a wrong value.
+    """
     folder = path.parent
     spec = WorkloadSpec(
         base=base_beside(path, table.text("base")),
         adapter_roots=tuple(folder / root for root in table.texts("adapters")),
         requests=folder / table.text("requests"),
-        limit=table.optional_count("limit"),
+        limit=table.optional_count("limit") or limit,
         output_tokens=table.optional_count("output_tokens"),
     )
     table.close()

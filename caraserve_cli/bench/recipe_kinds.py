@@ -15,7 +15,9 @@ from caraserve_cli.bench.arrival_recipe import ARRIVALS, ArrivalRecipe, parse_ar
 from caraserve_cli.bench.assist_recipe import ASSIST, AssistRecipe, parse_assist
 from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRecipe, parse_cluster
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.gate_rules import parse_gate_rules
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
+from caraserve_cli.bench.paired_recipe import PAIRED, PairedRecipe, parse_paired
 from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recipe_table import RecipeTable
@@ -82,6 +84,7 @@ def load_any_recipe(path: Path) -> AnyRecipe:
         OptionError: it is no TOML, has an unknown key, or a wrong value.
     """
     table = read_recipe(path)
+    parse_gate_rules(table)  # any kind may have some
     recipe: AnyRecipe = _KINDS[table.choice("kind", tuple(_KINDS), COMPARISON)].parse(table, path)
     return recipe
 
@@ -205,6 +208,14 @@ def _measure_assist(recipe: AssistRecipe, tell: Tell) -> Measured:
     return Measured(result, render_assist(result), {".trace.json": result.trace_json()})
 
 
+def _measure_paired(recipe: PairedRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.paired_run import run_paired
+    from caraserve_cli.bench.paired_terminal import render_paired, summary
+
+    result = run_paired(recipe, lambda case, repeat, done: tell(case, repeat, recipe.repeats, summary(done)))
+    return Measured(result, render_paired(result))
+
+
 def _speed(tokens_per_s: float) -> str:
     return f"{tokens_per_s:,.0f} output tokens/s"
 
@@ -223,6 +234,7 @@ _KINDS: dict[str, RecipeKind[Any]] = {
     CLUSTER: RecipeKind(ClusterRecipe, parse_cluster, _measure_cluster),
     COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
+    PAIRED: RecipeKind(PairedRecipe, parse_paired, _measure_paired),
     SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),
     SLO: RecipeKind(SloRecipe, parse_slo, _measure_slo),
     STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),

@@ -31,6 +31,11 @@ class RecipeTable:
         self._where = where
         self._taken: set[str] = set()
 
+    @property
+    def values(self) -> Mapping[str, object]:
+        """All keys, unchecked."""
+        return self._values
+
     def text(self, key: str) -> str:
         """A text that must be there and not be empty."""
         return self._checked(key, self._take(key, str, "a text"), bool, "a text that is not empty")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from caraserve_cli.cli import run_options as o
-from caraserve_cli.cli.bench import check_writable
+from caraserve_cli.cli.bench_files import check_writable
 from caraserve_cli.errors import OutputError
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.job.stop_request import StopRequest
@@ -56,7 +56,7 @@ def profile(
         typer.echo(f"measuring: {part}", err=True)
 
     if json_file is not None:
-        check_writable(json_file)
+        check_writable(json_file, "--json")
     options = ReplicaOptions(
         base=base,
         weights=weights,

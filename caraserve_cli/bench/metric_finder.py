@@ -1,0 +1,132 @@
+"""The metrics of a result, whatever its kind: every figure that the JSON of a result has for each repeat.
+
+A metric's name is the way to it: names of cases, strategies and systems, then the key. Its unit, direction,
+basis and tolerance follow from the key, by the first rule of `_RULES` that fits; a recipe can say otherwise
+(`gate_rules`). One run of a benchmark, in a process of its own, gives one value: the median of its repeats.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from caraserve_cli.bench.metric import Basis, Direction, Metric
+
+# By what fraction a figure may become worse before that is a regression. Ratios of one run repeat to 1% on a
+# busy machine (recipes/quick.toml, 5 processes beside 3 that burn both cores: 0.4% to 1.2%), absolute times
+# of one machine do not. A tail is the noisiest figure that there is. All three chosen, not measured.
+_RATIO_TOLERANCE = 0.05
+_ABSOLUTE_TOLERANCE = 0.10
+_TAIL_TOLERANCE = 0.25
+
+_TAIL = re.compile(r"(^|_|\b)(p9\d+|p99\d*|longest|max|worst)(_|\b|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a key means that `pattern` is found in."""
+
+    pattern: re.Pattern[str]
+    unit: str
+    basis: Basis
+    direction: Direction | None
+
+
+def _rule(pattern: str, unit: str, basis: Basis, direction: Direction | None) -> _Rule:
+    return _Rule(re.compile(pattern), unit, basis, direction)
+
+
+# Of a metric's whole name, the first that fits.
+_RULES = (
+    # Not ours, or the same work done in the way that ours is compared with.
+    _rule(r"(copy_bytes|product_flops)_per_s$", "1/s", Basis.YARDSTICK, Direction.HIGHER),
+    _rule(r"(^|: )(reference|contiguous)\w*_ms$", "ms", Basis.YARDSTICK, Direction.LOWER),
+    _rule(r"\bcontiguous\w*_us$|\b(torch_us|synchronised_ms)$", "", Basis.YARDSTICK, Direction.LOWER),
+    _rule(r"\bpeers: .*_us$", "us", Basis.YARDSTICK, Direction.LOWER),
+    _rule(r"^(peft-mixed|peft-one-adapter): seconds$", "s", Basis.YARDSTICK, Direction.LOWER),
+    _rule(r"^(peft-mixed|peft-one-adapter): tokens_per_s$", "tokens/s", Basis.YARDSTICK, Direction.HIGHER),
+    # Ratios of one run.
+    _rule(
+        r"_over_(reference|mbgmv)\b|\bover_cached\b|_ratio$|\blora: share$", "x", Basis.RATIO, Direction.LOWER
+    ),
+    _rule(r" / .*: ratio$|\bspeedup$", "x", Basis.RATIO, Direction.HIGHER),
+    _rule(r"\b(slo_attainment|hit_rate|goodput_share)$", "share", Basis.RATIO, Direction.HIGHER),
+    # What a user waits for.
+    _rule(r"tokens_per_s$", "tokens/s", Basis.ABSOLUTE, Direction.HIGHER),
+    _rule(r"_per_s$|\bgoodput$", "1/s", Basis.ABSOLUTE, Direction.HIGHER),
+    _rule(r"\bsaved_ms$", "ms", Basis.ABSOLUTE, Direction.HIGHER),
+    _rule(r"_ms\b", "ms", Basis.ABSOLUTE, Direction.LOWER),
+    _rule(r"_us$", "us", Basis.ABSOLUTE, Direction.LOWER),
+    _rule(r"\bseconds$|_s$", "s", Basis.ABSOLUTE, Direction.LOWER),
+    _rule(r"_bytes$", "bytes", Basis.ABSOLUTE, Direction.LOWER),
+)
+_UNKNOWN = _rule("", "", Basis.ABSOLUTE, None)
+
+# Figures that a result has once, which are metrics nevertheless.
+_SINGLE = ("copy_bytes_per_s", "product_flops_per_s", "startup_s")
+_LABELS = ("name", "strategy", "system")
+
+
+def find_metrics(result: Mapping[str, object], *, each_repeat: bool = False) -> list[Metric]:
+    """The metrics of one run's result; figures that are not above zero are left out.
+
+    Args:
+        result: what `--json` writes.
+        each_repeat: all repeats of the run instead of their median, to be shown and not to be judged.
+    """
+    metrics: dict[str, Metric] = {}
+    for name, repeats in _figures(result, ()):
+        values = repeats if each_repeat else (statistics.median(repeats),)
+        if min(values) > 0 and name not in metrics:
+            metrics[name] = describe_metric(name, values)
+    return list(metrics.values())
+
+
+def describe_metric(name: str, values: tuple[float, ...]) -> Metric:
+    """What a metric's name says of it."""
+    rule = next((rule for rule in _RULES if rule.pattern.search(name)), _UNKNOWN)
+    is_tail = bool(_TAIL.search(name))
+    tolerance = _RATIO_TOLERANCE if rule.basis is Basis.RATIO else _ABSOLUTE_TOLERANCE
+    return Metric(
+        name=name,
+        unit=rule.unit or name[-2:],
+        basis=rule.basis,
+        direction=rule.direction,
+        tolerance=_TAIL_TOLERANCE if is_tail else tolerance,
+        is_tail=is_tail,
+        values=values,
+    )
+
+
+def _figures(part: Mapping[str, object], way: tuple[str, ...]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Name → the repeats, of everything in a part of a result that `way` leads to."""
+    for key, value in part.items():
+        if _is_spread(value):
+            yield ": ".join((*way, key)), tuple(cast("Mapping[str, list[float]]", value)["values"])
+        elif key in _SINGLE and isinstance(value, float):
+            yield ": ".join((*way, key)), (value,)
+        elif isinstance(value, Mapping):
+            yield from _figures(value, (*way, key))
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, Mapping) and (label := _label(item)):
+                    yield from _figures(item, (*way, *_section(key), label))
+
+
+def _is_spread(value: object) -> bool:
+    return isinstance(value, Mapping) and {"values", "median", "lowest", "highest"} <= value.keys()
+
+
+def _label(item: Mapping[str, object]) -> str | None:
+    """What tells an item of a list from the others; without, it has no metrics."""
+    if "ours" in item and "over" in item:
+        return f"{item['ours']} / {item['over']}"
+    return next((str(item[key]) for key in _LABELS if item.get(key)), None)
+
+
+def _section(key: str) -> tuple[str, ...]:
+    """Lists whose items have names of their own need none; sections of kernels do."""
+    return () if key in ("cases", "systems", "ratios", "results") else (key,)

@@ -1,0 +1,93 @@
+"""One benchmark of pairs from recipe to result. Knows no terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+
+import torch
+
+from caraserve_cli import __version__
+from caraserve_cli.bench.facts import code_commit, installed_versions
+from caraserve_cli.bench.paired_recipe import PairedCase, PairedRecipe
+from caraserve_cli.bench.paired_result import PairedFacts, PairedResult, Pass, judge_pairs
+from caraserve_cli.bench.paired_steps import PairedSteps
+from caraserve_cli.bench.workload import Workload, load_workload
+from caraserve_cli.core import Request
+
+_PACKAGES = ("torch", "transformers", "peft")
+_PEFT, _TRANSFORMERS = "peft", "transformers"
+# Of the pass before the measured ones: the first steps of a process are slower, the third is not.
+_WARMUP_TOKENS = 4
+
+# Told after each pass: the case's name, the repeat (from 1; 0 for the warm-up), and the pass.
+OnPass = Callable[[str, int, Pass], None]
+
+
+def run_paired(recipe: PairedRecipe, on_pass: OnPass) -> PairedResult:
+    """Measure every case whose reference is installed.
+
+    Raises:
+        InputError: the workload cannot be read, or not be answered.
+    """
+    load_average = os.getloadavg()[0]
+    workload = load_workload(recipe.comparison)
+    has_peft = find_spec("peft") is not None
+    cases = [case for case in recipe.cases if has_peft or _reference(case) != _PEFT]
+    passes: dict[str, list[Pass]] = {case.name: [] for case in cases}
+    if cases:
+        steps = PairedSteps(recipe.comparison, workload, with_peft=has_peft)
+        for repeat in range(recipe.repeats + 1):
+            for case in cases:
+                done = steps.answer(_requests(case, workload, recipe, is_warmup=repeat == 0), repeat)
+                on_pass(case.name, repeat, done)
+                if repeat:
+                    passes[case.name].append(done)
+    return PairedResult(
+        _facts(recipe, workload, load_average),
+        tuple(judge_pairs(case.name, _reference(case), passes[case.name]) for case in cases),
+        {
+            case.name: "PEFT is not installed; run pip install 'caraserve[test]', in a clone '.[test]'"
+            for case in recipe.cases
+            if case not in cases
+        },
+    )
+
+
+def _reference(case: PairedCase) -> str:
+    return _TRANSFORMERS if case.without_adapters else _PEFT
+
+
+def _requests(
+    case: PairedCase, workload: Workload, recipe: PairedRecipe, *, is_warmup: bool
+) -> Sequence[Request]:
+    max_tokens = min(_WARMUP_TOKENS, recipe.output_tokens) if is_warmup else recipe.output_tokens
+    return [
+        replace(
+            request,
+            adapter=None if case.without_adapters else request.adapter,
+            sampling=replace(request.sampling, max_tokens=max_tokens),
+        )
+        for request in workload.requests
+    ]
+
+
+def _facts(recipe: PairedRecipe, workload: Workload, load_average: float) -> PairedFacts:
+    return PairedFacts(
+        recipe=recipe.name,
+        description=recipe.description,
+        caraserve_version=__version__,
+        commit=code_commit(),
+        versions=installed_versions(_PACKAGES),
+        device=workload.device_description,
+        num_threads=torch.get_num_threads(),
+        num_cores=os.cpu_count() or 1,
+        load_average=round(load_average, 2),
+        dtype=str(workload.dtype).removeprefix("torch."),
+        num_adapters=len(workload.adapters),
+        prompt_tokens=workload.num_prompt_tokens,
+        output_tokens=recipe.output_tokens,
+        repeats=recipe.repeats,
+    )

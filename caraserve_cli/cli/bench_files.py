@@ -1,0 +1,123 @@
+"""The files that `caraserve bench` was asked to write. Knows no measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caraserve_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from caraserve_cli.bench.gate import GateResult
+    from caraserve_cli.bench.recording import Recording
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchFiles:
+    """One an option; None where it was not given."""
+
+    record: Path | None
+    json: Path | None
+    markdown: Path | None
+    html: Path | None
+    junit: Path | None
+    github_benchmark: Path | None
+
+    @property
+    def given(self) -> dict[str, Path]:
+        """Option → file."""
+        named = {f"--{field.name.replace('_', '-')}": getattr(self, field.name) for field in _FIELDS}
+        return {option: path for option, path in named.items() if path is not None}
+
+    def check_writable(self) -> None:
+        """Refuse before the measurement what would fail after it.
+
+        Raises:
+            OutputError: one of them cannot be written.
+        """
+        for option, path in self.given.items():
+            check_writable(path, option)
+
+    def write_result(
+        self,
+        recipe: Path,
+        result: Mapping[str, object],
+        beside: Mapping[str, Mapping[str, object] | str],
+    ) -> None:
+        """Write what one run of a recipe gave.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        from caraserve_cli.bench.facts import write_json, write_text
+
+        if self.json is not None:
+            write_json(self.json, result)
+            for suffix, content in beside.items():
+                if isinstance(content, str):
+                    write_text(self.json.with_suffix(suffix), content)
+                else:
+                    write_json(self.json.with_suffix(suffix), content)
+        if self.markdown or self.html or self.github_benchmark:
+            from caraserve_cli.bench.gated_run import record_results
+
+            self._write_pages(record_results(recipe, [result], each_repeat=True), None)
+
+    def write_gated(self, recording: Recording, gate: GateResult | None) -> None:
+        """Write what several runs of a recipe gave, and how it compares.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        from caraserve_cli.bench.facts import write_json
+        from caraserve_cli.bench.gate_junit import gate_junit
+
+        if self.record is not None:
+            write_json(self.record, recording.as_json(), "--record")
+        if self.json is not None:
+            write_json(self.json, recording.as_json() if gate is None else gate.as_json())
+        if self.junit is not None and gate is not None:
+            _write("--junit", self.junit, gate_junit(gate))
+        self._write_pages(recording, gate)
+
+    def _write_pages(self, recording: Recording, gate: GateResult | None) -> None:
+        import orjson
+
+        from caraserve_cli.bench.gate_html import gate_html, recording_html
+        from caraserve_cli.bench.gate_markdown import gate_markdown, recording_markdown
+        from caraserve_cli.bench.github_benchmark import github_benchmark
+
+        if self.markdown is not None:
+            text = recording_markdown(recording) if gate is None else gate_markdown(gate)
+            _write("--markdown", self.markdown, text.encode())
+        if self.html is not None:
+            text = recording_html(recording) if gate is None else gate_html(gate)
+            _write("--html", self.html, text.encode())
+        if self.github_benchmark is not None:
+            for suffix, content in github_benchmark(recording).items():
+                path = self.github_benchmark.with_suffix(suffix)
+                _write("--github-benchmark", path, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+_FIELDS = dataclasses.fields(BenchFiles)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuse a file that could not be written.
+
+    Raises:
+        OutputError: it could not.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else "its folder does not exist"
+        raise OutputError(f"{option}: '{path}' cannot be written: {reason}")
+
+
+def _write(option: str, path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{option}: '{path}' cannot be written: {error.strerror}") from error
