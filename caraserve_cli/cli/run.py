@@ -163,6 +163,7 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
     from caraserve_cli.requests.fields import Fields
     from caraserve_cli.requests.row import (
         BOUND_KEYS,
+        OPENAI_SAMPLING,
         SAMPLING_KEYS,
         RowDefaults,
         parse_bounds,
@@ -175,6 +176,8 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
     try:
         return RowDefaults(
             sampling=parse_sampling(fields, SamplingParams()),
+            batch_sampling=parse_sampling(fields, OPENAI_SAMPLING),
+            batch_max_tokens=given["max_tokens"],
             bounds=parse_bounds(fields, Bounds()),
             adapter=given["adapter"],
         )
@@ -221,12 +224,6 @@ def _check(options: RunOptions, stop: StopRequest) -> int:
         num_rows += 1
         if rejected is not None:
             num_rejected += 1
-            row = {
-                "line": rejected.line,
-                "id": rejected.request_id,
-                "code": rejected.code,
-                "message": rejected.message,
-            }
-            typer.echo(orjson.dumps(row))
+            typer.echo(orjson.dumps(rejected.as_row()))
     typer.echo(f"{num_rows - num_rejected} rows can be answered, {num_rejected} cannot.", err=True)
     return ExitStatus.ROWS_FAILED if num_rejected else ExitStatus.OK

@@ -23,12 +23,7 @@ def check(options: RunOptions) -> Iterator[RejectedRow | None]:
     """
     surroundings = Surroundings.prepare(options.replica)
     plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
-    preparer = Preparer(
-        surroundings.tokenizer,
-        surroundings.library,
-        surroundings.base.config.shape.vocab_size,
-        options.replica.seed,
-    )
+    preparer = Preparer.of(surroundings, options.replica.seed)
     with LineSource(options.requests) as source:
         for row in RowStream(source, options.defaults, options.limit, plan.row_arrivals()):
             yield row if isinstance(row, RejectedRow) else _check_row(row, preparer, surroundings)

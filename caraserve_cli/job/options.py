@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from caraserve_cli.core import SamplingParams
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.job.arrival_options import ArrivalOptions
 from caraserve_cli.report.run_report import OptionValue, printable
-from caraserve_cli.requests.row import RowDefaults
+from caraserve_cli.requests.row import OPENAI_SAMPLING, RowDefaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,14 @@ class RunOptions:
             "lora_kernel": self.replica.lora_kernel,  # its sums may round otherwise
             "token_ids": self.token_ids,
             "arrivals": arrivals,
+            "batch_defaults": self._batch_defaults(),
             **self._defaults(),
         }
+
+    def _batch_defaults(self) -> dict[str, object]:
+        """Of OpenAI Batch lines, where they are not those of our own."""
+        defaults = self.defaults
+        return {"temperature": defaults.batch_sampling.temperature, "max_tokens": defaults.batch_max_tokens}
 
     def as_json(self) -> dict[str, OptionValue]:
         """All options, flat, for the report."""
@@ -89,8 +96,14 @@ class RunOptions:
 
 def updated_manifest(earlier: Mapping[str, object]) -> dict[str, object]:
     """What an earlier version wrote as a manifest, as this one would: it kept the base as it was typed, and
-    knew one LoRA kernel and no arrival process."""
-    updated = {"lora_kernel": "mbgmv", "arrivals": None, **earlier}
+    knew one LoRA kernel, no arrival process and no OpenAI Batch lines."""
+    # What was given for a key looks in an old manifest like the default of it.
+    temperature, max_tokens = earlier.get("default_temperature"), earlier.get("default_max_tokens")
+    batch_defaults = {
+        "temperature": temperature or OPENAI_SAMPLING.temperature,
+        "max_tokens": None if max_tokens == SamplingParams().max_tokens else max_tokens,
+    }
+    updated = {"lora_kernel": "mbgmv", "arrivals": None, "batch_defaults": batch_defaults, **earlier}
     base = earlier.get("base")
     if isinstance(base, str):
         updated["base"] = printable(_absolute_base(base))

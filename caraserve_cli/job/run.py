@@ -32,6 +32,7 @@ from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.requests.answer import answer_row
 from caraserve_cli.requests.journal import Journal
 from caraserve_cli.requests.manifest import MANIFEST_NAME
+from caraserve_cli.requests.openai_output import TokenText, batch_answer_row
 from caraserve_cli.requests.source import LineSource
 from caraserve_cli.requests.stream import RejectedRow, RowStream
 
@@ -87,6 +88,7 @@ class Run:
         self._arrivals = Arrivals()
         self._replica: LocalReplica | None = None
         self._input_error: InputError | None = None
+        self._token_text: TokenText = str
         self._startup_s = 0.0
         self._starts_with_first = False
         self._told_of_no_adapters = False
@@ -102,6 +104,8 @@ class Run:
         started_s = time.perf_counter()
         options = self._options
         surroundings = Surroundings.prepare(options.replica)
+        if surroundings.tokenizer is not None:
+            self._token_text = surroundings.tokenizer.token_text
         self._stop.check()
         plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
         with LineSource(options.requests) as source, self._open_journal(surroundings, plan) as journal:
@@ -144,12 +148,7 @@ class Run:
     ) -> None:
         """The loop."""
         options = self._options
-        preparer = Preparer(
-            surroundings.tokenizer,
-            surroundings.library,
-            surroundings.base.config.shape.vocab_size,
-            options.replica.seed,
-        )
+        preparer = Preparer.of(surroundings, options.replica.seed)
         is_pipe = source.total_bytes is None  # whoever writes into it may wait for an answer
         intake = Intake(
             iter(rows),
@@ -240,6 +239,8 @@ class Run:
         if isinstance(outcome, Completion):
             row = answer_row(outcome, dataclasses.asdict(measure(outcome)), self._options.token_ids)
             self._summary.add_answer(row)
+            if outcome.request.batch_call is not None:
+                row = batch_answer_row(row, outcome, self._token_text)
             journal.write_answer(row)
         else:
             request = outcome.request
@@ -249,12 +250,13 @@ class Run:
                 code=outcome.code,
                 message=outcome.message,
                 carried_bound=request.bounds != Bounds(),
+                is_batch=request.batch_call is not None,
             )
             self._reject(journal, rejected)
 
     def _reject(self, journal: Journal, row: RejectedRow) -> None:
         self._summary.add_error(row.code, row.carried_bound)
-        journal.write_error(row.line, row.request_id, row.code, row.message)
+        journal.write_error(row.line, row.request_id, row.code, row.message, is_batch=row.is_batch)
 
     def _progress(self, source: LineSource, num_skipped: int) -> ProgressState:
         num_running = self._replica.num_running if self._replica else 0
