@@ -32,7 +32,7 @@ def run_facts(
         device=surroundings.device_description,
         memory=surroundings.memory.describe(),
         dtype=str(surroundings.dtype).removeprefix("torch."),
-        requests_source=options.requests,
+        requests_source=", ".join(options.sources),
         adapter_folders=[str(root) for root in options.replica.adapter_roots],
         num_adapters_found=len(surroundings.library.names),
         startup_s=startup_s,

@@ -12,23 +12,31 @@ from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.job.arrival_options import ArrivalOptions
 from caraserve_cli.report.run_report import OptionValue, printable
+from caraserve_cli.requests.columns import ColumnMap
+from caraserve_cli.requests.dataset_source import HUB_PREFIX
+from caraserve_cli.requests.export import OutputFormat
 from caraserve_cli.requests.row import OPENAI_SAMPLING, RowDefaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options of `caraserve run`. `requests` is a path, or `-` for standard input.
+    """Options of `caraserve run`. `requests` is a path, `-` for standard input, or a dataset; `more_requests`
+    come after it.
 
     Raises:
         OptionError: a default of the rows and an arrival option exclude each other.
     """
 
     requests: str
+    more_requests: tuple[str, ...] = ()
     out: Path
     replica: ReplicaOptions
+    columns: ColumnMap | None = None
     defaults: RowDefaults = field(default_factory=RowDefaults)
     arriving: ArrivalOptions = field(default_factory=ArrivalOptions)
     token_ids: bool = False
+    output_format: OutputFormat = "jsonl"
+    ordered: bool = False
     resume: bool = False
     retry_errors: bool = False
     limit: int | None = None
@@ -36,6 +44,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.arriving.trace_adapters and self.defaults.adapter is not None:
             raise OptionError("--trace-adapters: leave out --adapter; both say what rows without one have")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All sources of requests, in order."""
+        return (self.requests, *self.more_requests)
 
     def manifest(self, base: str, dtype: str, arrivals: str | None) -> dict[str, object]:
         """What a resumed run must agree on, because it changes answers or which rows there are.
@@ -46,7 +59,7 @@ class RunOptions:
             arrivals: the process that gives rows their arrival, if one does, and a trace's adapters.
         """
         adapters = ", ".join(sorted(str(root.resolve()) for root in self.replica.adapter_roots))
-        requests = self.requests if self.requests == "-" else str(Path(self.requests).resolve())
+        requests = ", ".join(map(_absolute_source, self.sources))
         return {
             "base": printable(_absolute_base(base)),
             "weights": self.replica.weights,
@@ -58,6 +71,7 @@ class RunOptions:
             "token_ids": self.token_ids,
             "arrivals": arrivals,
             "batch_defaults": self._batch_defaults(),
+            **self._mapping(),
             **self._defaults(),
         }
 
@@ -66,13 +80,20 @@ class RunOptions:
         defaults = self.defaults
         return {"temperature": defaults.batch_sampling.temperature, "max_tokens": defaults.batch_max_tokens}
 
+    def _mapping(self) -> dict[str, OptionValue]:
+        columns = self.columns or ColumnMap()
+        pairs = ",".join(f"{key}={column}" for key, column in sorted(columns.columns.items()))
+        return {"map": printable(pairs), "template": columns.template}
+
     def as_json(self) -> dict[str, OptionValue]:
         """All options, flat, for the report."""
         replica = dataclasses.asdict(self.replica)
         replica["adapter_roots"] = [str(root) for root in self.replica.adapter_roots]
         return {
             **replica,
-            "requests": self.requests,
+            "requests": ", ".join(self.sources),
+            "output_format": self.output_format,
+            "ordered": self.ordered,
             "out": str(self.out),
             "token_ids": self.token_ids,
             "limit": self.limit,
@@ -81,6 +102,7 @@ class RunOptions:
             "burstiness": self.arriving.burstiness,
             "arrival_trace": None if self.arriving.trace is None else str(self.arriving.trace),
             "trace_adapters": self.arriving.trace_adapters,
+            **self._mapping(),
             **self._defaults(),
         }
 
@@ -103,11 +125,16 @@ def updated_manifest(earlier: Mapping[str, object]) -> dict[str, object]:
         "temperature": temperature or OPENAI_SAMPLING.temperature,
         "max_tokens": None if max_tokens == SamplingParams().max_tokens else max_tokens,
     }
-    updated = {"lora_kernel": "mbgmv", "arrivals": None, "batch_defaults": batch_defaults, **earlier}
+    updated: dict[str, object] = {"lora_kernel": "mbgmv", "arrivals": None, "batch_defaults": batch_defaults}
+    updated |= {"map": "", "template": None, **earlier}
     base = earlier.get("base")
     if isinstance(base, str):
         updated["base"] = printable(_absolute_base(base))
     return updated
+
+
+def _absolute_source(source: str) -> str:
+    return source if source == "-" or source.startswith(HUB_PREFIX) else str(Path(source).resolve())
 
 
 def _absolute_base(base: str) -> str:

@@ -9,6 +9,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Bounds, Completion
@@ -21,6 +23,7 @@ from caraserve_cli.job.arrivals import Arrivals
 from caraserve_cli.job.clock import RunClock
 from caraserve_cli.job.earlier import EarlierSessions
 from caraserve_cli.job.facts import find_lora_ranks, run_facts
+from caraserve_cli.job.input_order import InputOrder
 from caraserve_cli.job.intake import Intake, Prepared
 from caraserve_cli.job.options import RunOptions, updated_manifest
 from caraserve_cli.job.prepare import Preparer
@@ -30,10 +33,12 @@ from caraserve_cli.report.progress_state import ProgressState
 from caraserve_cli.report.run_report import build_report, write_report
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.requests.answer import answer_row
+from caraserve_cli.requests.export import export_answers
 from caraserve_cli.requests.journal import Journal
 from caraserve_cli.requests.manifest import MANIFEST_NAME
+from caraserve_cli.requests.many_sources import open_all
 from caraserve_cli.requests.openai_output import TokenText, batch_answer_row
-from caraserve_cli.requests.source import LineSource
+from caraserve_cli.requests.opening import RequestSource
 from caraserve_cli.requests.stream import RejectedRow, RowStream
 
 # Requests prepared beyond those that run, so that admission never waits for the reader, and prefixes and
@@ -45,6 +50,13 @@ TOKENISED_TOGETHER = 64
 IDLE_WAIT_S = 0.05
 
 
+class _Answer(NamedTuple):
+    """An answer in our own form, which the summary takes, and in the form in which it is written."""
+
+    native_row: dict[str, object]
+    written_row: dict[str, object]
+
+
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """How a run ended.
@@ -52,6 +64,7 @@ class RunResult:
     Attributes:
         report: as written to report.json.
         num_rows: rows answered or rejected in this session.
+        exported: the answers in another format, if one was asked for.
         num_late: those that were submitted late because of their place in the file.
     """
 
@@ -59,6 +72,7 @@ class RunResult:
     num_rows: int
     num_late: int
     exit_status: int
+    exported: Path | None = None
 
 
 class Run:
@@ -89,6 +103,7 @@ class Run:
         self._replica: LocalReplica | None = None
         self._input_error: InputError | None = None
         self._token_text: TokenText = str
+        self._order: InputOrder[_Answer] | None = InputOrder() if options.ordered else None
         self._startup_s = 0.0
         self._starts_with_first = False
         self._told_of_no_adapters = False
@@ -108,7 +123,10 @@ class Run:
             self._token_text = surroundings.tokenizer.token_text
         self._stop.check()
         plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
-        with LineSource(options.requests) as source, self._open_journal(surroundings, plan) as journal:
+        with (
+            open_all(options.sources, options.columns) as source,
+            self._open_journal(surroundings, plan) as journal,
+        ):
             earlier = EarlierSessions(journal)
             earlier.restore(self._summary)
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
@@ -118,10 +136,11 @@ class Run:
             self._answer_all(surroundings, source, rows, journal, earlier)
             report = self._report(surroundings, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
+            exported = export_answers(journal.answers, options.out, options.output_format)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
-        return RunResult(report, num_rows, self._arrivals.num_late, self._exit_status())
+        return RunResult(report, num_rows, self._arrivals.num_late, self._exit_status(), exported)
 
     def _open_journal(self, surroundings: Surroundings, plan: ArrivalPlan) -> Journal:
         dtype = str(surroundings.dtype).removeprefix("torch.")
@@ -141,7 +160,7 @@ class Run:
     def _answer_all(
         self,
         surroundings: Surroundings,
-        source: LineSource,
+        source: RequestSource,
         rows: RowStream,
         journal: Journal,
         earlier: EarlierSessions,
@@ -183,9 +202,13 @@ class Run:
         max_running = self._options.replica.max_running
         window = max_running + LOOKAHEAD_REQUESTS
         room = window - self._num_in_flight
+        if self._order is not None:
+            room = min(room, self._order.room)
         is_idle = self._replica is None or not self._replica.num_unfinished
         if room > 0:
             for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._arrivals else None):
+                if self._order is not None:
+                    self._order.expect(item.line)
                 if isinstance(item, RejectedRow):
                     self._reject(journal, item)
                     self._tell_of_no_adapters(item, surroundings.library)
@@ -238,10 +261,9 @@ class Run:
     def _put_out(self, outcome: Outcome, journal: Journal) -> None:
         if isinstance(outcome, Completion):
             row = answer_row(outcome, dataclasses.asdict(measure(outcome)), self._options.token_ids)
-            self._summary.add_answer(row)
-            if outcome.request.batch_call is not None:
-                row = batch_answer_row(row, outcome, self._token_text)
-            journal.write_answer(row)
+            call = outcome.request.batch_call
+            line = row if call is None else batch_answer_row(row, outcome, self._token_text)
+            self._write(_Answer(row, line), outcome.request.line, journal)
         else:
             request = outcome.request
             rejected = RejectedRow(
@@ -254,11 +276,20 @@ class Run:
             )
             self._reject(journal, rejected)
 
+    def _write(self, answer: _Answer | None, line: int, journal: Journal) -> None:
+        """The answer of one row, None if it has none, and with --ordered those that waited for it."""
+        done = (answer,) if self._order is None else self._order.finish(line, answer)
+        for one in done:
+            if one is not None:
+                self._summary.add_answer(one.native_row)
+                journal.write_answer(one.written_row)
+
     def _reject(self, journal: Journal, row: RejectedRow) -> None:
         self._summary.add_error(row.code, row.carried_bound)
         journal.write_error(row.line, row.request_id, row.code, row.message, is_batch=row.is_batch)
+        self._write(None, row.line, journal)
 
-    def _progress(self, source: LineSource, num_skipped: int) -> ProgressState:
+    def _progress(self, source: RequestSource, num_skipped: int) -> ProgressState:
         num_running = self._replica.num_running if self._replica else 0
         counts = self._summary.session_counts
         return ProgressState(

@@ -115,6 +115,8 @@ class RowStream:
         if data is None:
             message = f"line is longer than {MAX_LINE_BYTES // 2**20} MiB"
             raise RowError(RowErrorCode.LINE_TOO_LONG, message)
+        if line.problem is not None:
+            raise RowError(RowErrorCode.INVALID_REQUEST, line.problem)
         values = decode_line(data)
         if is_batch_line(values):
             return parse_batch_line(values, line.number, defaults)

@@ -46,7 +46,7 @@ def test_an_empty_file_is_nothing_to_do(caraserve: Caraserve, tmp_path: Path, co
     [
         ("missing.jsonl", "does not exist"),
         ("folder", "is a folder"),
-        ("table.parquet", "not supported yet"),
+        ("table.parquet", "does not exist"),
         ("table.xlsx", "unknown kind '.xlsx'"),
         ("no.gz/requests.jsonl", "does not exist"),
     ],
