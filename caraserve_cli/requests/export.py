@@ -78,9 +78,9 @@ def _write_dataset(read_answers: ReadAnswers, path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
     has_rows = next(iter(read_answers()), None) is not None
-    # `datasets` opens no file without rows.
+    # `datasets` opens no file without rows, and no folder without a file.
     dataset = datasets.Dataset.from_file(str(draft)) if has_rows else datasets.Dataset.from_dict({"id": []})
-    dataset.save_to_disk(path)
+    dataset.save_to_disk(path, num_shards=None if has_rows else 1)
     draft.unlink()
 
 

@@ -366,7 +366,7 @@ def test_an_empty_name_is_not_the_current_folder(
     ("arguments", "fragment"),
     [
         (("bake",), "bake"),
-        (("run", "a", "b"), "extra argument"),
+        (("bench", "a", "b"), "extra argument"),
         (("run", str(SAMPLE / "requests.jsonl")), "--base: missing"),
         (("run", "--base", "llama2-7b"), "REQUESTS: missing"),
         (("run", "--base"), "--base"),
