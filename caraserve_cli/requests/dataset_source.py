@@ -153,16 +153,26 @@ def _load(source: str, name: str) -> tuple[Any, int]:
     elif not source.startswith(HUB_PREFIX) and Path(path).is_file():
         suffix = PurePath(path).suffix.lower()
         options = {"sep": "\t"} if suffix == ".tsv" else {}
-        loaded = datasets.load_dataset(
-            _BUILDERS[suffix], data_files=_escaped(path), streaming=True, **options
-        )
+        builder = datasets.load_dataset_builder(_BUILDERS[suffix], data_files=_escaped(path), **options)
+        loaded = _streamed(builder)
     else:
-        loaded = datasets.load_dataset(
-            path, name=query.get("config"), revision=query.get("revision"), streaming=True
+        builder = datasets.load_dataset_builder(
+            path, name=query.get("config"), revision=query.get("revision")
         )
+        loaded = _streamed(builder)
     chosen = _one_split(loaded, query.get("split"), name)
     is_counted = isinstance(chosen, datasets.Dataset)
     return (chosen.to_iterable_dataset(), len(chosen)) if is_counted else (chosen, 0)
+
+
+def _streamed(builder: Any) -> Any:
+    """All splits, streamed. A Parquet file is not buffered ahead: Arrow would keep all that it has read until
+    the file's end (of 1,000,000 rows 71 MiB, and with this 6)."""
+    if hasattr(builder.config, "fragment_scan_options"):
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+    return builder.as_streaming_dataset()
 
 
 def _escaped(path: str) -> str:
