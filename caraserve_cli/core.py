@@ -72,8 +72,22 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchCall:
+    """What an OpenAI Batch line asks for beside the answer itself: the answer has the same form.
+
+    `model` is what the line calls its adapter or the base; `num_top_logprobs` is None where no
+    log-probabilities are asked for, and 0 where only those of the answer's own tokens are.
+    """
+
+    is_chat: bool
+    model: str
+    num_top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRow:
-    """One valid line of the requests file. Exactly one of the three prompt forms is set."""
+    """One valid line of the requests file. Exactly one of the three prompt forms is set. With `batch_call`
+    the adapter is not known yet: the call's model names it, or the base."""
 
     id: str
     line: int
@@ -85,6 +99,7 @@ class RequestRow:
     bounds: Bounds = Bounds()
     arrival_ms: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    batch_call: BatchCall | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +114,7 @@ class Request:
     bounds: Bounds = Bounds()
     arrival_ms: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    batch_call: BatchCall | None = None
 
 
 class TokenLogprobs(NamedTuple):

@@ -88,15 +88,19 @@ class RowError(CaraServeError):
         code: what kind of failure, for machines.
         message: one line for people.
         request_id: the row's id as far as it is known.
+        is_batch: whether the row is an OpenAI Batch line, which is refused in that form.
     """
 
     exit_status = ExitStatus.ROWS_FAILED
 
-    def __init__(self, code: RowErrorCode, message: str, request_id: str | None = None) -> None:
+    def __init__(
+        self, code: RowErrorCode, message: str, request_id: str | None = None, is_batch: bool = False
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.request_id = request_id
+        self.is_batch = is_batch
 
 
 class AdapterError(CaraServeError):

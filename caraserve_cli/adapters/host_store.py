@@ -23,8 +23,9 @@ from caraserve_cli.adapters.host_arena import HostArena
 from caraserve_cli.adapters.kept_adapters import KeptAdapters, Room
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter, outline_adapter
+from caraserve_cli.adapters.module_key import ModuleKey
 from caraserve_cli.adapters.packing import BlobRoom, Packer
-from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, ModuleKey
+from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import AdapterInfo, BaseShape
 from caraserve_cli.errors import AdapterError
 

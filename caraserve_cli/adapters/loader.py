@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from caraserve_cli.adapters.file_stamp import FILES_CHANGED
+from caraserve_cli.adapters.module_key import ModuleKey
 from caraserve_cli.adapters.peft_config import PeftConfig
 from caraserve_cli.adapters.peft_weights import PairSource, read_layout
 from caraserve_cli.adapters.weight_file import WeightFile, open_weight_file
-from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair, ModuleKey
+from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair
 from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import AdapterError
 

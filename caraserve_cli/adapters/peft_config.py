@@ -89,6 +89,12 @@ class PeftConfig:
         config._check_targets(adapter)
         return config
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Hashable, and equal for configs that mean the same whatever the order of their sets."""
+        fields = (getattr(self, name) for name in self.__dataclass_fields__)
+        return tuple(tuple(field.items()) if isinstance(field, Mapping) else field for field in fields)
+
     def selects(self, path: str) -> bool:
         """Whether the adapter changes the base's module at `path`."""
         if _matches(self.exclude_modules, path):

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from caraserve_cli.adapters.module_key import ModuleKey, module_order
 from caraserve_cli.adapters.peft_config import PeftConfig
 from caraserve_cli.adapters.weight_file import TensorHeader
-from caraserve_cli.adapters.weights import ModuleKey, module_order
 from caraserve_cli.core import LORA_MODULES, BaseShape
 from caraserve_cli.errors import AdapterError
 

@@ -14,17 +14,9 @@ from functools import cached_property
 import torch
 
 from caraserve_cli.adapters.host_arena import arena_bytes
-from caraserve_cli.core import LORA_MODULES, BaseShape
+from caraserve_cli.adapters.module_key import ModuleKey
+from caraserve_cli.core import BaseShape
 from caraserve_kernels.lora_layout import AdapterLayout
-
-# (layer index, one of LORA_MODULES)
-ModuleKey = tuple[int, str]
-
-
-def module_order(key: ModuleKey) -> tuple[int, int]:
-    """Sort key that puts modules in the order of the forward pass."""
-    layer, module = key
-    return layer, LORA_MODULES.index(module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

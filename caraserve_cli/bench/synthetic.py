@@ -11,13 +11,8 @@ from pathlib import Path
 import torch
 
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.adapters.weights import (
-    AdapterOutline,
-    AdapterWeights,
-    LoraPair,
-    ModuleKey,
-    module_order,
-)
+from caraserve_cli.adapters.module_key import ModuleKey, module_order
+from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair
 from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.core import FUSED_MODULES, BaseShape, Request, SamplingParams
 from caraserve_cli.fleet.surroundings import AdapterSource

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from caraserve_cli.cli.adapters import adapters
 from caraserve_cli.cli.bench import bench
 from caraserve_cli.cli.plain_help import PlainCommand, PlainGroup
 from caraserve_cli.cli.profile import profile
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command(cls=PlainCommand)(run)
 app.command(cls=PlainCommand)(bench)
 app.command(cls=PlainCommand)(profile)
+app.command(cls=PlainCommand)(adapters)
 
 
 @app.callback(invoke_without_command=True)

@@ -16,9 +16,11 @@ from caraserve_cli.fleet.options import ReplicaOptions
 if TYPE_CHECKING:
     from caraserve_cli.job.options import RunOptions
     from caraserve_cli.job.stop_request import StopRequest
+    from caraserve_cli.requests.columns import ColumnMap
     from caraserve_cli.requests.row import RowDefaults
 
 _REPLICA = ReplicaOptions(base="")  # for its defaults
+_OPTION_NAMES = {"mapping": "map"}  # where the parameter could not have the option's name
 _MAX_INTEGER = 2**63 - 1  # of 64 bits, as JSON's readers and itertools have it
 
 
@@ -26,6 +28,8 @@ def run(
     context: typer.Context,
     requests: o.Requests = None,
     base: o.Base = None,
+    mapping: o.Map = None,
+    template: o.Template = None,
     adapters: o.Adapters = None,
     out: o.Out = None,
     weights: o.Weights = _REPLICA.weights,
@@ -47,6 +51,8 @@ def run(
     ray: o.RayAddress = None,
     placement: o.PlacementName = None,
     token_ids: o.TokenIds = False,
+    output_format: o.OutputFormatName = "jsonl",
+    ordered: o.Ordered = False,
     resume: o.Resume = False,
     retry_errors: o.RetryErrors = False,
     limit: o.Limit = None,
@@ -98,7 +104,10 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
 
     for key, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            _check_representable("REQUESTS" if key == "requests" else f"--{key.replace('_', '-')}", each)
+            _check_representable(
+                "REQUESTS" if key == "requests" else f"--{_OPTION_NAMES.get(key, key).replace('_', '-')}",
+                each,
+            )
     if given["retry_errors"] and not given["resume"]:
         raise OptionError("--retry-errors: it goes with --resume")
     _name_the_job(given)
@@ -107,6 +116,7 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
     return RunOptions(
         **own,
         replica=ReplicaOptions(**replica, adapter_roots=tuple(map(Path, given["adapters"] or ()))),
+        columns=_columns(given),
         defaults=_row_defaults(given),
         fleet=FleetOptions(**{key: given[key] for key in FleetOptions.__dataclass_fields__}),
         arriving=ArrivalOptions(
@@ -140,11 +150,8 @@ def _is_utf8(text: str) -> bool:
 def _name_the_job(given: dict[str, Any]) -> None:
     """Fill in the embedded sample where nothing is named, and the output folder."""
     from caraserve_cli.job.sample import find_sample
-    from caraserve_cli.requests.source import check_exists
 
-    requests, base = given["requests"], given["base"]
-    if requests is not None:
-        check_exists(requests)
+    requests, base = _sources(given), given["base"]
     if requests is None and base is None and not given["adapters"]:
         sample = find_sample()
         given.update(requests=str(sample.requests), base=str(sample.base), adapters=[sample.adapters])
@@ -153,15 +160,42 @@ def _name_the_job(given: dict[str, Any]) -> None:
         missing = "REQUESTS" if requests is None else "--base"
         raise OptionError(f"{missing}: missing; give both --base and REQUESTS, or neither for the sample")
     else:
-        stem = "stdin" if requests == "-" else _stem(Path(requests))
+        stem = "stdin" if requests == "-" else _stem(requests)
     given["out"] = Path(given["out"] or Path("caraserve-out", stem))
 
 
-def _stem(requests: Path) -> str:
+def _sources(given: dict[str, Any]) -> str | None:
+    """Patterns become files; the first source, None if there is none, and apart from it the others."""
+    from caraserve_cli.requests.dataset_source import check_dataset, is_dataset
+    from caraserve_cli.requests.many_sources import expand
+    from caraserve_cli.requests.source import check_exists
+
+    sources = expand(given["requests"] or ())
+    for source in sources:
+        (check_dataset if is_dataset(source) else check_exists)(source)
+    first = sources[0] if sources else None
+    given.update(requests=first, more_requests=tuple(sources[1:]))
+    return first
+
+
+def _stem(source: str) -> str:
     """The file's name without the ends that tell its kind; `day.2026-01-31.jsonl.gz` keeps its date."""
+    from caraserve_cli.requests.dataset_source import dataset_name, is_dataset
+
+    if is_dataset(source):
+        return dataset_name(source)
+    requests = Path(source)
     if requests.suffix.lower() in (".gz", ".zst"):
         requests = requests.with_suffix("")
     return requests.stem
+
+
+def _columns(given: Mapping[str, Any]) -> ColumnMap | None:
+    from caraserve_cli.requests.columns import ColumnMap
+
+    if not given["mapping"] and given["template"] is None:
+        return None
+    return ColumnMap.parse(given["mapping"] or (), given["template"])
 
 
 def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
@@ -170,6 +204,7 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
     from caraserve_cli.requests.fields import Fields
     from caraserve_cli.requests.row import (
         BOUND_KEYS,
+        OPENAI_SAMPLING,
         SAMPLING_KEYS,
         RowDefaults,
         parse_bounds,
@@ -182,6 +217,8 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
     try:
         return RowDefaults(
             sampling=parse_sampling(fields, SamplingParams()),
+            batch_sampling=parse_sampling(fields, OPENAI_SAMPLING),
+            batch_max_tokens=given["max_tokens"],
             bounds=parse_bounds(fields, Bounds()),
             adapter=given["adapter"],
         )
@@ -200,7 +237,10 @@ def _answer(options: RunOptions, stop: StopRequest) -> int:
     with RunProgress() as progress:
         result = Run(options, progress.update, progress.note, stop).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json", "run.json")
-    render_summary(result.report, Console(), [options.out / name for name in names])
+    written = [options.out / name for name in names]
+    if result.exported is not None:
+        written.insert(1, result.exported)
+    render_summary(result.report, Console(), written)
     if result.num_late:
         typer.echo(
             f"{result.num_late:,} rows were submitted late: they stand in the file behind rows that arrive "
@@ -228,12 +268,6 @@ def _check(options: RunOptions, stop: StopRequest) -> int:
         num_rows += 1
         if rejected is not None:
             num_rejected += 1
-            row = {
-                "line": rejected.line,
-                "id": rejected.request_id,
-                "code": rejected.code,
-                "message": rejected.message,
-            }
-            typer.echo(orjson.dumps(row))
+            typer.echo(orjson.dumps(rejected.as_row()))
     typer.echo(f"{num_rows - num_rejected} rows can be answered, {num_rejected} cannot.", err=True)
     return ExitStatus.ROWS_FAILED if num_rejected else ExitStatus.OK

@@ -17,6 +17,7 @@ from caraserve_cli.fleet.options import (
     WeightsSource,
 )
 from caraserve_cli.job.arrival_options import ArrivalProcessName
+from caraserve_cli.requests.export import OutputFormat
 
 _MEMORY = "Memory and batches"
 _DEFAULTS = "Defaults for rows that leave a key out"
@@ -27,10 +28,29 @@ _BOUNDS = "Deadlines and other bounds"
 _FLEET = "Several replicas"
 
 Requests = Annotated[
-    str | None,
+    list[str] | None,
     typer.Argument(
         metavar="[REQUESTS]",
-        help="A .jsonl file (also .gz, .zst), or - for standard input. Default: the embedded sample.",
+        help="A .jsonl file (also .gz, .zst), - for standard input, a .parquet, .arrow or .csv file, a saved "
+        "dataset's folder, or hf://OWNER/NAME?split=SPLIT; several, or 'day-*.jsonl', come one after the "
+        "other. Default: the embedded sample.",
+        show_default=False,
+    ),
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="KEY=COLUMN,...",
+        help="Which column of a table is which key of a request: prompt=question,adapter=team (repeatable).",
+        show_default=False,
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|TEXT",
+        help="A Jinja template that makes the prompt of a row's columns: 'Q: {{ question }}'.",
         show_default=False,
     ),
 ]
@@ -169,6 +189,14 @@ PlacementName = Annotated[
     ),
 ]
 TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]
+OutputFormatName = Annotated[
+    OutputFormat,
+    typer.Option(help="Write the answers as outputs.parquet too, or as a dataset for load_from_disk."),
+]
+Ordered = Annotated[
+    bool,
+    typer.Option("--ordered", help="Write answers in the order of the input, not as they are finished."),
+]
 
 Resume = Annotated[
     bool,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from caraserve_cli.adapters.host_arena import HostArena, arena_bytes
-from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, ModuleKey, PackedWeights
+from caraserve_cli.adapters.module_key import ModuleKey
+from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, PackedWeights
 from caraserve_kernels.lora_layout import AdapterLayout
 
 # Of the caches of the machines that this is for the largest have 300 MB.

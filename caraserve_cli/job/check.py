@@ -10,7 +10,7 @@ from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.job.prepare import Preparer, rejected
-from caraserve_cli.requests.source import LineSource
+from caraserve_cli.requests.many_sources import open_all
 from caraserve_cli.requests.stream import RejectedRow, RowStream
 
 
@@ -23,13 +23,8 @@ def check(options: RunOptions) -> Iterator[RejectedRow | None]:
     """
     surroundings = Surroundings.prepare(options.replica)
     plan = ArrivalPlan(options.arriving, options.replica.seed, surroundings.library.names)
-    preparer = Preparer(
-        surroundings.tokenizer,
-        surroundings.library,
-        surroundings.base.config.shape.vocab_size,
-        options.replica.seed,
-    )
-    with LineSource(options.requests) as source:
+    preparer = Preparer.of(surroundings, options.replica.seed)
+    with open_all(options.sources, options.columns) as source:
         for row in RowStream(source, options.defaults, options.limit, plan.row_arrivals()):
             yield row if isinstance(row, RejectedRow) else _check_row(row, preparer, surroundings)
 

@@ -32,7 +32,7 @@ def run_facts(
         device=replicas.device_description,
         memory=replicas.memory_description,
         dtype=str(replicas.dtype).removeprefix("torch."),
-        requests_source=options.requests,
+        requests_source=", ".join(options.sources),
         adapter_folders=[str(root) for root in options.replica.adapter_roots],
         num_adapters_found=len(replicas.library.names),
         startup_s=startup_s,

@@ -6,17 +6,34 @@ Knows the library's names, not the adapters' weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Bounds, Request, RequestRow
 from caraserve_cli.errors import RowError, RowErrorCode
+from caraserve_cli.model.resolve import ResolvedBase
+from caraserve_cli.model.shapes import KNOWN_BASES
 from caraserve_cli.model.tokenizer import Tokenizer
 from caraserve_cli.requests.stream import RejectedRow
 
 # Longest excerpt of an adapter's name in a message: any text may stand where a name should.
 _MAX_NAME_CHARS = 100
+
+
+class Ground(Protocol):
+    """What rows are made requests for."""
+
+    @property
+    def base(self) -> ResolvedBase: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def library(self) -> AdapterLibrary: ...
 
 
 class Preparer:
@@ -27,15 +44,28 @@ class Preparer:
         library: which adapters exist.
         vocab_size: token ids are below this.
         run_seed: rows without a seed get one from this and their id.
+        base_names: what OpenAI Batch lines may call the base.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, library: AdapterLibrary, vocab_size: int, run_seed: int
+        self,
+        tokenizer: Tokenizer | None,
+        library: AdapterLibrary,
+        vocab_size: int,
+        run_seed: int,
+        base_names: Collection[str] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._library = library
         self._vocab_size = vocab_size
         self._run_seed = run_seed
+        self._base_names = base_names
+
+    @classmethod
+    def of(cls, ground: Ground, run_seed: int) -> Preparer:
+        """What makes requests for a run on this ground."""
+        vocab_size = ground.base.config.shape.vocab_size
+        return cls(ground.tokenizer, ground.library, vocab_size, run_seed, _names_of(ground.base))
 
     def prepare(self, rows: Sequence[RequestRow]) -> list[Request | RejectedRow]:
         """One request or rejection per row, in order; plain prompts are tokenised together."""
@@ -51,8 +81,7 @@ class Preparer:
         return prepared
 
     def _request(self, row: RequestRow, encoded: Sequence[int] | None) -> Request:
-        if row.adapter is not None and row.adapter not in self._library:
-            raise RowError(RowErrorCode.UNKNOWN_ADAPTER, self._unknown_adapter(row.adapter))
+        adapter = self._adapter(row)
         sampling = row.sampling
         if sampling.seed is None:
             sampling = dataclasses.replace(sampling, seed=self._seed_for(row.id))
@@ -60,12 +89,26 @@ class Preparer:
             id=row.id,
             line=row.line,
             prompt_token_ids=self._token_ids(row, encoded),
-            adapter=row.adapter,
+            adapter=adapter,
             sampling=sampling,
             bounds=row.bounds,
             arrival_ms=row.arrival_ms,
             metadata=row.metadata,
+            batch_call=row.batch_call,
         )
+
+    def _adapter(self, row: RequestRow) -> str | None:
+        call = row.batch_call
+        if call is not None:
+            if self._tokenizer is None:
+                message = "the base has no tokenizer, and the answer to an OpenAI Batch line is a text"
+                raise RowError(RowErrorCode.NO_TOKENIZER, message)
+            if call.model in self._base_names and call.model not in self._library:
+                return None
+        name = row.adapter if call is None else call.model
+        if name is not None and name not in self._library:
+            raise RowError(RowErrorCode.UNKNOWN_ADAPTER, self._unknown_adapter(name))
+        return name
 
     def _token_ids(self, row: RequestRow, encoded: Sequence[int] | None) -> tuple[int, ...]:
         if row.prompt_token_ids is not None:
@@ -112,6 +155,14 @@ class Preparer:
         return int.from_bytes(digest, "little")
 
 
+def _names_of(base: ResolvedBase) -> frozenset[str]:
+    """As it was typed, and the last part of that; its hub id, if it was a short name."""
+    names = {base.name, Path(base.name).resolve().name}
+    if (known := KNOWN_BASES.get(base.name.lower())) is not None:
+        names |= {known.hub_id, known.hub_id.rpartition("/")[2]}
+    return frozenset(names)
+
+
 def rejected(row: RequestRow, error: RowError) -> RejectedRow:
     """The rejection of a valid row that cannot be answered here."""
     return RejectedRow(
@@ -120,4 +171,5 @@ def rejected(row: RequestRow, error: RowError) -> RejectedRow:
         code=error.code,
         message=error.message,
         carried_bound=row.bounds != Bounds(),
+        is_batch=row.batch_call is not None,
     )

@@ -5,14 +5,12 @@ Knows no terminal and no signals: progress goes to a callable, and whoever wants
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.core import Bounds, Completion
 from caraserve_cli.errors import ExitStatus, InputError, RowErrorCode
-from caraserve_cli.fleet.replica import Outcome, Replica
+from caraserve_cli.fleet.replica import Replica
 from caraserve_cli.fleet.replica_source import ReplicaSource
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.arrivals import Arrivals
@@ -23,16 +21,17 @@ from caraserve_cli.job.intake import Intake, Prepared
 from caraserve_cli.job.options import RunOptions, updated_manifest
 from caraserve_cli.job.prepare import Preparer
 from caraserve_cli.job.replicas import open_replicas
+from caraserve_cli.job.row_output import RowOutput
 from caraserve_cli.job.run_result import RunResult
 from caraserve_cli.job.stop_request import StopRequest
-from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.progress_state import ProgressState
 from caraserve_cli.report.run_report import build_report, write_report
 from caraserve_cli.report.summary import RunSummary
-from caraserve_cli.requests.answer import answer_row
+from caraserve_cli.requests.export import export_answers
 from caraserve_cli.requests.journal import Journal
 from caraserve_cli.requests.manifest import MANIFEST_NAME
-from caraserve_cli.requests.source import LineSource
+from caraserve_cli.requests.many_sources import open_all
+from caraserve_cli.requests.opening import RequestSource
 from caraserve_cli.requests.stream import RejectedRow, RowStream
 
 # Requests prepared beyond those that run, so that admission never waits for the reader, and prefixes and
@@ -96,7 +95,10 @@ class Run:
         options = self._options
         self._stop.check()
         plan = ArrivalPlan(options.arriving, options.replica.seed, replicas.library.names)
-        with LineSource(options.requests) as source, self._open_journal(replicas, plan) as journal:
+        with (
+            open_all(options.sources, options.columns) as source,
+            self._open_journal(replicas, plan) as journal,
+        ):
             earlier = EarlierSessions(journal)
             earlier.restore(self._summary)
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
@@ -106,10 +108,11 @@ class Run:
             self._answer_all(replicas, source, rows, journal, earlier)
             report = self._report(replicas, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
+            exported = export_answers(journal.answers, options.out, options.output_format)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
-        return RunResult(report, num_rows, self._arrivals.num_late, self._exit_status())
+        return RunResult(report, num_rows, self._arrivals.num_late, self._exit_status(), exported)
 
     def _open_journal(self, replicas: ReplicaSource, plan: ArrivalPlan) -> Journal:
         dtype = str(replicas.dtype).removeprefix("torch.")
@@ -129,18 +132,20 @@ class Run:
     def _answer_all(
         self,
         replicas: ReplicaSource,
-        source: LineSource,
+        source: RequestSource,
         rows: RowStream,
         journal: Journal,
         earlier: EarlierSessions,
     ) -> None:
         """The loop."""
         options = self._options
-        preparer = Preparer(
+        preparer = Preparer.of(replicas, options.replica.seed)
+        out = RowOutput(
+            journal,
+            self._summary,
             replicas.tokenizer,
-            replicas.library,
-            replicas.base.config.shape.vocab_size,
-            options.replica.seed,
+            token_ids=options.token_ids,
+            ordered=options.ordered,
         )
         is_pipe = source.total_bytes is None  # whoever writes into it may wait for an answer
         intake = Intake(
@@ -152,9 +157,9 @@ class Run:
         )
         try:
             while not self._stop.is_asked:
-                self._take_in(intake, replicas, journal)
+                self._take_in(intake, replicas, out)
                 for outcome in self._replica.poll(self._idle_s()) if self._replica else ():
-                    self._put_out(outcome, journal)
+                    out.put(outcome)
                 journal.flush()
                 self._on_progress(self._progress(source, earlier.num_skipped))
                 if intake.exhausted and not self._num_in_flight:
@@ -170,16 +175,17 @@ class Run:
     def _num_in_flight(self) -> int:
         return len(self._arrivals) + (self._replica.num_unfinished if self._replica else 0)
 
-    def _take_in(self, intake: Intake, replicas: ReplicaSource, journal: Journal) -> None:
+    def _take_in(self, intake: Intake, replicas: ReplicaSource, out: RowOutput) -> None:
         """Fill the window from the input, and submit what is due."""
         max_running = replicas.most_running
         window = max_running + LOOKAHEAD_REQUESTS
-        room = window - self._num_in_flight
+        room = min(window - self._num_in_flight, out.room)
         is_idle = self._replica is None or not self._replica.num_unfinished
         if room > 0:
             for item in self._read(intake, room, IDLE_WAIT_S if is_idle and not self._arrivals else None):
+                out.expect(item)
                 if isinstance(item, RejectedRow):
-                    self._reject(journal, item)
+                    out.reject(item)
                     self._tell_of_no_adapters(item, replicas.library)
                 else:
                     self._arrivals.add(item)
@@ -235,27 +241,7 @@ class Run:
         else:
             self._on_note("rows name adapters, and there are none; give their folder with --adapters")
 
-    def _put_out(self, outcome: Outcome, journal: Journal) -> None:
-        if isinstance(outcome, Completion):
-            row = answer_row(outcome, dataclasses.asdict(measure(outcome)), self._options.token_ids)
-            self._summary.add_answer(row)
-            journal.write_answer(row)
-        else:
-            request = outcome.request
-            rejected = RejectedRow(
-                line=request.line,
-                request_id=request.id,
-                code=outcome.code,
-                message=outcome.message,
-                carried_bound=request.bounds != Bounds(),
-            )
-            self._reject(journal, rejected)
-
-    def _reject(self, journal: Journal, row: RejectedRow) -> None:
-        self._summary.add_error(row.code, row.carried_bound)
-        journal.write_error(row.line, row.request_id, row.code, row.message)
-
-    def _progress(self, source: LineSource, num_skipped: int) -> ProgressState:
+    def _progress(self, source: RequestSource, num_skipped: int) -> ProgressState:
         num_running = self._replica.num_running if self._replica else 0
         counts = self._summary.session_counts
         return ProgressState(

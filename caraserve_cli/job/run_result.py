@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,7 @@ class RunResult:
     Attributes:
         report: as written to report.json.
         num_rows: rows answered or rejected in this session.
+        exported: the answers in another format, if one was asked for.
         num_late: those that were submitted late because of their place in the file.
     """
 
@@ -19,3 +21,4 @@ class RunResult:
     num_rows: int
     num_late: int
     exit_status: int
+    exported: Path | None = None

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from caraserve_cli.errors import BaseModelError, RowError, RowErrorCode
 
+# How vocabularies of SentencePiece write a space.
+_SPACE_MARK = "\u2581"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -65,6 +67,16 @@ class Tokenizer:
         """The text of `token_ids` without special tokens; bytes that are no UTF-8 become U+FFFD."""
         text: str = self._backend.decode(token_ids, skip_special_tokens=True)
         return text
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, a special one's name too; bytes that are no UTF-8 become U+FFFD.
+        Unlike in `decode`, a leading space stays where the vocabulary marks it."""
+        token: str | None = self._backend.id_to_token(token_id)
+        if token is None:
+            return ""
+        if _SPACE_MARK in token:
+            return token.replace(_SPACE_MARK, " ")
+        return self.decode([token_id]) or token
 
     def is_byte(self, token_id: int) -> bool:
         """Whether the token stands for one byte, as `<0x0A>` does in vocabularies with byte fallback."""

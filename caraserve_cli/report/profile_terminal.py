@@ -131,8 +131,12 @@ def _winner(break_even: BreakEven, prompt_tokens: int, lora_rank: int) -> str:
         link_backlog_ms=0.0,
         free_workers=max(1, profile.measured_on.num_cores - _OTHER_CORES),
         can_assist=True,
+        beside_wait_ms=0.0,
     )
     decision = break_even.best(arrival).decision
+    way = str(decision.how)
     if decision.how is ColdStart.CPU_ASSIST:
-        return f"{decision.how} {decision.cpu_layers}/{shape.num_layers}"
-    return f"{decision.how} after {decision.hold_ms:.0f} ms" if decision.hold_ms else str(decision.how)
+        way += f" {decision.cpu_layers}/{shape.num_layers}"
+    if decision.hold_ms:
+        way += f" after {decision.hold_ms:.0f} ms"
+    return f"{way} beside" if decision.beside_ms else way

@@ -23,6 +23,7 @@ from caraserve_cli.requests.manifest import (
     check_manifest,
     write_manifest,
 )
+from caraserve_cli.requests.openai_output import error_row, native_form
 from caraserve_cli.requests.row_file import RowFile
 
 OUTPUTS_NAME = "outputs.jsonl"
@@ -123,9 +124,11 @@ class Journal:
         """Add a line to outputs.jsonl (see `answer.answer_row`)."""
         self._outputs.append(row)
 
-    def write_error(self, line: int, request_id: str | None, code: str, message: str) -> None:
-        """Add a line to errors.jsonl."""
-        self._errors.append({"line": line, "id": request_id, "code": code, "message": message})
+    def write_error(
+        self, line: int, request_id: str | None, code: str, message: str, *, is_batch: bool = False
+    ) -> None:
+        """Add a line to errors.jsonl, in our own form or in that of OpenAI's Batch."""
+        self._errors.append(error_row(line, request_id, code, message, is_batch=is_batch))
 
     def flush(self) -> None:
         """Hand the rows written so far to the kernel: one write per file.
@@ -136,13 +139,13 @@ class Journal:
         self._outputs.flush()
         self._errors.flush()
 
-    def answers(self) -> Iterator[dict[str, object]]:
-        """Every line of outputs.jsonl, those of earlier runs included."""
-        return self._outputs.rows()
+    def answers(self) -> Iterator[Mapping[str, object]]:
+        """Every line of outputs.jsonl in our own form, those of earlier runs included."""
+        return map(native_form, self._outputs.rows())
 
-    def errors(self) -> Iterator[dict[str, object]]:
-        """Every line of errors.jsonl, those of earlier runs included."""
-        return self._errors.rows()
+    def errors(self) -> Iterator[Mapping[str, object]]:
+        """Every line of errors.jsonl in our own form, those of earlier runs included."""
+        return map(native_form, self._errors.rows())
 
     def close(self) -> None:
         """Flush, close, and let other runs have the folder; closing twice is no error."""
@@ -161,12 +164,13 @@ class Journal:
 
     def _load(self) -> None:
         for row in self._outputs.recover():
-            request_id = row.get("id")
+            request_id = _native(row, self._outputs).get("id")
             if not isinstance(request_id, str):
                 raise _foreign(self._outputs)
             self._answered_ids.add(request_id.encode())
         for row in self._errors.recover():
-            line, request_id = row.get("line"), row.get("id")
+            native = _native(row, self._errors)
+            line, request_id = native.get("line"), native.get("id")
             if not isinstance(line, int) or not isinstance(request_id, str | None):
                 raise _foreign(self._errors)
             self._rejected_rows.add(_row_key(line, request_id))
@@ -200,6 +204,13 @@ def _check_usable(out_dir: Path, resume: bool) -> bool:
 
 def _row_key(line: int, request_id: str | None) -> bytes:
     return f"{line}:{'' if request_id is None else request_id}".encode()
+
+
+def _native(row: Mapping[str, object], file: RowFile) -> Mapping[str, object]:
+    try:
+        return native_form(row)
+    except (KeyError, IndexError, TypeError):
+        raise _foreign(file) from None
 
 
 def _foreign(file: RowFile) -> OutputError:

@@ -20,6 +20,9 @@ SAMPLING_KEYS = tuple(SamplingParams.__dataclass_fields__)
 BOUND_KEYS = tuple(Bounds.__dataclass_fields__)
 REQUEST_KEYS = ("id", *PROMPT_KEYS, "adapter", *SAMPLING_KEYS, *BOUND_KEYS, "arrival_ms", "metadata")
 
+# OpenAI's defaults where they differ from ours.
+OPENAI_SAMPLING = SamplingParams(temperature=1.0)
+
 _NOT_NEGATIVE = Interval(0)
 _POSITIVE = Interval(0, above_low=True)
 _AT_LEAST_ONE = Interval(1)
@@ -34,28 +37,32 @@ _SEED = Interval(0, 2**64 - 1)
 class RowDefaults:
     """What a row gets for a key that it leaves out.
 
-    `arrival_ms` is None where rows may say it, 0 if they do not; else no row may say it."""
+    `arrival_ms` is None where rows may say it, 0 if they do not; else no row may say it. `batch_sampling` and
+    `batch_max_tokens` are those of OpenAI Batch lines; None there is what OpenAI's endpoint has."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    batch_sampling: SamplingParams = OPENAI_SAMPLING
+    batch_max_tokens: int | None = None
     bounds: Bounds = field(default_factory=Bounds)
     adapter: str | None = None
     arrival_ms: float | None = None
 
 
-def parse_row(line: bytes, line_number: int, defaults: RowDefaults, make_id: Callable[[], str]) -> RequestRow:
-    """Read and check one line.
+def parse_row(
+    values: Mapping[str, object], line_number: int, defaults: RowDefaults, make_id: Callable[[], str]
+) -> RequestRow:
+    """Check one line in our own form.
 
     Args:
-        line: the line without its end.
+        values: the line's object.
         line_number: where it stands in the file, from 1.
         defaults: values of the keys that the line leaves out or sets to null.
         make_id: called, last of all, for a valid row that carries no id.
 
     Raises:
-        RowError: INVALID_UTF8, INVALID_JSON or INVALID_REQUEST; with the row's id where that much is known.
+        RowError: INVALID_REQUEST; with the row's id where that much is known.
         OptionError: the run gives rows their arrival, and this one says its own.
     """
-    values = _decode(line)
     raw_id = values.get("id")
     fields = Fields(values, raw_id if isinstance(raw_id, str) and raw_id else None)
     fields.allow_only(REQUEST_KEYS)
@@ -66,12 +73,7 @@ def parse_row(line: bytes, line_number: int, defaults: RowDefaults, make_id: Cal
     adapter = fields.text("adapter") if fields.has_key("adapter") else defaults.adapter
     sampling = parse_sampling(fields, defaults.sampling)
     bounds = parse_bounds(fields, defaults.bounds)
-    arrival_ms = fields.number("arrival_ms", defaults.arrival_ms or 0.0, _NOT_NEGATIVE)
-    if defaults.arrival_ms is not None and "arrival_ms" in fields:
-        raise OptionError(
-            f"--rate, --arrivals: line {line_number} of the requests has an arrival_ms of its own; "
-            "leave out either that key in all rows, or these options"
-        )
+    arrival_ms = parse_arrival_ms(fields, defaults, line_number)
     metadata = fields.json_object("metadata")
     return RequestRow(
         id=fields.request_id or make_id(),
@@ -125,7 +127,28 @@ def parse_bounds(fields: Fields, default: Bounds) -> Bounds:
     )
 
 
-def _decode(line: bytes) -> dict[str, object]:
+def parse_arrival_ms(fields: Fields, defaults: RowDefaults, line_number: int) -> float:
+    """When a row arrives.
+
+    Raises:
+        RowError: INVALID_REQUEST, naming the key.
+        OptionError: the run gives rows their arrival, and this one says its own.
+    """
+    arrival_ms = fields.number("arrival_ms", defaults.arrival_ms or 0.0, _NOT_NEGATIVE)
+    if defaults.arrival_ms is not None and "arrival_ms" in fields:
+        raise OptionError(
+            f"--rate, --arrivals: line {line_number} of the requests has an arrival_ms of its own; "
+            "leave out either that key in all rows, or these options"
+        )
+    return arrival_ms
+
+
+def decode_line(line: bytes) -> dict[str, object]:
+    """The JSON object in one line, which comes without its end.
+
+    Raises:
+        RowError: INVALID_UTF8, INVALID_JSON or INVALID_REQUEST.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

@@ -28,8 +28,7 @@ MAX_LINE_BYTES = 8 * 2**20
 
 _STDIN = "-"
 _PLAIN_SUFFIXES = ("", ".jsonl", ".ndjson", ".json", ".txt")
-_DATASET_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv")
-_SUPPORTED = ".jsonl, .jsonl.gz, .jsonl.zst, or - for standard input"
+_SUPPORTED = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow, .csv, or - for standard input"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SKIP_CHUNK_BYTES = 64 * 1024
 # A zstd block of 4 bytes can unfold to 128 KiB: this much input to at most 8 MiB.
@@ -38,10 +37,11 @@ _ZSTD_INPUT_BYTES = 256
 
 class RawLine(NamedTuple):
     """A line that is not blank, without its end. `number` counts every line of the file, from 1; `data` is
-    None for a line longer than MAX_LINE_BYTES."""
+    None for a line longer than MAX_LINE_BYTES. `problem` is why a table's row could not become a line."""
 
     number: int
     data: bytes | None
+    problem: str | None = None
 
 
 class LineSource:
@@ -197,13 +197,9 @@ def _compression(source: str) -> str:
     path = PurePath(source)
     compression = path.suffix.lower() if path.suffix.lower() in (".gz", ".zst") else ""
     suffix = PurePath(path.stem).suffix.lower() if compression else path.suffix.lower()
-    if source.startswith("hf://") or suffix in _DATASET_SUFFIXES:
-        kind = "hf:// datasets" if source.startswith("hf://") else f"{suffix} files"
-        raise InputError(
-            f"requests '{source}': {kind} are not supported yet; convert to JSONL ({_SUPPORTED})"
-        )
     if suffix not in _PLAIN_SUFFIXES:
-        raise InputError(f"requests file '{source}': unknown kind '{suffix}'; supported are {_SUPPORTED}")
+        kind = suffix + (path.suffix.lower() if compression else "")
+        raise InputError(f"requests file '{source}': unknown kind '{kind}'; supported are {_SUPPORTED}")
     return compression.removeprefix(".")
 
 

@@ -16,7 +16,9 @@ from caraserve_cli.core import RequestRow
 from caraserve_cli.errors import RowError, RowErrorCode
 from caraserve_cli.requests.fields import excerpt
 from caraserve_cli.requests.id_table import IdTable
-from caraserve_cli.requests.row import RowDefaults, parse_row
+from caraserve_cli.requests.openai_batch import is_batch_line, parse_batch_line
+from caraserve_cli.requests.openai_output import error_row
+from caraserve_cli.requests.row import RowDefaults, decode_line, parse_row
 from caraserve_cli.requests.source import MAX_LINE_BYTES, RawLine
 
 
@@ -24,7 +26,8 @@ from caraserve_cli.requests.source import MAX_LINE_BYTES, RawLine
 class RejectedRow:
     """One row that cannot be answered; becomes a line in errors.jsonl.
 
-    `carried_bound` says whether it is known to have carried a bound, which it then missed.
+    `carried_bound` says whether it is known to have carried a bound, which it then missed; `is_batch` whether
+    it is an OpenAI Batch line, whose error has that form.
     """
 
     line: int
@@ -32,6 +35,11 @@ class RejectedRow:
     code: str
     message: str
     carried_bound: bool = False
+    is_batch: bool = False
+
+    def as_row(self) -> dict[str, object]:
+        """Its line in errors.jsonl."""
+        return error_row(self.line, self.request_id, self.code, self.message, is_batch=self.is_batch)
 
 
 class RowArrival(NamedTuple):
@@ -87,7 +95,9 @@ class RowStream:
             message = (
                 f"id {excerpt(row.id)} is that of an earlier row; only the first one with an id is answered"
             )
-            return _rejected(line, RowError(RowErrorCode.DUPLICATE_ID, message, row.id))
+            return _rejected(
+                line, RowError(RowErrorCode.DUPLICATE_ID, message, row.id, row.batch_call is not None)
+            )
         return row
 
     def _next_defaults(self) -> RowDefaults:
@@ -105,7 +115,12 @@ class RowStream:
         if data is None:
             message = f"line is longer than {MAX_LINE_BYTES // 2**20} MiB"
             raise RowError(RowErrorCode.LINE_TOO_LONG, message)
-        return parse_row(data, line.number, defaults, lambda: self._make_id(data))
+        if line.problem is not None:
+            raise RowError(RowErrorCode.INVALID_REQUEST, line.problem)
+        values = decode_line(data)
+        if is_batch_line(values):
+            return parse_batch_line(values, line.number, defaults)
+        return parse_row(values, line.number, defaults, lambda: self._make_id(data))
 
     def _make_id(self, data: bytes) -> str:
         digest = blake2b(data, digest_size=16)
@@ -113,4 +128,10 @@ class RowStream:
 
 
 def _rejected(line: RawLine, error: RowError) -> RejectedRow:
-    return RejectedRow(line=line.number, request_id=error.request_id, code=error.code, message=error.message)
+    return RejectedRow(
+        line=line.number,
+        request_id=error.request_id,
+        code=error.code,
+        message=error.message,
+        is_batch=error.is_batch,
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from caraserve_cli.adapters.weights import AdapterWeights, ModuleKey
+from caraserve_cli.adapters.module_key import ModuleKey
+from caraserve_cli.adapters.weights import AdapterWeights
 
 
 def content_of(weights: AdapterWeights) -> dict[tuple[ModuleKey, int], tuple[str, list[object]]]:

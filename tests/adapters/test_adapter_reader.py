@@ -21,8 +21,9 @@ from caraserve_cli.adapters.host_arena import ALIGNMENT_BYTES as PAGE
 from caraserve_cli.adapters.host_store import HostStore, LoadAdapter
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter, outline_adapter
+from caraserve_cli.adapters.module_key import ModuleKey
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm
-from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair, ModuleKey
+from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair
 from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import AdapterError
 from tests.adapters.bad_adapters import edit_tensors

@@ -19,11 +19,12 @@ from caraserve_cli.adapters.host_arena import ALIGNMENT_BYTES as PAGE
 from caraserve_cli.adapters.host_store import HostStore, LoadAdapter
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter
+from caraserve_cli.adapters.module_key import ModuleKey
 from caraserve_cli.adapters.packing import LoraForm, Packer, PaddedForm, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.peft_config import PeftConfig
 from caraserve_cli.adapters.peft_weights import read_layout
 from caraserve_cli.adapters.weight_file import open_weight_file
-from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair, ModuleKey
+from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair
 from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import AdapterError
 from caraserve_kernels.lora_layout import A_OFFSET, AdapterLayout

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from caraserve_cli.adapters.summary import AdapterSummary, inspect_adapter
+from caraserve_cli.adapters.summary import AdapterInspector, AdapterSummary, inspect_adapter
 from tests.adapters.bad_adapters import edit_config
 from tests.adapters.bases import shape_of, tiny_llama
 from tests.adapters.peft_variants import VARIANTS, Variant, write_variant
@@ -78,3 +80,22 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     summary = inspect_adapter("a", tmp_path, SHAPE)
     assert summary == AdapterSummary(name="a", folder=tmp_path, problem=summary.problem)
     assert "adapter_config.json cannot be read" in str(summary.problem)
+
+
+def test_of_many_each_is_as_if_it_were_alone(tmp_path: Path) -> None:
+    """Adapters of the same form, and others with another config, another header, a cut file."""
+    write_variant(tmp_path, VARIANTS[0], tiny_llama, seed=2)
+    original = tmp_path / VARIANTS[0].name
+    for name in ("alike", "alpha", "rank", "cut", "dora"):
+        shutil.copytree(original, tmp_path / name)
+    edit_config(tmp_path / "alpha", {"lora_alpha": 99})
+    edit_config(tmp_path / "rank", {"r": 5})
+    edit_config(tmp_path / "dora", {"use_dora": True})
+    weights = tmp_path / "cut" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    inspector = AdapterInspector(SHAPE)
+    found = {name: inspector.inspect(name, tmp_path / name) for name in sorted(os.listdir(tmp_path))}
+    assert found == {name: inspect_adapter(name, tmp_path / name, SHAPE) for name in found}
+    good = [name for name, summary in found.items() if summary.problem is None]
+    assert good == sorted(["alike", "alpha", original.name])
+    assert found["alpha"].lora_alpha == 99

@@ -46,7 +46,7 @@ def test_an_empty_file_is_nothing_to_do(caraserve: Caraserve, tmp_path: Path, co
     [
         ("missing.jsonl", "does not exist"),
         ("folder", "is a folder"),
-        ("table.parquet", "not supported yet"),
+        ("table.parquet", "does not exist"),
         ("table.xlsx", "unknown kind '.xlsx'"),
         ("no.gz/requests.jsonl", "does not exist"),
     ],
@@ -366,7 +366,7 @@ def test_an_empty_name_is_not_the_current_folder(
     ("arguments", "fragment"),
     [
         (("bake",), "bake"),
-        (("run", "a", "b"), "extra argument"),
+        (("bench", "a", "b"), "extra argument"),
         (("run", str(SAMPLE / "requests.jsonl")), "--base: missing"),
         (("run", "--base", "llama2-7b"), "REQUESTS: missing"),
         (("run", "--base"), "--base"),

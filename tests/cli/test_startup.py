@@ -19,6 +19,7 @@ PROMISED = {
         *("--prefix-caching", "--no-prefix-caching", "--repetition-penalty"),
     ),
     "bench": ("--list", "--json"),
+    "adapters": ("--base", "--search", "--sort", "--json"),
 }
 PANELS = ["Options", "Stopping and going on", "Memory and batches", "Defaults for rows that leave a key out"]
 

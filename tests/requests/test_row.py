@@ -7,11 +7,11 @@ import pytest
 
 from caraserve_cli.core import Bounds, RequestRow, SamplingParams
 from caraserve_cli.errors import RowError, RowErrorCode
-from caraserve_cli.requests.row import REQUEST_KEYS, RowDefaults, parse_row
+from caraserve_cli.requests.row import REQUEST_KEYS, RowDefaults, decode_line, parse_row
 
 
 def parse(line: bytes, defaults: RowDefaults | None = None) -> RequestRow:
-    return parse_row(line, 7, defaults or RowDefaults(), lambda: "made-up")
+    return parse_row(decode_line(line), 7, defaults or RowDefaults(), lambda: "made-up")
 
 
 def parse_keys(keys: Mapping[str, object], defaults: RowDefaults | None = None) -> RequestRow:
@@ -118,8 +118,8 @@ def test_an_id_is_made_for_valid_rows_only() -> None:
         pytest.fail("asked for an id")
 
     with pytest.raises(RowError):
-        parse_row(b'{"prompt": "p", "max_tokens": 0}', 1, RowDefaults(), fail)
-    assert parse_row(b'{"prompt": "p", "id": "x"}', 1, RowDefaults(), fail).id == "x"
+        parse_row({"prompt": "p", "max_tokens": 0}, 1, RowDefaults(), fail)
+    assert parse_row({"prompt": "p", "id": "x"}, 1, RowDefaults(), fail).id == "x"
 
 
 def test_token_ids_are_a_prompt() -> None:

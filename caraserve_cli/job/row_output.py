@@ -1,0 +1,96 @@
+"""Where answers and rejected rows go: into the run's summary, and into its journal, each in the form of its
+row, in the order in which they come or in that of the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import NamedTuple
+
+from caraserve_cli.core import Bounds, Completion, Request
+from caraserve_cli.fleet.replica import Outcome
+from caraserve_cli.job.input_order import InputOrder
+from caraserve_cli.model.tokenizer import Tokenizer
+from caraserve_cli.report.metrics import measure
+from caraserve_cli.report.summary import RunSummary
+from caraserve_cli.requests.answer import answer_row
+from caraserve_cli.requests.journal import Journal
+from caraserve_cli.requests.openai_output import TokenText, batch_answer_row
+from caraserve_cli.requests.stream import RejectedRow
+
+
+class _Answer(NamedTuple):
+    """An answer in our own form, which the summary takes, and in the form in which it is written."""
+
+    native_row: dict[str, object]
+    written_row: dict[str, object]
+
+
+class RowOutput:
+    """The output of one session.
+
+    Args:
+        journal: takes every row once.
+        summary: of the run.
+        tokenizer: of the base; None where there is none.
+        token_ids: whether answers have them.
+        ordered: whether answers come in the order of the input.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        summary: RunSummary,
+        tokenizer: Tokenizer | None,
+        *,
+        token_ids: bool,
+        ordered: bool,
+    ) -> None:
+        self._journal, self._summary, self._token_ids = journal, summary, token_ids
+        self._token_text: TokenText = str if tokenizer is None else tokenizer.token_text
+        self._order: InputOrder[_Answer] | None = InputOrder() if ordered else None
+
+    @property
+    def room(self) -> int:
+        """How many rows more may be read, as far as those that wait for their turn have to be kept."""
+        return sys.maxsize if self._order is None else self._order.room
+
+    def expect(self, row: Request | RejectedRow) -> None:
+        """A row was read; of rows that are read later, answers come later."""
+        if self._order is not None:
+            self._order.expect(row.line)
+
+    def put(self, outcome: Outcome) -> None:
+        """Take an outcome of a request."""
+        request = outcome.request
+        if isinstance(outcome, Completion):
+            row = answer_row(outcome, dataclasses.asdict(measure(outcome)), self._token_ids)
+            call = request.batch_call
+            line = row if call is None else batch_answer_row(row, outcome, self._token_text)
+            self._write(_Answer(row, line), request.line)
+            return
+        self.reject(
+            RejectedRow(
+                line=request.line,
+                request_id=request.id,
+                code=outcome.code,
+                message=outcome.message,
+                carried_bound=request.bounds != Bounds(),
+                is_batch=request.batch_call is not None,
+            )
+        )
+
+    def reject(self, row: RejectedRow) -> None:
+        """Take a row that gets no answer."""
+        self._summary.add_error(row.code, row.carried_bound)
+        self._journal.write_error(row.line, row.request_id, row.code, row.message, is_batch=row.is_batch)
+        self._write(None, row.line)
+
+    def _write(self, answer: _Answer | None, line: int) -> None:
+        """The answer of one row, None if it has none, and in the order of the input those that waited."""
+        done = (answer,) if self._order is None else self._order.finish(line, answer)
+        for one in done:
+            if one is not None:
+                self._summary.add_answer(one.native_row)
+                self._journal.write_answer(one.written_row)
