@@ -1,14 +1,15 @@
 """How a base and its adapters are cut when several processes hold them together (tensor parallelism).
 
-Megatron's cut: q, k, v, gate and up by output columns, so that a process has whole heads and a part of the
-intermediate width; o and down by input columns, so that each process has a summand of the whole output, and one
-all-reduce after each of them is all that a layer communicates. The vocabulary is cut by rows, padded to equal
-parts.
+Megatron's cut: q, k, v, gate and up by output columns, so that a process has whole heads and a part of
+the intermediate width; o and down by input columns, so that each process has a summand of the whole
+output, and one all-reduce after each of them is all that a layer communicates. The vocabulary is cut by
+rows, padded to equal parts.
 
-LoRA is cut like the module it changes. Where the outputs are cut, so is B, and every process has all of A. Where
-the inputs are cut, so is A, and every process has all of B: (x_i·A_i)·B is a summand as the base's x_i·W_i is,
-and goes with it through the same all-reduce. Adapters add no communication, and take the same number of bytes
-everywhere. What is added once, such as o's bias, process 0 has and the others have as zeros.
+LoRA is cut like the module it changes. Where the outputs are cut, so is B, and every process has all of
+A. Where the inputs are cut, so is A, and every process has all of B: (x_i·A_i)·B is a summand as the
+base's x_i·W_i is, and goes with it through the same all-reduce. Adapters add no communication, and take
+the same number of bytes everywhere. What is added once, such as o's bias, process 0 has and the others
+have as zeros.
 
 Knows sizes, no tensors.
 """
@@ -41,8 +42,8 @@ class Shard:
         return self.tp_size == 1
 
     def cut(self, whole: BaseShape) -> BaseShape:
-        """The base's sizes in one process: its heads and its part of the intermediate width. `vocab_size` stays
-        that of the base: everyone's logits are put together.
+        """The base's sizes in one process: its heads and its part of the intermediate width. `vocab_size`
+        stays that of the base: everyone's logits are put together.
 
         Raises:
             OptionError: something does not divide by the number of processes.
@@ -97,6 +98,6 @@ def _check_divides(whole: BaseShape, tp_size: int) -> None:
         if size % tp_size:
             fitting = [n for n in range(1, tp_size) if not any(other % n for other in sizes.values())]
             raise OptionError(
-                f"--tensor-parallel: the base has {size} {what}, which {tp_size} processes cannot share equally; "
-                f"use {' or '.join(map(str, fitting))}"
+                f"--tensor-parallel: the base has {size} {what}, which {tp_size} processes cannot share "
+                f"equally; use {' or '.join(map(str, fitting))}"
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.largest_rank import find_largest_rank
+from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter, outline_adapter
 from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair, ModuleKey
 from caraserve_cli.core import BaseShape
@@ -18,7 +18,8 @@ from caraserve_cli.shard import Shard
 
 @dataclass(frozen=True, slots=True)
 class AdapterShare:
-    """Reads adapters for a host store whose shape is that of the process's part: they must fit the whole base.
+    """Reads adapters for a host store whose shape is that of the process's part: they must fit the whole
+    base.
 
     Attributes:
         whole_shape: of the base.

@@ -1,10 +1,10 @@
 """Executes step plans on a GPU, one step ahead of the host.
 
-A launch writes the step down in pinned memory, queues the copies, the computation and the tokens' way back,
-and returns. A sequence's pending token never visits the host before it is used: the next step takes it from
-the last one's output on the GPU. Most steps replay CUDA graphs. Where several processes hold the base, each on a
-GPU of its own, the first one executes plans, and the others follow it; it chooses the tokens, which go from its
-GPU to the others'.
+A launch writes the step down in pinned memory, queues the copies, the computation and the tokens' way
+back, and returns. A sequence's pending token never visits the host before it is used: the next step takes
+it from the last one's output on the GPU. Most steps replay CUDA graphs. Where several processes hold the
+base, each on a GPU of its own, the first one executes plans, and the others follow it; it chooses the
+tokens, which go from its GPU to the others'.
 
 All of it also runs on CPU tensors, through the operators' plain references: slowly, for tests.
 """

@@ -1,7 +1,7 @@
 """Executes step plans on the CPU: from sequences to tensors, through the decoder, to tokens.
 
-Where several processes hold the base, the first one executes plans, and the others follow it: they compute what
-it has laid out. Knows no queues, no admission and no requests' text.
+Where several processes hold the base, the first one executes plans, and the others follow it: they
+compute what it has laid out. Knows no queues, no admission and no requests' text.
 """
 
 from __future__ import annotations

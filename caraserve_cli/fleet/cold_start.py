@@ -74,12 +74,12 @@ def this_machine(device: str) -> str:
 
 def find_break_even(options: ReplicaOptions, dtype: torch.dtype, device: torch.device) -> BreakEven | None:
     """The model fitted to this machine and its own link by `caraserve profile`; None where that was not run,
-    or nothing is copied.
+    nothing is copied, or several processes share the base, of whose steps the model knows nothing.
 
     Raises:
         ProfileError: the stored profile cannot be read.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or options.tensor_parallel > 1:
         return None
     profile = ProfileStore(default_folder()).load(
         this_machine(describe_device(device)),
@@ -102,7 +102,9 @@ def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:
 
 def wants_workers(options: ReplicaOptions, break_even: BreakEven | None) -> bool:
     """Whether a replica starts CPU workers: for `auto`, if there is a model that says when they pay, or if
-    they are asked for."""
+    they are asked for. They compute with whole adapters, of which processes that share a base have parts."""
+    if options.tensor_parallel > 1:
+        return False
     if options.cold_start == "auto":
         return options.cpu_workers != 0 and (break_even is not None or options.cpu_workers is not None)
     return options.cold_start == "cpu-assist"

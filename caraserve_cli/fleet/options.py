@@ -15,14 +15,16 @@ ColdStartName = Literal["auto", "stream", "cpu-assist", "on-demand", "on-demand-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaOptions:
-    """Options of one replica; memory sizes are texts such as `4.3GB`, None where the replica decides, as it
-    does of the number of CPU workers. `emulate_link_gbps` is None for the link that there is."""
+    """Options of one replica; memory sizes are texts such as `4.3GB`, None where the replica decides, as
+    it does of the number of CPU workers. `emulate_link_gbps` is None for the link that there is.
+    `tensor_parallel` processes hold the base together; sizes are for each of them."""
 
     base: str
     adapter_roots: tuple[Path, ...] = ()
     weights: WeightsSource = "checkpoint"
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
+    tensor_parallel: int = 1
     seed: int = 0
     lora_kernel: LoraKernel = "mbgmv"
     cold_start: ColdStartName = "auto"

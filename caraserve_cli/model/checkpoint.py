@@ -1,8 +1,8 @@
 """A folder of safetensors, or a seed -> a decoder with weights.
 
-Tensors are copied one at a time into their place, so that loading needs little more memory than the model. One
-of several processes reads its parts of them only.
-This module does not know where a folder comes from; `resolve` does.
+Tensors are copied one at a time into their place, so that loading needs little more memory than the
+model. One of several processes reads its parts of them only. This module does not know where a folder
+comes from; `resolve` does.
 """
 
 from __future__ import annotations

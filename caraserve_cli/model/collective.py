@@ -1,8 +1,9 @@
 """How the processes that hold one base together put their parts together.
 
-`Alone` is for the one process that has all of it. `ProcessGroup` is torch.distributed's: gloo between processes
-on CPUs, NCCL between GPUs. All processes must make the same calls in the same order; on a GPU they are queued on
-the current stream like any other work, so that CUDA graphs hold them. Knows tensors, no layers.
+`Alone` is for the one process that has all of it. `ProcessGroup` is torch.distributed's: gloo between
+processes on CPUs, NCCL between GPUs. All processes must make the same calls in the same order; on a GPU
+they are queued on the current stream like any other work, so that CUDA graphs hold them. Knows tensors,
+no layers.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from caraserve_cli.shard import Shard
 
 # All are there when they are told to meet; whoever is not has died since.
 _MEETING = timedelta(seconds=60)
-# Processes of one machine: gloo would look up the host's name, which need not lead anywhere. NVLink's multicast
-# (NVLS) is left off: where a container may not use it, NCCL does not start.
+# Processes of one machine: gloo would look up the host's name, which need not lead anywhere. NVLink's
+# multicast (NVLS) is left off: where a container may not use it, NCCL does not start.
 _ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0"}
 
 
@@ -120,11 +121,10 @@ class ProcessGroup:
     def gather_columns(self, columns: Tensor) -> Tensor:
         """See `Collective`."""
         num_rows, num_columns = columns.shape
-        gathered = columns.new_empty(self._shard.tp_size * num_rows, num_columns)
+        gathered = columns.new_empty(self._shard.tp_size, num_rows, num_columns)
         with _told_of_losses():
-            dist.all_gather_into_tensor(gathered, columns.contiguous())
-        parts = gathered.view(self._shard.tp_size, num_rows, num_columns)
-        return parts.transpose(0, 1).reshape(num_rows, -1)
+            dist.all_gather(list(gathered.unbind()), columns.contiguous())
+        return gathered.transpose(0, 1).reshape(num_rows, -1)
 
     def broadcast_(self, values: Tensor) -> None:
         """See `Collective`."""

@@ -1,10 +1,11 @@
 """The decoder of the Llama family: one class, configured, for every model that `config` accepts.
 
 It turns a flat batch of tokens into hidden states and logits. Which sequences the tokens belong to, where
-keys and values are kept, and which adapters are in use, is the business of the two contexts it is given; how
-an operator is computed on a device is that of `caraserve_kernels`. Where several processes hold the base, each
-with a part of it (`shard`), they are put together by the collective it is given: a sum after the embedding, one
-after each o and down, and everyone's logits side by side. The caller holds `torch.inference_mode`.
+keys and values are kept, and which adapters are in use, is the business of the two contexts it is given;
+how an operator is computed on a device is that of `caraserve_kernels`. Where several processes hold the
+base, each with a part of it (`shard`), they are put together by the collective it is given: a sum after
+the embedding, one after each o and down, and everyone's logits side by side. The caller holds
+`torch.inference_mode`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The weights of a decoder: where every tensor lives, and what a checkpoint calls it.
 
-Projections that read the same input are one tensor. A checkpoint's tensors are views into those, so a loader
-fills them one by one and never holds a second copy. One of several processes has a part of most tensors, and a
-slot says which. This module does not know files.
+Projections that read the same input are one tensor. A checkpoint's tensors are views into those, so a
+loader fills them one by one and never holds a second copy. One of several processes has a part of most
+tensors, and a slot says which. This module does not know files.
 """
 
 from __future__ import annotations
