@@ -57,7 +57,7 @@ def start_followers(surroundings: Surroundings, options: ReplicaOptions) -> Foll
     """
     base, device = surroundings.base, surroundings.device
     tp_size = options.tensor_parallel
-    num_threads = max(1, torch.get_num_threads() // tp_size) if device.type == "cpu" else 1
+    num_threads = max(1, torch.get_num_threads() // tp_size)
     packer = surroundings.host_store.packer
 
     def make_specs(meeting_place: Path) -> Sequence[FollowerSpec]:
