@@ -51,6 +51,10 @@ class DecodeSteps:
             for way in (None, *self._lora.ways(size)) if with_lora else (None,):
                 self._graphs.prepare(size, way)
 
+    def drop_graphs(self) -> None:
+        """See `StepGraphs.drop`."""
+        self._graphs.drop()
+
     def launch(self, batch: StepBatch) -> Tensor:
         """Queue a step; its logits [sequences, vocabulary]."""
         num_sequences = batch.num_sequences

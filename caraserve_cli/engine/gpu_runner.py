@@ -101,6 +101,11 @@ class GpuRunner:
         self._decode_steps.warm_up(with_lora=bool(used_groups))
         self._chunk_steps.warm_up(with_lora=bool(used_groups))
 
+    def drop_graphs(self) -> None:
+        """See `StepGraphs.drop`."""
+        self._decode_steps.drop_graphs()
+        self._chunk_steps.drop_graphs()
+
     def launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
         """Queue a plan's computation.
 

@@ -43,6 +43,11 @@ class LeadingRunner:
             with _explained(self._followers):
                 self._runner.warm_up(used_groups)
 
+    def close(self) -> None:
+        """Give back what holds collectives; nothing must be under way."""
+        if isinstance(self._runner, GpuRunner):
+            self._runner.drop_graphs()
+
     def launch(self, plan: StepPlan) -> StepResult:
         """See `Runner`.
 

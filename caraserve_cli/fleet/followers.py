@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -68,15 +66,17 @@ class FollowerProcesses:
         self, make_specs: Callable[[Path], Sequence[FollowerSpec]], shard: Shard, device: torch.device
     ) -> None:
         self._shard, self._device = shard, device
-        self._folder = Path(tempfile.mkdtemp(prefix="caraserve-"))
+        # In memory, and gone with the processes: a folder would stay where this one is killed.
+        self._meeting_fd = os.memfd_create("caraserve-meeting-place")
         self._processes: list[_Process] = []
         self._is_over = False
+        self._watcher: threading.Thread | None = None
         self._num_threads = torch.get_num_threads()
-        meeting_place = self._folder / "meeting-place"
+        meeting_place = Path(f"/proc/self/fd/{self._meeting_fd}")
         self.group = ProcessGroup(shard, device, meeting_place)
         try:
             for spec in make_specs(meeting_place):
-                self._processes.append(_start(spec))
+                self._processes.append(_start(spec, self._meeting_fd))
                 torch.set_num_threads(spec.num_threads)
         except BaseException:
             self.close()
@@ -139,6 +139,9 @@ class FollowerProcesses:
             return
         is_broken = any(process.popen.poll() is not None for process in self._processes)
         self._is_over = True
+        if is_broken and self._watcher is not None:
+            self._watcher.join()
+        self.group.part()
         for process in self._processes:
             process.connection.close()
         for process in self._processes:
@@ -146,9 +149,8 @@ class FollowerProcesses:
                 process.popen.wait(0.0 if is_broken else _END_S)
             process.popen.kill()
             process.popen.wait()
-        self.group.part(is_broken=is_broken)
         torch.set_num_threads(self._num_threads)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._meeting_fd)
 
     def _send(self, process: _Process, message: Order | str) -> None:
         try:
@@ -176,15 +178,17 @@ class FollowerProcesses:
         def watch() -> None:
             select.select(pidfds, [], [])
             if not self._is_over:
-                self.group.part(is_broken=True)
+                self.group.break_off()
             for pidfd in pidfds:
                 os.close(pidfd)
 
-        threading.Thread(target=watch, name="followers' end", daemon=True).start()
+        self._watcher = threading.Thread(target=watch, name="followers' end", daemon=True)
+        self._watcher.start()
 
 
-def _start(spec: FollowerSpec) -> _Process:
-    """In a session of its own: Ctrl-C at the terminal is not for it."""
+def _start(spec: FollowerSpec, meeting_fd: int) -> _Process:
+    """In a session of its own: Ctrl-C at the terminal is not for it. It has the same fd for the file at
+    which all meet."""
     ours, theirs = socket.socketpair()
     with theirs:
         # What this process can import, it can: -P keeps the folder that a user stands in out of it.
@@ -198,7 +202,7 @@ def _start(spec: FollowerSpec) -> _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(spec.num_threads)},
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), meeting_fd),
                 start_new_session=True,
             )
         except BaseException:

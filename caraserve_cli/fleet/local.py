@@ -57,6 +57,7 @@ class LocalReplica:
         if options.tensor_parallel > 1:
             self._device = device_of(0, self._device)
         self._followers: FollowerProcesses | None = None
+        self._leading_runner: LeadingRunner | None = None
         self._link = DeviceLink(self._device)
         self._assistant = None
         if wants_workers(options, surroundings.break_even):
@@ -166,6 +167,8 @@ class LocalReplica:
                 # Steps under way may still read what is shared with them.
                 torch.cuda.synchronize(self._device)
         finally:
+            if self._leading_runner is not None:
+                self._leading_runner.close()
             if self._followers is not None:
                 self._followers.close()
             if self._assistant is not None:
@@ -198,7 +201,8 @@ class LocalReplica:
         if self._followers is None:
             return runner
         self._followers.meet()
-        return LeadingRunner(runner, self._followers)
+        self._leading_runner = LeadingRunner(runner, self._followers)
+        return self._leading_runner
 
     def _warm_up(self) -> None:
         """Steps over another link are other graphs."""

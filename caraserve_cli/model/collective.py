@@ -101,16 +101,16 @@ class ProcessGroup:
                 device_id=self._device if self._device.type == "cuda" else None,
             )
 
-    def part(self, *, is_broken: bool) -> None:
-        """Leave the others; `is_broken` says that one of them has ended, and that what waits for it must not
-        go on waiting. It may be called from any thread then, and nothing is done if they never met."""
-        if not dist.is_initialized():
-            return
-        if is_broken and self._device.type == "cuda":
-            group = dist.group.WORLD
-            assert group is not None
+    def break_off(self) -> None:
+        """Have nothing on this GPU wait for a process that has ended. From any thread; it may return only
+        when the graphs are gone that hold collectives."""
+        if (group := dist.group.WORLD) is not None:
             group.abort()
-        else:
+
+    def part(self) -> None:
+        """Leave the others; nothing is done if they never met. No graph must hold collectives any more: NCCL
+        waits for its end."""
+        if dist.is_initialized():
             dist.destroy_process_group()
 
     def all_reduce_(self, summand: Tensor) -> None:
