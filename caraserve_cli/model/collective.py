@@ -122,9 +122,11 @@ class ProcessGroup:
         """See `Collective`."""
         num_rows, num_columns = columns.shape
         gathered = columns.new_empty(self._shard.tp_size, num_rows, num_columns)
+        if not num_rows:
+            return gathered.view(0, self._shard.tp_size * num_columns)  # a step of prompts that go on
         with _told_of_losses():
             dist.all_gather(list(gathered.unbind()), columns.contiguous())
-        return gathered.transpose(0, 1).reshape(num_rows, -1)
+        return gathered.transpose(0, 1).reshape(num_rows, self._shard.tp_size * num_columns)
 
     def broadcast_(self, values: Tensor) -> None:
         """See `Collective`."""
