@@ -5,6 +5,7 @@ CaraServeError
 ├── InputError            the run cannot start or go on: a missing file, …    exit status 1
 │   ├── BaseModelError    the base is missing or cannot be honoured
 │   ├── DeviceMemoryError a step does not fit the device's memory
+│   ├── LostProcessError  a process that holds a part of the base has ended
 │   ├── ProfileError      this machine's profile cannot be used, or not be made
 │   └── OutputError       the output folder cannot be used
 ├── RowError              one row of the requests is refused or failed        a line in errors.jsonl
@@ -71,6 +72,10 @@ class BaseModelError(InputError):
 
 class DeviceMemoryError(InputError):
     """The device's memory does not hold a step; the engine tries a smaller one before a user meets this."""
+
+
+class LostProcessError(InputError):
+    """One of the processes that hold a base together has ended."""
 
 
 class ProfileError(InputError):

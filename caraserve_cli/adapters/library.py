@@ -27,6 +27,10 @@ class AdapterLibrary:
         # Among ten thousand names a search takes 0.1 s, and a file may ask for one wrong name in every line.
         self._search = lru_cache(maxsize=1024)(self._search_closest)
 
+    def __reduce__(self) -> tuple[type[AdapterLibrary], tuple[Mapping[str, Path]]]:
+        """What another process needs to have the same library; not what was searched for."""
+        return AdapterLibrary, (self._folders,)
+
     @classmethod
     def scan(cls, roots: Sequence[Path]) -> AdapterLibrary:
         """All adapters below `roots`. Hidden folders are left out, links to folders are followed.

@@ -35,6 +35,7 @@ def run(
     weights: o.Weights = _REPLICA.weights,
     device: o.Device = _REPLICA.device,
     dtype: o.Dtype = _REPLICA.dtype,
+    tensor_parallel: o.TensorParallel = _REPLICA.tensor_parallel,
     seed: o.Seed = _REPLICA.seed,
     lora_kernel: o.LoraKernelName = _REPLICA.lora_kernel,
     cold_start: o.ColdStart = _REPLICA.cold_start,

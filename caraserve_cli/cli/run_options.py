@@ -78,6 +78,12 @@ Out = Annotated[
 Weights = Annotated[WeightsSource, typer.Option(help="Random weights have the shape only, for benchmarks.")]
 Device = Annotated[DeviceName, typer.Option(help="Where the base runs.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Of weights, cache and adapters.")]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Processes that hold the base together, each on a GPU of its own, or all on the CPU."
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(min=0, help="Seeds rows without a seed (with their id), and random weights."),

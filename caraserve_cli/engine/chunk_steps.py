@@ -120,6 +120,10 @@ class ChunkSteps:
             if self._assistant is not None and size <= MAX_ASSISTED_TOKENS:
                 self._graphs.prepare(size, self._assisted_way(way))
 
+    def drop_graphs(self) -> None:
+        """See `StepGraphs.drop`."""
+        self._graphs.drop()
+
     def launch(self, batch: StepBatch, variants: Tensor | None) -> Tensor:
         """Queue a step; its logits [yielding chunks, vocabulary]. `variants` are each token's rotary
         frequencies in host memory, None for the base's."""

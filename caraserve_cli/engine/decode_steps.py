@@ -51,9 +51,13 @@ class DecodeSteps:
             for way in (None, *self._lora.ways(size)) if with_lora else (None,):
                 self._graphs.prepare(size, way)
 
+    def drop_graphs(self) -> None:
+        """See `StepGraphs.drop`."""
+        self._graphs.drop()
+
     def launch(self, batch: StepBatch) -> Tensor:
         """Queue a step; its logits [sequences, vocabulary]."""
-        num_sequences = len(batch.chunks)
+        num_sequences = batch.num_sequences
         size = decode_size(num_sequences, self._parts.config.max_running)
         way, num_work = write_work(self._inputs.begin(), self._lora, batch.segments, size)
         self._inputs.send(batch, size - num_sequences, None, num_work)

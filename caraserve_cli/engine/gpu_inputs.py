@@ -123,7 +123,7 @@ class GpuInputs:
         fields = BatchFields.views(pinned.flat, self._max_tokens, self._max_sequences)
         for name, padding in (("token_ids", 0), ("feed_rows", -1), ("positions", 0), ("slot_mapping", -1)):
             _fill(getattr(fields, name), getattr(batch, name), num_padded, padding)
-        num_missing = self._max_sequences - len(batch.chunks)
+        num_missing = self._max_sequences - batch.num_sequences
         _fill(fields.context_lens, batch.context_lens, num_missing, 0)
         _fill(fields.first_tokens, batch.first_tokens, num_missing, batch.num_tokens)
         _fill(fields.last_tokens, batch.last_tokens, 0, 0)
@@ -136,9 +136,9 @@ class GpuInputs:
 
     def _send_tables(self, batch: StepBatch, pinned: _PinnedSet) -> None:
         """Only as wide as the longest table, side by side; spread to their fixed places on the device."""
-        rows, columns = len(batch.chunks), batch.most_blocks
+        rows, columns = batch.block_tables.shape
         compact = pinned.tables[: rows * columns].view(rows, columns)
-        batch.write_block_tables(compact.numpy())
+        compact.numpy()[:] = batch.block_tables
         self.block_tables[:rows, :columns].copy_(
             compact.to(self.block_tables.device, non_blocking=True), non_blocking=True
         )

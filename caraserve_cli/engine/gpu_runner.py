@@ -1,8 +1,10 @@
 """Executes step plans on a GPU, one step ahead of the host.
 
-A launch writes the step down in pinned memory, queues the copies, the computation and the tokens' way back,
-and returns. A sequence's pending token never visits the host before it is used: the next step takes it from
-the last one's output on the GPU. Most steps replay CUDA graphs.
+A launch writes the step down in pinned memory, queues the copies, the computation and the tokens' way
+back, and returns. A sequence's pending token never visits the host before it is used: the next step takes
+it from the last one's output on the GPU. Most steps replay CUDA graphs. Where several processes hold the
+base, each on a GPU of its own, the first one executes plans, and the others follow it; it chooses the
+tokens, which go from its GPU to the others'.
 
 All of it also runs on CPU tensors, through the operators' plain references: slowly, for tests.
 """
@@ -14,6 +16,7 @@ from contextlib import suppress
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from caraserve_cli.adapters.copy_lane import CopyLane
@@ -26,6 +29,7 @@ from caraserve_cli.engine.beside_steps import BesideSteps
 from caraserve_cli.engine.chunk_steps import ChunkSteps
 from caraserve_cli.engine.decode_steps import DecodeSteps
 from caraserve_cli.engine.gpu_adapters import GpuAdapters
+from caraserve_cli.engine.gpu_batch import GpuBatch
 from caraserve_cli.engine.gpu_parts import GpuParts
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.engine.step_batch import StepBatch
@@ -87,6 +91,7 @@ class GpuRunner:
         self._chosen = parts.chosen
         # The row of each sequence whose token is in `chosen`.
         self._feed_row_of: dict[int, int] = {}
+        self._followed: TokensUnderWay | None = None  # the last step that another process has laid out
         self.adapters = GpuAdapters(host_store, self._pool, assistant)
         self._decode_steps = DecodeSteps(parts, self.adapters)
         max_tokens = config.max_batch_tokens
@@ -110,6 +115,11 @@ class GpuRunner:
         """See `Runner`."""
         return self._beside_steps.max_tokens
 
+    def drop_graphs(self) -> None:
+        """See `StepGraphs.drop`."""
+        self._decode_steps.drop_graphs()
+        self._chunk_steps.drop_graphs()
+
     def launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
         """Queue a plan's computation.
 
@@ -127,20 +137,44 @@ class GpuRunner:
         """See `Runner`."""
         batch = StepBatch.build(chunks, self._config.kv_block_tokens, {})
         with suppress(torch.OutOfMemoryError):
-            return self._beside_steps.launch(batch, self._rope_variants(batch))
+            return self._beside_steps.launch(batch, _on_host(self._rope_variants(batch)))
         raise _out_of_memory(batch.num_tokens)
 
-    @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
-        batch = StepBatch.build(plan.chunks, self._config.kv_block_tokens, self._feed_row_of)
-        variants = self._rope_variants(batch)
-        step = self._pool.note_step(batch.segments[:, 0])
-        if batch.is_decode and variants is None:
+        return self.compute(self.lay_out(plan))
+
+    def lay_out(self, plan: StepPlan) -> GpuBatch:
+        """A plan's chunks as arrays."""
+        step = StepBatch.build(plan.chunks, self._config.kv_block_tokens, self._feed_row_of)
+        yielding = step.yielding
+        in_lockstep = any(needs_lockstep(chunk.sequence.request.sampling) for chunk in yielding)
+        return GpuBatch(step, self._rope_variants(step), 0 if in_lockstep else len(yielding))
+
+    @torch.inference_mode()
+    def compute(self, batch: GpuBatch) -> TokensUnderWay | KnownTokens:
+        """Queue the computation of what was laid out."""
+        logits, step = self._queue(batch)
+        return self._choose(logits, batch.step.yielding, step)
+
+    @torch.inference_mode()
+    def follow(self, batch: GpuBatch) -> None:
+        """Queue this process's part of what another one has laid out and chooses the tokens of. As there, no
+        more than two steps are under way."""
+        _, step = self._queue(batch)
+        if batch.num_fed:
+            self._decoder.collective.broadcast_(self._chosen[: batch.num_fed])
+        if self._followed is not None:
+            self._followed.sampled()
+        self._followed = TokensUnderWay((), self._chosen, self._pool, step, None)
+
+    def _queue(self, batch: GpuBatch) -> tuple[Tensor, int]:
+        """Queue a step; its logits [yielding chunks, vocabulary], and its number."""
+        variants = _on_host(batch.rope_variants)
+        number = self._pool.note_step(batch.step.segments[:, 0])
+        if batch.step.is_decode and variants is None:
             self._chunk_steps.assistance = None
-            logits = self._decode_steps.launch(batch)
-        else:
-            logits = self._chunk_steps.launch(batch, variants)
-        return self._choose(logits, batch.yielding, step)
+            return self._decode_steps.launch(batch.step), number
+        return self._chunk_steps.launch(batch.step, variants), number
 
     def _choose(
         self, logits: Tensor, yielding: SequenceOf[ScheduledChunk], step: int
@@ -162,16 +196,23 @@ class GpuRunner:
             chosen = choose_tokens(logits.float(), sequences)
         else:
             chosen = logits.argmax(dim=-1)
-        self._chosen[: len(sequences)].copy_(chosen)
+        own = self._chosen[: len(sequences)]
+        own.copy_(chosen)
+        if sequences:
+            self._decoder.collective.broadcast_(own)
         return TokensUnderWay(yielding, self._chosen, self._pool, step, assistance)
 
-    def _rope_variants(self, batch: StepBatch) -> Tensor | None:
-        """Each token's variant in host memory; None where all are the base's."""
+    def _rope_variants(self, batch: StepBatch) -> NDArray[np.int64] | None:
+        """Each token's variant; None where all are the base's."""
         rope = self._decoder.rope
         of_chunk = [rope.variant(chunk.sequence.num_prompt_tokens) for chunk in batch.chunks]
         if all(variant == BASE_VARIANT for variant in of_chunk):
             return None
-        return torch.from_numpy(np.repeat(of_chunk, np.diff(batch.first_tokens)))
+        return np.repeat(np.array(of_chunk, np.int64), np.diff(batch.first_tokens))
+
+
+def _on_host(rope_variants: NDArray[np.int64] | None) -> Tensor | None:
+    return None if rope_variants is None else torch.from_numpy(rope_variants)
 
 
 def _out_of_memory(num_tokens: int) -> DeviceMemoryError:

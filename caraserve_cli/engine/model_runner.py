@@ -1,6 +1,7 @@
 """Executes step plans on the CPU: from sequences to tensors, through the decoder, to tokens.
 
-Knows no queues, no admission and no requests' text.
+Where several processes hold the base, the first one executes plans, and the others follow it: they
+compute what it has laid out. Knows no queues, no admission and no requests' text.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSeg
 from caraserve_cli.coldstart.assisted_lora import AssistedLora
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_cli.engine.cpu_adapters import CpuAdapters
-from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher
-from caraserve_cli.model.attention import AttentionSpan, KvCache, PagedSdpaAttention
+from caraserve_cli.engine.cpu_batch import CpuBatch
+from caraserve_cli.engine.lora_batch import LoraBatcher
+from caraserve_cli.model.attention import KvCache, PagedSdpaAttention
 from caraserve_cli.model.contexts import LoraContext
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.sampler import Sampled, sample
@@ -72,58 +74,61 @@ class ModelRunner:
         self._lora = LoraBatcher(shape, self._pool, decoder.device)
         self.adapters = CpuAdapters(host_store, self._pool, self._lora, assistant)
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> KnownTokens:
         """Compute a plan's chunks."""
+        return self.compute(self.lay_out(plan))
+
+    def lay_out(self, plan: StepPlan) -> CpuBatch:
+        """A plan's chunks side by side."""
         chunks = sorted(plan.chunks, key=self._place_in_batch)
-        assistance, lora = self._lora_context(chunks)
-        hidden = self._forward(chunks, lora)
-        yielding, last_tokens, num_tokens = [], [], 0
-        for chunk in chunks:
-            num_tokens += chunk.num_tokens
-            if chunk.yields_token:
-                yielding.append(chunk)
-                last_tokens.append(num_tokens - 1)
+        return CpuBatch.build(chunks, self._decoder.rope.variant)
+
+    @torch.inference_mode()
+    def compute(self, batch: CpuBatch) -> KnownTokens:
+        """Compute what was laid out."""
+        assistance, lora = self._lora_context(batch)
+        logits = self._logits(batch, lora)
         outcome = assist_outcome(assistance)
-        if not yielding:
+        if logits is None:
             return KnownTokens([], outcome=outcome)
-        logits = self._decoder.logits(hidden.index_select(0, self._tensor(last_tokens))).float()
-        sampled = sample(logits, [c.sequence for c in yielding])
-        return KnownTokens(list(zip(yielding, sampled, strict=True)), outcome=outcome)
+        sampled = sample(logits.float(), [c.sequence for c in batch.yielding])
+        return KnownTokens(list(zip(batch.yielding, sampled, strict=True)), outcome=outcome)
 
     def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> NoReturn:
         """See `Runner`: nothing is computed beside what is computed at once."""
         raise NotImplementedError
 
-    def _forward(self, chunks: SequenceOf[ScheduledChunk], lora: LoraContext) -> Tensor:
-        """Hidden states [tokens, hidden] of all chunks, side by side."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        variants: list[int] = []
-        spans: list[AttentionSpan] = []
-        for chunk in chunks:
-            sequence, end = chunk.sequence, chunk.start + chunk.num_tokens
-            spans.append(AttentionSpan(len(token_ids), chunk.start, chunk.num_tokens, sequence.block_table))
-            token_ids += sequence.token_ids[chunk.start : end]
-            positions += range(chunk.start, end)
-            variants += [self._decoder.rope.variant(sequence.num_prompt_tokens)] * chunk.num_tokens
-        rope, config = self._decoder.rope, self._decoder.config
-        rotation = rope.rotation(self._tensor(positions), torch.tensor(variants) if any(variants) else None)
-        attention = PagedSdpaAttention(
-            self._cache, spans, config.sliding_window, rotation, config.rms_norm_eps
-        )
-        return self._decoder.forward(self._tensor(token_ids), attention, lora)
+    @torch.inference_mode()
+    def follow(self, batch: CpuBatch) -> None:
+        """Compute this process's part of what another one has laid out and chooses the tokens of."""
+        _, lora = self._lora_context(batch)
+        self._logits(batch, lora)
 
-    def _lora_context(self, chunks: SequenceOf[ScheduledChunk]) -> tuple[Assistance | None, LoraContext]:
+    def _logits(self, batch: CpuBatch, lora: LoraContext) -> Tensor | None:
+        """[yielding chunks, vocabulary]; None if there are none."""
+        rope, config = self._decoder.rope, self._decoder.config
+        variants = torch.tensor(batch.rope_variants) if any(batch.rope_variants) else None
+        attention = PagedSdpaAttention(
+            self._cache,
+            batch.spans,
+            config.sliding_window,
+            rope.rotation(self._tensor(batch.positions), variants),
+            config.rms_norm_eps,
+        )
+        hidden = self._decoder.forward(self._tensor(batch.token_ids), attention, lora)
+        if not batch.last_tokens:
+            return None
+        return self._decoder.logits(hidden.index_select(0, self._tensor(batch.last_tokens)))
+
+    def _lora_context(self, batch: CpuBatch) -> tuple[Assistance | None, LoraContext]:
         """What adds the adapters' part, and the CPU workers' part in that, None if they have none."""
-        segments = _adapter_segments(chunks)
-        num_tokens = sum(chunk.num_tokens for chunk in chunks if chunk.cpu_layers)
+        segments, num_tokens = batch.segments, batch.num_assisted_tokens
         if not num_tokens:
             return None, self._lora.begin(segments)
         assisted = [segment for segment in segments if segment.first_token < num_tokens]
         early = self._lora.begin(segments[len(assisted) :])
         late = self._lora.begin(assisted).followed_by(early)
-        cpu_layers = max(chunk.cpu_layers for chunk in chunks)
+        cpu_layers = batch.cpu_layers
         if self._assistant is None:
             return None, late
         to_assist = [AssistedSegment(*segment) for segment in assisted]
@@ -141,20 +146,5 @@ class ModelRunner:
         order = (0, 0) if adapter_slot is None else self._lora.order(adapter_slot)
         return not chunk.cpu_layers, adapter_slot is None, order
 
-    def _tensor(self, values: list[int]) -> Tensor:
+    def _tensor(self, values: SequenceOf[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-
-def _adapter_segments(chunks: SequenceOf[ScheduledChunk]) -> list[AdapterSegment]:
-    segments: list[AdapterSegment] = []
-    first_token = 0
-    for chunk in chunks:
-        adapter_slot = chunk.sequence.adapter_slot
-        if adapter_slot is None:
-            break
-        if segments and segments[-1].adapter_slot == adapter_slot:
-            segments[-1] = segments[-1]._replace(num_tokens=segments[-1].num_tokens + chunk.num_tokens)
-        else:
-            segments.append(AdapterSegment(adapter_slot, first_token, chunk.num_tokens))
-        first_token += chunk.num_tokens
-    return segments

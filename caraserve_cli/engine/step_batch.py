@@ -6,6 +6,7 @@ where LoRA never looks.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class StepBatch:
     """A ragged batch of `num_tokens` tokens in `len(chunks)` sequences.
 
     Attributes:
-        chunks: in the order of the batch.
+        chunks: in the order of the batch; none in a process that only follows.
         token_ids: [tokens]; 0 where the token is still under way.
         feed_rows: [tokens], the row of the last step's output tokens that holds the token, -1 where it is in
             `token_ids`.
@@ -32,6 +33,7 @@ class StepBatch:
         context_lens: [sequences], keys that the chunk's last token sees.
         last_tokens: [yielding chunks], the batch's tokens after which one is sampled.
         segments: [adapters, 3], (adapter slot, first token, number of tokens).
+        block_tables: [sequences, most blocks], each as far as its context goes, zeros behind.
         num_assisted_tokens: those at the head that CPU workers assist.
         cpu_layers: leading layers in which they do, 0 where there are none.
     """
@@ -45,6 +47,7 @@ class StepBatch:
     context_lens: Ints
     last_tokens: Ints
     segments: Ints
+    block_tables: Ints
     num_assisted_tokens: int
     cpu_layers: int
 
@@ -53,9 +56,13 @@ class StepBatch:
         return len(self.token_ids)
 
     @property
+    def num_sequences(self) -> int:
+        return len(self.context_lens)
+
+    @property
     def is_decode(self) -> bool:
         """Whether every chunk is one token that yields the next one."""
-        return self.num_tokens == len(self.chunks) == len(self.last_tokens)
+        return self.num_tokens == self.num_sequences == len(self.last_tokens)
 
     @property
     def num_assisted_segments(self) -> int:
@@ -94,20 +101,14 @@ class StepBatch:
             starts + num_chunk_tokens,
             first_tokens[1:][yields] - 1,
             _segments(ordered, first_tokens),
+            _block_tables(ordered),
             sum(chunk.num_tokens for chunk in ordered if chunk.cpu_layers),
             max(chunk.cpu_layers for chunk in ordered),
         )
 
-    def write_block_tables(self, tables: Ints) -> None:
-        """Fill rows of `tables` [sequences, blocks] as far as the contexts go; the rest is left as it is."""
-        for row, chunk in zip(tables, self.chunks, strict=True):
-            block_table = chunk.sequence.block_table
-            row[: len(block_table)] = block_table
-
-    @property
-    def most_blocks(self) -> int:
-        """The length of the longest block table."""
-        return max(len(chunk.sequence.block_table) for chunk in self.chunks)
+    def for_followers(self) -> StepBatch:
+        """The same without sequences."""
+        return dataclasses.replace(self, chunks=())
 
 
 def _place_in_batch(chunk: ScheduledChunk) -> tuple[bool, int]:
@@ -140,6 +141,14 @@ def _fill_chunk(
     positions = np.arange(start, start + chunk.num_tokens, dtype=np.int32)
     blocks = np.array(sequence.block_table, np.int32)[positions // block_tokens]
     slot_mapping[first : last + 1] = blocks * block_tokens + positions % block_tokens
+
+
+def _block_tables(chunks: SequenceOf[ScheduledChunk]) -> Ints:
+    block_tables = [chunk.sequence.block_table for chunk in chunks]
+    tables = np.zeros((len(chunks), max(map(len, block_tables))), np.int32)
+    for row, block_table in zip(tables, block_tables, strict=True):
+        row[: len(block_table)] = block_table
+    return tables
 
 
 def _segments(chunks: SequenceOf[ScheduledChunk], first_tokens: Ints) -> Ints:

@@ -83,6 +83,10 @@ class StepGraphs:
         if self._has_graphs and (size, variant) not in self._graphs:
             self._graphs[size, variant] = self._capture(size, variant)
 
+    def drop(self) -> None:
+        """Give all graphs back, with what they hold; none must be under way. Steps capture them anew."""
+        self._graphs.clear()
+
     def _capture(self, size: int, variant: Hashable) -> list[torch.cuda.CUDAGraph]:
         pieces = range(self._num_pieces)
         # Compiles kernels and makes their buffers, which a capture must not.

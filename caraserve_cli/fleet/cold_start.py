@@ -74,11 +74,14 @@ def this_machine(device: str) -> str:
 
 
 def find_profile(options: ReplicaOptions, dtype: torch.dtype, device: torch.device) -> MachineProfile | None:
-    """What `caraserve profile` has measured of this machine; None where it was not run.
+    """What `caraserve profile` has measured of this machine; None where it was not run, or
+    several processes share the base, of whose steps it knows nothing.
 
     Raises:
         ProfileError: the stored profile cannot be read.
     """
+    if options.tensor_parallel > 1:
+        return None
     return ProfileStore(default_folder()).load(
         this_machine(describe_device(device)),
         profile_base(options.base),
@@ -109,7 +112,9 @@ def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:
 
 def wants_workers(options: ReplicaOptions, break_even: BreakEven | None) -> bool:
     """Whether a replica starts CPU workers: for `auto`, if there is a model that says when they pay, or if
-    they are asked for."""
+    they are asked for. They compute with whole adapters, of which processes that share a base have parts."""
+    if options.tensor_parallel > 1:
+        return False
     if options.cold_start == "auto":
         return options.cpu_workers != 0 and (break_even is not None or options.cpu_workers is not None)
     return options.cold_start == "cpu-assist"

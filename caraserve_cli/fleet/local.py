@@ -13,6 +13,7 @@ from caraserve_cli.core import Failure, Request
 from caraserve_cli.engine.by_slack import make_scheduling_policy
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
 from caraserve_cli.engine.gpu_runner import GpuRunner
+from caraserve_cli.engine.leading_runner import LeadingRunner
 from caraserve_cli.engine.model_runner import ModelRunner
 from caraserve_cli.errors import RowError
 from caraserve_cli.events import EventSink, StepRecord
@@ -22,9 +23,11 @@ from caraserve_cli.fleet.cold_start import (
     start_assistant,
     wants_workers,
 )
+from caraserve_cli.fleet.followers import FollowerProcesses
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.fleet.tensor_parallel import device_of, start_followers
 from caraserve_cli.model.checkpoint import load_decoder, random_decoder
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.detokenizer import Detokenizer
@@ -52,7 +55,12 @@ class LocalReplica:
         if packer is not None and packer.form.kernel != options.lora_kernel:
             raise ValueError(f"the host store packs for {packer.form.kernel}, not for {options.lora_kernel}")
         self._surroundings = surroundings
-        self._link = DeviceLink(surroundings.device)
+        self._device = surroundings.device
+        if options.tensor_parallel > 1:
+            self._device = device_of(0, self._device)
+        self._followers: FollowerProcesses | None = None
+        self._leading_runner: LeadingRunner | None = None
+        self._link = DeviceLink(self._device)
         self._assistant = None
         if wants_workers(options, surroundings.break_even):
             self._assistant = start_assistant(
@@ -71,11 +79,14 @@ class LocalReplica:
 
     def _start(self, options: ReplicaOptions, clock_ms: Callable[[], float], events: EventSink) -> None:
         surroundings = self._surroundings
-        base, dtype, device = surroundings.base, surroundings.dtype, surroundings.device
+        base, dtype, device = surroundings.base, surroundings.dtype, self._device
+        if options.tensor_parallel > 1:
+            self._followers = start_followers(surroundings, options)
+        collective = None if self._followers is None else self._followers.group
         if base.folder is None or options.weights == "random":
-            decoder = random_decoder(base.config, dtype, device, options.seed)
+            decoder = random_decoder(base.config, dtype, device, options.seed, collective)
         else:
-            decoder = load_decoder(base.folder, base.config, dtype, device)
+            decoder = load_decoder(base.folder, base.config, dtype, device, collective)
         config = surroundings.engine_config
         self._runner = self._make_runner(decoder, config)
         rope: Rope = decoder.rope
@@ -185,12 +196,16 @@ class LocalReplica:
         self._choose_policy()
 
     def close(self) -> None:
-        """End its CPU workers; it answers nothing any more."""
+        """End its CPU workers, and the processes that hold the base with it; it answers nothing any more."""
         try:
             if self._surroundings.device.type == "cuda":
                 # Steps under way may still read what is shared with them.
-                torch.cuda.synchronize(self._surroundings.device)
+                torch.cuda.synchronize(self._device)
         finally:
+            if self._leading_runner is not None:
+                self._leading_runner.close()
+            if self._followers is not None:
+                self._followers.close()
             if self._assistant is not None:
                 self._assistant.close()
 
@@ -212,14 +227,23 @@ class LocalReplica:
         if isinstance(self._runner, GpuRunner):
             # Steps over another link, or beside others, are other graphs.
             self._runner.warm_up(self._used_groups, beside=policy.name == Auto.name)
+        elif isinstance(self._runner, LeadingRunner):
+            self._runner.warm_up(self._used_groups)
 
     def _make_runner(self, decoder: Decoder, config: EngineConfig) -> Runner:
         host_store = self._surroundings.host_store
-        if not self._surroundings.copies_adapters:
-            return ModelRunner(
+        runner: ModelRunner | GpuRunner
+        if self._surroundings.copies_adapters:
+            runner = GpuRunner(decoder, host_store, config, self._link.lane, self._assistant)
+        else:
+            runner = ModelRunner(
                 decoder, host_store, config.num_kv_blocks, config.kv_block_tokens, self._assistant
             )
-        return GpuRunner(decoder, host_store, config, self._link.lane, self._assistant)
+        if self._followers is None:
+            return runner
+        self._followers.meet()
+        self._leading_runner = LeadingRunner(runner, self._followers)
+        return self._leading_runner
 
     @cached_property
     def _used_groups(self) -> frozenset[int]:

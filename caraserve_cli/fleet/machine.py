@@ -85,6 +85,11 @@ def _cpuinfo(key: str) -> str:
     return ""
 
 
+def free_device_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nobody has taken."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def free_host_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Host memory that can be taken without swapping and within a container's limit, in bytes."""
     free_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -38,7 +38,7 @@ class MemoryPlan:
     """An engine's sizes on a device, and the host's room for adapters.
 
     `total_bytes` is what all of it may take on the device; `base_bytes` are the base's weights,
-    `working_bytes` what a step needs besides.
+    `working_bytes` what a step needs besides. It is the plan of each of `num_processes`.
     """
 
     engine: EngineConfig
@@ -47,13 +47,15 @@ class MemoryPlan:
     base_bytes: int
     kv_bytes: int
     working_bytes: int
+    num_processes: int = 1
 
     def describe(self) -> str:
         """The plan in one line."""
+        each = "" if self.num_processes == 1 else f" in each of {self.num_processes} processes"
         return (
             f"base {_size(self.base_bytes)}, room for adapters {_size(self.engine.adapter_memory_bytes)}, "
             f"KV cache {_size(self.kv_bytes)} ({self.engine.num_kv_tokens:,} tokens), "
-            f"steps {_size(self.working_bytes)}; of {_size(self.total_bytes)}"
+            f"steps {_size(self.working_bytes)}; of {_size(self.total_bytes)}{each}"
         )
 
 
@@ -66,12 +68,14 @@ def plan_memory(
     options: ReplicaOptions, config: DecoderConfig, dtype: torch.dtype, device: torch.device
 ) -> MemoryPlan:
     """Share out the memory. Options in bytes are taken as they are; a fraction for `--gpu-memory` is of the
-    GPU's memory, others of what all parts together may take.
+    GPU's memory, others of what all parts together may take. Of several processes that hold the base together
+    each has a GPU, or an equal share of the host's memory; `config` is one's part, and the plan is for one.
 
     Raises:
         OptionError: a size is malformed, too small to hold anything, or the parts do not fit together.
     """
     host_bytes = free_host_bytes() if options.host_memory_bytes is None else options.host_memory_bytes
+    host_bytes //= options.tensor_parallel
     total_bytes = _total_bytes(options, device, host_bytes)
     base_bytes = empty_weights(config, dtype, torch.device("meta")).num_bytes
     working_bytes = _working_bytes(options, config, dtype, device)
@@ -104,6 +108,7 @@ def plan_memory(
         base_bytes=base_bytes,
         kv_bytes=num_kv_blocks * block_bytes,
         working_bytes=working_bytes,
+        num_processes=options.tensor_parallel,
     )
 
 
@@ -165,7 +170,9 @@ def _working_bytes(
     shape = config.shape
     widest = 3 * shape.intermediate_size + (3 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     per_token = (4 * shape.hidden_size + 2 * widest) * dtype.itemsize
-    per_logit = 2 * dtype.itemsize + torch.float32.itemsize + 7 * torch.float64.itemsize
+    # Logits that come from several processes are there as gathered, and as put side by side.
+    num_logits = 2 if config.shard.is_whole else 4
+    per_logit = num_logits * dtype.itemsize + torch.float32.itemsize + 7 * torch.float64.itemsize
     num_bytes = options.max_batch_tokens * per_token + options.max_running * shape.vocab_size * per_logit
     if device.type != "cuda":
         return num_bytes

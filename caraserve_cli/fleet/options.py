@@ -19,13 +19,15 @@ ColdStartName = Literal["auto", "stream", "cpu-assist", "on-demand", "on-demand-
 class ReplicaOptions:
     """Options of one replica; memory sizes are texts such as `4.3GB`, None where the replica decides, as it
     does of the number of CPU workers. `emulate_link_gbps` is None for the link that there is,
-    `host_memory_bytes`, of the host's memory, for all that is free."""
+    `host_memory_bytes`, of the host's memory, for all that is free.
+    `tensor_parallel` processes hold the base together; sizes are for each of them."""
 
     base: str
     adapter_roots: tuple[Path, ...] = ()
     weights: WeightsSource = "checkpoint"
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
+    tensor_parallel: int = 1
     seed: int = 0
     lora_kernel: LoraKernel = "mbgmv"
     cold_start: ColdStartName = "auto"

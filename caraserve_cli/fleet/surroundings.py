@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
+from caraserve_cli.adapters.adapter_share import AdapterShare
 from caraserve_cli.adapters.description import OutlineAdapter
 from caraserve_cli.adapters.host_store import HostStore, LoadAdapter
 from caraserve_cli.adapters.largest_rank import find_largest_rank
@@ -29,10 +31,12 @@ from caraserve_cli.fleet.cold_start import (
 from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
 from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
+from caraserve_cli.fleet.tensor_parallel import check_tensor_parallel
 from caraserve_cli.model.resolve import ResolvedBase, resolve_base
 from caraserve_cli.model.tokenizer import Tokenizer, load_tokenizer
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.step_model import StepModel
+from caraserve_cli.shard import Shard
 
 
 def copies_adapters(device: torch.device) -> bool:
@@ -56,6 +60,11 @@ class AdapterSource:
     outline: OutlineAdapter = outline_adapter
     find_largest_rank: FindLargestRank = find_largest_rank
     find_used_groups: FindUsedGroups = find_used_groups
+
+    def of(self, share: AdapterShare) -> AdapterSource:
+        """One process's parts of the adapters on disk."""
+        assert self.load is load_adapter, "other weights are not cut"
+        return AdapterSource(self.library, share.load, share.outline, share.find_largest_rank)
 
     def choose_form(self, lora_kernel: LoraKernel, shape: BaseShape) -> LoraForm:
         """The form in which a pool holds these adapters."""
@@ -97,9 +106,13 @@ class Surroundings:
         device = choose_device(options.device)
         check_lora_kernel(options.lora_kernel, device)
         check_cold_start(options, device)
+        check_tensor_parallel(options, device)
         base = resolve_base(options.base, options.weights)
         dtype = choose_dtype(options.dtype, device, base.config.dtype)
         source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
+        if options.tensor_parallel > 1:
+            base = dataclasses.replace(base, config=base.config.sharded(Shard(0, options.tensor_parallel)))
+            source = source.of(AdapterShare(base.config.whole_shape, base.config.shard))
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
         profile = find_profile(options, dtype, device) if use_profile else None
@@ -135,7 +148,8 @@ class Surroundings:
 
     @property
     def device_description(self) -> str:
-        return describe_device(self.device)
+        description, tp_size = describe_device(self.device), self.base.config.shard.tp_size
+        return description if tp_size == 1 else f"{description}, tensor-parallel over {tp_size} processes"
 
     def describe_adapter(self, request: Request) -> AdapterInfo | None:
         """What planning needs of the adapter a request names; None for the base alone.

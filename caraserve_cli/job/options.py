@@ -25,7 +25,7 @@ class RunOptions:
     come after it.
 
     Raises:
-        OptionError: a default of the rows and an arrival option exclude each other.
+        OptionError: two options exclude each other.
     """
 
     requests: str
@@ -46,6 +46,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.arriving.trace_adapters and self.defaults.adapter is not None:
             raise OptionError("--trace-adapters: leave out --adapter; both say what rows without one have")
+        if self.replica.tensor_parallel > 1 and not self.fleet.is_local:
+            raise OptionError(
+                f"--tensor-parallel: the replicas of {self.fleet.asked_by} have one device each; "
+                "leave one of the two out"
+            )
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """A folder of safetensors, or a seed -> a decoder with weights.
 
-Tensors are copied one at a time into their place, so that loading needs little more memory than the model.
-This module does not know where a folder comes from; `resolve` does.
+Tensors are copied one at a time into their place, so that loading needs little more memory than the
+model. One of several processes reads its parts of them only. This module does not know where a folder
+comes from; `resolve` does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from caraserve_cli.errors import BaseModelError
+from caraserve_cli.model.collective import Collective
 from caraserve_cli.model.config import DecoderConfig
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.weights import EMBEDDING_NAME, LM_HEAD_NAME, Slot, empty_weights, named_slots
@@ -26,8 +28,15 @@ _RANDOM_STD = 0.02
 _NAMES_SHOWN = 3
 
 
-def load_decoder(folder: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """Loads the weights of `folder`, converted to `dtype`, onto `device`.
+def load_decoder(
+    folder: Path,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    collective: Collective | None = None,
+) -> Decoder:
+    """Loads the weights of `folder`, or this process's part of them, converted to `dtype`, onto `device`.
+    `collective` is that of the processes that hold the others, None if there are none.
 
     Raises:
         BaseModelError: there are no safetensors; a file is missing, truncated or unreadable; a tensor is
@@ -40,16 +49,22 @@ def load_decoder(folder: Path, config: DecoderConfig, dtype: torch.dtype, device
     for file in sorted(set(inventory.values())):
         with _opened(file) as tensors:
             for name in set(tensors.keys()) & slots.keys():
-                _fill(slots[name], _read(tensors, name, file), name, file)
+                _fill(slots[name], tensors, name, file)
     if config.tie_word_embeddings and LM_HEAD_NAME in inventory:
-        _check_tied_head(inventory[LM_HEAD_NAME], weights.embedding)
-    return Decoder(config, weights)
+        _check_tied_head(inventory[LM_HEAD_NAME], slots[EMBEDDING_NAME])
+    return Decoder(config, weights, collective)
 
 
-def random_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Decoder:
+def random_decoder(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    collective: Collective | None = None,
+) -> Decoder:
     """A decoder of this shape with random weights: norms are 1, biases 0, the rest is normal.
 
-    The same seed gives the same weights on the same kind of device.
+    The same seed gives the same weights on the same kind of device, however many processes share them.
     """
     weights = empty_weights(config, dtype, device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -59,8 +74,12 @@ def random_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.devi
         elif len(slot.shape) == 1:
             slot.target.fill_(1.0)
         else:
-            slot.target.normal_(std=_RANDOM_STD, generator=generator)
-    return Decoder(config, weights)
+            # What other processes have is drawn too: only then all have parts of the same base.
+            whole = slot.target if not slot.cut else slot.target.new_empty(slot.shape)
+            whole.normal_(std=_RANDOM_STD, generator=generator)
+            if slot.cut:
+                slot.target.copy_(whole[slot.cut])
+    return Decoder(config, weights, collective)
 
 
 def _inventory(folder: Path) -> dict[str, Path]:
@@ -114,8 +133,14 @@ def _opened(file: Path) -> safe_open:
         ) from error
 
 
-def _read(tensors: safe_open, name: str, file: Path) -> Tensor:
-    tensor: Tensor = tensors.get_tensor(name)  # type: ignore[no-untyped-call]
+def _read(tensors: safe_open, name: str, file: Path, cut: tuple[slice, ...]) -> Tensor:
+    """A tensor of the file, or a part of it: nothing else is read."""
+    # One element of the tuple would be taken for the whole tuple.
+    tensor: Tensor = (
+        tensors.get_slice(name)[cut if len(cut) > 1 else cut[0]]  # type: ignore[no-untyped-call]
+        if cut
+        else tensors.get_tensor(name)  # type: ignore[no-untyped-call]
+    )
     if tensor.dtype not in _DTYPES:
         raise BaseModelError(
             f"{file}: '{name}' is {str(tensor.dtype).removeprefix('torch.')}; only float32, bfloat16 and "
@@ -141,20 +166,21 @@ def _check_names(
         )
 
 
-def _fill(slot: Slot, tensor: Tensor, name: str, file: Path) -> None:
-    if tuple(tensor.shape) != slot.shape:
+def _fill(slot: Slot, tensors: safe_open, name: str, file: Path) -> None:
+    shape = list(tensors.get_slice(name).get_shape())  # type: ignore[no-untyped-call]
+    if tuple(shape) != slot.shape:
         raise BaseModelError(
-            f"{file}: '{name}' has shape {list(tensor.shape)}, config.json asks for {list(slot.shape)}; "
+            f"{file}: '{name}' has shape {shape}, config.json asks for {list(slot.shape)}; "
             f"check that both belong together"
         )
-    slot.target.copy_(tensor)
+    slot.target.copy_(_read(tensors, name, file, slot.cut))
 
 
-def _check_tied_head(file: Path, embedding: Tensor) -> None:
+def _check_tied_head(file: Path, embedding: Slot) -> None:
     """Refuses a head that differs from the embedding: some loaders would use it, others would not."""
     with _opened(file) as tensors:
-        head = _read(tensors, LM_HEAD_NAME, file)
-    if not torch.equal(head.to(embedding.device, embedding.dtype), embedding):
+        head = _read(tensors, LM_HEAD_NAME, file, embedding.cut)
+    if not torch.equal(head.to(embedding.target.device, embedding.target.dtype), embedding.target):
         raise BaseModelError(
             f"{file}: '{LM_HEAD_NAME}' differs from '{EMBEDDING_NAME}', yet config.json ties them; set "
             f"'tie_word_embeddings' to what the model was trained with"

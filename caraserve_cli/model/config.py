@@ -7,6 +7,7 @@ not know weights, files other than the two configs, or where a checkpoint came f
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import BaseModelError
 from caraserve_cli.model.config_keys import check_keys, honoured_keys
 from caraserve_cli.model.rope_config import RopeConfig, RopeValue, check_rope_settings
+from caraserve_cli.shard import WHOLE, Shard
 
 HfConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 
@@ -41,6 +43,8 @@ class DecoderConfig:
         sliding_window: per layer, the number of tokens that a token sees, itself included; None for all.
         eos_token_ids: the tokens that end an answer, in the order of the checkpoint; may be empty.
         dtype: the dtype that the config states for the weights; None where it states none.
+        whole_shape: the base's sizes; `shape` has those of the part that this process holds.
+        shard: which part that is.
     """
 
     model_type: str
@@ -57,6 +61,16 @@ class DecoderConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     dtype: torch.dtype | None
+    whole_shape: BaseShape
+    shard: Shard = WHOLE
+
+    def sharded(self, shard: Shard) -> DecoderConfig:
+        """The same base as one of several processes has it.
+
+        Raises:
+            OptionError: its sizes do not divide by their number.
+        """
+        return dataclasses.replace(self, shape=shard.cut(self.whole_shape), shard=shard)
 
     @property
     def context_tokens(self) -> int:
@@ -139,6 +153,7 @@ def _decoder_config(
     return DecoderConfig(
         model_type=model_type,
         shape=shape,
+        whole_shape=shape,
         rms_norm_eps=float(hf.rms_norm_eps),
         tie_word_embeddings=hf.tie_word_embeddings,
         attention_bias_qkv=qwen2 or biased,

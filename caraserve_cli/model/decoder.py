@@ -1,8 +1,11 @@
 """The decoder of the Llama family: one class, configured, for every model that `config` accepts.
 
 It turns a flat batch of tokens into hidden states and logits. Which sequences the tokens belong to, where
-keys and values are kept, and which adapters are in use, is the business of the two contexts it is given; how
-an operator is computed on a device is that of `caraserve_kernels`. The caller holds `torch.inference_mode`.
+keys and values are kept, and which adapters are in use, is the business of the two contexts it is given;
+how an operator is computed on a device is that of `caraserve_kernels`. Where several processes hold the
+base, each with a part of it (`shard`), they are put together by the collective it is given: a sum after
+the embedding, one after each o and down, and everyone's logits side by side. The caller holds
+`torch.inference_mode`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caraserve_cli.core import FUSED_MODULES
+from caraserve_cli.model.collective import Alone, Collective
 from caraserve_cli.model.config import DecoderConfig
 from caraserve_cli.model.contexts import AttentionContext, LoraContext
 from caraserve_cli.model.rope import Rope
@@ -39,11 +43,15 @@ class Decoder:
     Args:
         config: what model it is.
         weights: its weights, all of one dtype on one device.
+        collective: of the processes that hold it together; None if this one has all of it.
     """
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, collective: Collective | None = None
+    ) -> None:
         self.config = config
         self.weights = weights
+        self.collective: Collective = Alone() if collective is None else collective
         self.rope = Rope(config.rope, self.dtype, self.device)
 
     @property
@@ -73,7 +81,16 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> ResidualStream:
         """What goes into the first layer, for token_ids [T]."""
-        return ResidualStream(F.embedding(token_ids, self.weights.embedding), None)
+        embedding, shard = self.weights.embedding, self.config.shard
+        if shard.is_whole:
+            return ResidualStream(F.embedding(token_ids, embedding), None)
+        rows = token_ids - shard.tp_index * embedding.shape[0]
+        is_own = (rows >= 0) & (rows < embedding.shape[0])
+        hidden = F.embedding(rows.clamp(0, embedding.shape[0] - 1), embedding)
+        # One process has a token's row and the others add zeros: the sum is exact.
+        hidden.masked_fill_(~is_own[:, None], 0.0)
+        self.collective.all_reduce_(hidden)
+        return ResidualStream(hidden, None)
 
     def run_layers(
         self, layers: range, stream: ResidualStream, attention: AttentionContext, lora: LoraContext
@@ -94,18 +111,23 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token id: [N, hidden_size] -> [N, vocab_size], in the dtype of the run."""
-        return linear(hidden, self.weights.lm_head)
+        own = linear(hidden, self.weights.lm_head)
+        return self.collective.gather_columns(own)[:, : self.config.shape.vocab_size]
 
     def _attention(
         self, index: int, layer: LayerWeights, x: Tensor, attention: AttentionContext, lora: LoraContext
     ) -> Tensor:
         qkv = _project(index, _QKV, x, layer.qkv, layer.qkv_bias, lora)
         attended = attention.attend(index, qkv, layer.qk_norm)
-        return _project(index, _O, attended, layer.o, layer.o_bias, lora)
+        summand = _project(index, _O, attended, layer.o, layer.o_bias, lora)
+        self.collective.all_reduce_(summand)
+        return summand
 
     def _mlp(self, index: int, layer: LayerWeights, x: Tensor, lora: LoraContext) -> Tensor:
         gate_up = _project(index, _GATE_UP, x, layer.gate_up, layer.gate_up_bias, lora)
-        return _project(index, _DOWN, silu_mul(gate_up), layer.down, layer.down_bias, lora)
+        summand = _project(index, _DOWN, silu_mul(gate_up), layer.down, layer.down_bias, lora)
+        self.collective.all_reduce_(summand)
+        return summand
 
 
 def _project(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -49,11 +51,20 @@ def test_chunks_of_one_adapter_are_neighbours_and_the_base_comes_last() -> None:
         for position in range(chunk.start, chunk.start + chunk.num_tokens)
     ]
     assert batch.slot_mapping.tolist() == expected_slots
-    assert batch.most_blocks == 6
-    tables = np.full((4, 8), -5, np.int32)
-    batch.write_block_tables(tables)
-    assert tables[:, :6].tolist() == [chunk.sequence.block_table for chunk in batch.chunks]
-    assert (tables[:, 6:] == -5).all()
+    assert batch.block_tables.tolist() == [chunk.sequence.block_table for chunk in batch.chunks]
+    plain.block_table = plain.block_table[:4]
+    shorter = StepBatch.build([ScheduledChunk(first, 4, 4, False), ScheduledChunk(plain, 2, 3, True)], 4, {})
+    assert shorter.block_tables.tolist() == [first.block_table, [*plain.block_table, 0, 0]]
+
+
+def test_who_follows_needs_no_sequences() -> None:
+    sequence = make_sequence("first", 9, 3, 2)
+    batch = StepBatch.build([ScheduledChunk(sequence, 4, 5, True)], BLOCK_TOKENS, {})
+    followed: StepBatch = pickle.loads(pickle.dumps(batch.for_followers()))
+    assert followed.chunks == ()
+    assert followed.num_sequences == 1
+    for field in ("token_ids", "positions", "slot_mapping", "block_tables", "last_tokens", "segments"):
+        assert np.array_equal(getattr(followed, field), getattr(batch, field)), field
 
 
 def test_pending_tokens_come_from_the_last_steps_rows() -> None:

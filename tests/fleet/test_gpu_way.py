@@ -92,6 +92,7 @@ def answer(
             answers[outcome.request.id] = (tokens, outcome.finish_reason, described)
             num_preemptions += outcome.num_preemptions
         replica.check_integrity()
+    replica.close()
     return answers, num_preemptions
 
 

@@ -68,7 +68,7 @@ def test_small_sizes_are_told_in_mb(config: DecoderConfig) -> None:
     options = ReplicaOptions(base="", kv_memory="2MB", adapter_memory="40KB")
     told = plan_memory(options, config, torch.float32, CPU).describe()
     assert "room for adapters 0.04 MB, KV cache 1.97 MB" in told
-    assert "0.0 GB" not in told
+    assert " 0.0 GB" not in told  # 20.0 GB of free memory may be
 
 
 def test_a_gpus_memory_means_nothing_on_the_cpu(config: DecoderConfig) -> None:

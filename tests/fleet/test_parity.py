@@ -237,6 +237,25 @@ def test_what_is_computed_beside_the_others_is_the_same(
     assert len(steps.records) > 2 * len(beside), "the others went on"
 
 
+def test_two_processes_that_share_the_base(oracle: Oracle) -> None:
+    """Tensor-parallel, with gloo between them."""
+    answers, steps = answer(
+        oracle,
+        oracle.requests,
+        tensor_parallel=2,
+        prefill_chunk_tokens=7,
+        kv_block_tokens=4,
+        # A process has half of the heads, and most of the rows of adapters but not all are cut.
+        kv_memory="100KB",
+        adapter_memory="180KB",
+    )
+    assert len(answers) == len(oracle.requests)
+    assert_same(oracle, answers)
+    assert sum(record.num_preempted for record in steps.records) > 0, "the cache was meant to be too small"
+    assert sum(record.num_adapter_loads for record in steps.records) > 25, "and so was the adapter pool"
+    assert sum(record.num_cached_tokens for record in steps.records) > 0
+
+
 def test_a_wrong_adapter_would_be_seen(oracle: Oracle) -> None:
     """The oracle can fail: no two adapters agree on all of their answers."""
     by_id = {request.id: request for request in oracle.requests}
