@@ -3,8 +3,8 @@
 Pure: a machine's profile and an arrival's facts in, predictions out; tens of microseconds for one arrival.
 
 Which way wins (`best`). A cold start must delay neither its own first token nor the others' next ones, and
-often cannot have both: what is smallest is the sum of its TTFT and seven tenths of what all the others lose
-together. Without others, TTFT alone counts.
+often cannot have both: what is smallest is the sum of its TTFT and half of what all the others lose together.
+Without others, TTFT alone counts.
 
 The ways differ in how many leading layers CPU workers compute, and in whether the request prefills at once
 in the batch; or beside it, so that nobody waits for its copies or its CPU workers, and the base's weights are
@@ -31,7 +31,7 @@ from caraserve_cli.perf.profile import MachineProfile
 # What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. H100, Llama-2-7B's
 # shape, 9 cold arrivals a second, 16 tokens, rank 64, a link of 3 GB/s emulated, mean TTFT / latency in ms:
 # on-demand 80 / 830; with 0.5 / 1.0 here 50 / 852 and 57 / 837.
-_OTHERS_SHARE = 0.7
+_OTHERS_SHARE = 0.5
 # How much longer the base takes for a prompt beside steps that decode: both read all of its weights. Chosen,
 # not measured.
 _SHARED_GPU = 2.0

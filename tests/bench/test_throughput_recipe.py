@@ -68,7 +68,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fragment"),
     [
-        ('"throughput"', '"latency"', "'kind' must be one of arrivals, assist, comparison, "),
+        ('"throughput"', '"latency"', "'kind' must be one of arrivals, assist, cluster, comparison, "),
         ("repeats = 2", "repeat = 2", "unknown key 'repeat'; did you mean 'repeats'?"),
         ("prompt_tokens = 6", "", "'prompt_tokens' is missing"),
         ("output_tokens = 4", "output_tokens = 0", "'output_tokens' must be at least 1, got 0"),

@@ -72,7 +72,7 @@ def test_a_slow_link_and_a_short_prompt_are_assisted() -> None:
 
 
 def test_beside_others_it_is_assisted_as_far_as_they_do_not_suffer() -> None:
-    cold = arrival(prompt_tokens=16, num_decoding=3)
+    cold = arrival(prompt_tokens=16, num_decoding=4)
     best, held = model(3).best(cold), way(model(3), cold, ColdStart.STREAM, held=True)
     assert best.decision.how is ColdStart.CPU_ASSIST
     assert best.decision.hold_ms > 0
@@ -118,11 +118,11 @@ def test_a_slow_link_and_a_long_prompt_are_not() -> None:
 @pytest.mark.parametrize(("prompt_tokens", "lora_rank"), itertools.product(PROMPTS, RANKS))
 @pytest.mark.parametrize("gbps", GBPS)
 def test_no_way_costs_less(gbps: float | None, prompt_tokens: int, lora_rank: int) -> None:
-    """The sum of the arrival's TTFT and 0.7 of what the 8 others lose; within 1% the least of the latter."""
+    """The sum of the arrival's TTFT and half of what the 8 others lose; within 1% the least of the latter."""
     break_even, cold = model(gbps), arrival(prompt_tokens=prompt_tokens, lora_rank=lora_rank)
     ways, best = break_even.ways(cold), break_even.best(cold)
-    costs_ms = [each.ttft_ms + 5.6 * each.stall_ms for each in ways]
-    assert best.ttft_ms + 5.6 * best.stall_ms <= 1.01 * min(costs_ms)
+    costs_ms = [each.ttft_ms + 4 * each.stall_ms for each in ways]
+    assert best.ttft_ms + 4 * best.stall_ms <= 1.01 * min(costs_ms)
     for each, cost_ms in zip(ways, costs_ms, strict=True):
         if cost_ms <= 1.01 * min(costs_ms):
             assert best.stall_ms <= each.stall_ms

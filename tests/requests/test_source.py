@@ -58,13 +58,13 @@ def file(tmp_path: Path) -> Path:
 def test_lines(tmp_path: Path, data: bytes, expected: list[tuple[int, bytes]], compression: str) -> None:
     path = tmp_path / f"requests.jsonl{compression}"
     path.write_bytes(COMPRESS[compression](data))
-    assert read(path) == expected
+    assert read(path) == [RawLine(*line) for line in expected]
 
 
 @pytest.mark.parametrize("name", ["requests", "r.JSONL", "r.ndjson", "r.json", "r.txt"])
 def test_plain_names(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"a\n")
-    assert read(tmp_path / name) == [(1, b"a")]
+    assert read(tmp_path / name) == [RawLine(1, b"a")]
 
 
 @pytest.mark.parametrize(("name", "compress"), [("r.jsonl.gz", gzip.compress), ("r.zst", zst)])
@@ -152,11 +152,11 @@ def test_what_cannot_be_opened(
 
 def test_a_line_of_the_greatest_length_is_read(file: Path) -> None:
     file.write_bytes(b"x" * MAX_LINE_BYTES + b"\ny\n")
-    assert read(file) == [(1, b"x" * MAX_LINE_BYTES), (2, b"y")]
+    assert read(file) == [RawLine(1, b"x" * MAX_LINE_BYTES), RawLine(2, b"y")]
     file.write_bytes(b"x" * (MAX_LINE_BYTES + 1) + b"\ny\n")
-    assert read(file) == [(1, None), (2, b"y")]
+    assert read(file) == [RawLine(1, None), RawLine(2, b"y")]
     file.write_bytes(b"y\n" + b"x" * (MAX_LINE_BYTES + 1))
-    assert read(file) == [(1, b"y"), (2, None)]
+    assert read(file) == [RawLine(1, b"y"), RawLine(2, None)]
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
@@ -175,7 +175,7 @@ def test_a_line_of_any_length_takes_bounded_memory(tmp_path: Path, compression: 
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert lines == [(1, None), (2, b"short")]
+    assert lines == [RawLine(1, None), RawLine(2, b"short")]
     assert peak_bytes < 3 * MAX_LINE_BYTES + 2**20
 
 
