@@ -81,7 +81,7 @@ Dtype = Annotated[DtypeName, typer.Option(help="Of weights, cache and adapters."
 TensorParallel = Annotated[
     int,
     typer.Option(
-        min=1, help="Processes that hold the base together, each on a GPU of its own, or all on the CPU."
+        min=1, help="Processes that hold the base together, on the CPU; on GPUs it does not work yet."
     ),
 ]
 Seed = Annotated[

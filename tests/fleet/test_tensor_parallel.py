@@ -187,3 +187,9 @@ def test_each_process_plans_for_its_part(folder: Path) -> None:
     assert "over 2 processes" in two.device_description
     name = two.library.names[0]
     assert two.host_store.describe(name).num_bytes < one.host_store.describe(name).num_bytes
+
+
+def test_gpus_are_refused_until_they_work() -> None:
+    options = ReplicaOptions(base="llama2-7b", weights="random", tensor_parallel=2)
+    with pytest.raises(OptionError, match="--tensor-parallel: on GPUs it does not work yet"):
+        tensor_parallel.check_tensor_parallel(options, torch.device("cuda", 0))
