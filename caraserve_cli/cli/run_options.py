@@ -80,9 +80,7 @@ Device = Annotated[DeviceName, typer.Option(help="Where the base runs.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Of weights, cache and adapters.")]
 TensorParallel = Annotated[
     int,
-    typer.Option(
-        min=1, help="Processes that hold the base together, on the CPU; on GPUs it does not work yet."
-    ),
+    typer.Option(min=1, help="Processes that hold the base together, a GPU each, or all on the CPU."),
 ]
 Seed = Annotated[
     int,

@@ -42,19 +42,9 @@ def check_tensor_parallel(options: ReplicaOptions, device: torch.device) -> None
         )
     if options.emulate_link_gbps is not None:
         raise OptionError("--emulate-link-gbps: a base of --tensor-parallel has several links; leave it out")
-    refuse_gpus(device)
-
-
-def refuse_gpus(device: torch.device) -> None:
-    """Processes on GPUs do not work yet.
-
-    Raises:
-        OptionError: the device is a GPU.
-    """
-    if device.type == "cuda":
+    if device.type == "cuda" and (num_gpus := torch.cuda.device_count()) < tp_size:
         raise OptionError(
-            "--tensor-parallel: on GPUs it does not work yet: on two H100s nothing was answered within "
-            "minutes; leave it out, or use --device cpu"
+            f"--tensor-parallel: {tp_size} processes need a GPU each, and {num_gpus} can be used"
         )
 
 

@@ -108,9 +108,12 @@ class ProcessGroup:
             group.abort()
 
     def part(self) -> None:
-        """Leave the others; nothing is done if they never met. No graph must hold collectives any more: NCCL
-        waits for its end."""
+        """Leave the others; nothing is done if they never met. Nothing must be under way, and no graph must
+        hold collectives any more: NCCL waits for its end."""
         if dist.is_initialized():
+            if self._device.type == "cuda":
+                # NCCL's ordinary end is one more thing that all do together, and the others only end.
+                self.break_off()
             dist.destroy_process_group()
 
     def all_reduce_(self, summand: Tensor) -> None:

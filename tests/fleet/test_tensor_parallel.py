@@ -189,7 +189,7 @@ def test_each_process_plans_for_its_part(folder: Path) -> None:
     assert two.host_store.describe(name).num_bytes < one.host_store.describe(name).num_bytes
 
 
-def test_gpus_are_refused_until_they_work() -> None:
-    options = ReplicaOptions(base="llama2-7b", weights="random", tensor_parallel=2)
-    with pytest.raises(OptionError, match="--tensor-parallel: on GPUs it does not work yet"):
+def test_a_process_without_a_gpu_is_refused() -> None:
+    options = ReplicaOptions(base="llama2-7b", weights="random", tensor_parallel=99)
+    with pytest.raises(OptionError, match=r"--tensor-parallel: 99 processes need a GPU each, and \d+ can be"):
         tensor_parallel.check_tensor_parallel(options, torch.device("cuda", 0))

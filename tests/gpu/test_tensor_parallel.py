@@ -1,5 +1,4 @@
-"""Two GPUs that hold a base together give PEFT's tokens, and the sample's answers; not yet: on two H100s the
-first of these tests never ended, and `run` refuses it.
+"""Two GPUs that hold a base together give PEFT's tokens, and the sample's answers.
 
 Needs two accelerators; CI has none, so that these are skipped there and run by hand on the GPU machine.
 """
@@ -24,11 +23,6 @@ from tests.fleet.test_parity import Oracle, answer, assert_same, oracle
 __all__ = ["oracle"]
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-
-
-@pytest.fixture(autouse=True)
-def not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caraserve_cli.fleet.tensor_parallel.refuse_gpus", lambda device: None)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +80,6 @@ def _poll_to_the_end(replica: LocalReplica) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.xfail(reason="refused on GPUs until they work", strict=True)
 def test_the_sample(tmp_path: Path, dtype: str) -> None:
     out = tmp_path / "out"
     ended = run_caraserve("run", "--device", "cuda", "--tensor-parallel", "2", "--dtype", dtype, "--out", out)
