@@ -6,7 +6,7 @@ Needs an accelerator; CI has none, so that these are skipped there and run by ha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,19 +22,11 @@ from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.model.sampler import choose_tokens
 from tests.cli.command import SAMPLE, rows_by_id, run_caraserve
 from tests.fleet.test_parity import Beside, Oracle, answer, assert_same, oracle
+from tests.gpu.exact_products import exact_products
 
-__all__ = ["oracle"]
+__all__ = ["exact_products", "oracle"]
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
-    """TensorFloat-32 would not be float32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(("lora_kernel", "adapter_memory"), [("mbgmv", "250KB"), ("bgmv", "1MB")])
