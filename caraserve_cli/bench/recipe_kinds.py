@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from caraserve_cli.bench.arrival_recipe import ARRIVALS, ArrivalRecipe, parse_arrivals
 from caraserve_cli.bench.assist_recipe import ASSIST, AssistRecipe, parse_assist
-from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRecipe, parse_cluster
+from caraserve_cli.bench.cluster_parser import parse_cluster
+from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRecipe
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.gate_rules import parse_gate_rules
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels

@@ -1,4 +1,4 @@
-"""For tests that compare a GPU's float32 with another's: import the fixture, and all of a module's have it."""
+"""For tests that compare a GPU's float32 with another's: imported, the fixture is of all of a module's tests."""
 
 from __future__ import annotations
 
