@@ -1,4 +1,4 @@
-"""For tests that compare a GPU's float32 with another's: imported, the fixture is of all of a module's tests."""
+"""A fixture for tests that compare float32 of a GPU with that of another device."""
 
 from __future__ import annotations
 
