@@ -19,6 +19,9 @@ from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.bench.paired_recipes import TINY_PAIRED, write_paired
 from tests.cli.command import SAMPLE, run_caraserve
+from tests.cli.conftest import Caraserve, caraserve
+
+__all__ = ["caraserve"]
 
 HELD, REGRESSED, CANNOT_TELL = GateVerdict.HELD, GateVerdict.REGRESSED, GateVerdict.CANNOT_TELL
 ONE_CASE = TINY_PAIRED.partition('[[case]]\nname = "base"')[0]
@@ -52,9 +55,9 @@ def test_one_run_of_each_tells_nothing(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_slow_on_purpose_says_so(tmp_path: Path) -> None:
+def test_what_is_slow_on_purpose_says_so(caraserve: Caraserve, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    ended = run_caraserve("bench", write_paired(tmp_path, ONE_CASE), "--slow-decode", "3", "--json", file)
+    ended = caraserve("bench", write_paired(tmp_path, ONE_CASE), "--slow-decode", "3", "--json", file)
     assert ended.returncode == 0, ended.stderr
     assert "Our decoding steps were slowed on purpose, by a factor of 3." in ended.stdout
     assert json.loads(file.read_bytes())["slow_decode"] == 3.0

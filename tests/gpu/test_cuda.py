@@ -16,6 +16,7 @@ from torch import Tensor
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.core import Sequence as EngineSequence
 from caraserve_cli.engine import gpu_runner
+from caraserve_cli.engine.chunk_steps import AssistedWay
 from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
@@ -76,6 +77,11 @@ def test_another_link_changes_no_answer(oracle: Oracle) -> None:
                 answers[outcome.request.id] = outcome
         assert len(answers) == len(oracle.requests)
         assert_same(oracle, answers)
+    assert isinstance(replica._runner, gpu_runner.GpuRunner)
+    variants = {variant for _, variant in replica._runner._chunk_steps._graphs._graphs}
+    links = {variant.link_bytes_per_s for variant in variants if isinstance(variant, AssistedWay)}
+    assert len(links) == 2, "those of the link of 4 GB/s are given back"
+    assert None in links
     replica.close()
     surroundings.host_store.close()
 
