@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+_file = partial(typer.Option, metavar="FILE")
 
 Recipe = Annotated[
     str | None,
@@ -18,9 +21,9 @@ Recipe = Annotated[
 ListRecipes = Annotated[bool, typer.Option("--list", help="List the embedded recipes and measure nothing.")]
 Record = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Measure again and again, and keep it as a baseline."),
+    _file(help="Measure again and again, and keep it as a baseline."),
 ]
-Baseline = Annotated[Path | None, typer.Option(metavar="FILE", help="Compare with what --record wrote.")]
+Baseline = Annotated[Path | None, _file(help="Compare with what --record wrote.")]
 BudgetS = Annotated[
     float | None,
     typer.Option(
@@ -52,19 +55,13 @@ SlowDecode = Annotated[
         show_default=False,
     ),
 ]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON too.")
-]
+JsonFile = Annotated[Path | None, _file("--json", help="Write the result as JSON too.")]
 MarkdownFile = Annotated[
     Path | None,
-    typer.Option("--markdown", metavar="FILE", help="Write it as Markdown, for the summary of a CI job."),
+    _file("--markdown", help="Write it as Markdown, for the summary of a CI job."),
 ]
-HtmlFile = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write it as one HTML page with plots.")
-]
-JunitFile = Annotated[
-    Path | None, typer.Option("--junit", metavar="FILE", help="With --baseline: write it as JUnit XML.")
-]
+HtmlFile = Annotated[Path | None, _file("--html", help="Write it as one HTML page with plots.")]
+JunitFile = Annotated[Path | None, _file("--junit", help="With --baseline: write it as JUnit XML.")]
 GithubFile = Annotated[
     Path | None,
     typer.Option(
