@@ -44,7 +44,7 @@ def bench(
     With --baseline, run it again and again, and say whether anything became worse than it was.
 
     Exit status: 0 requirements met, or held; 4 missed, or regressed; 5 the work was not done or not the same,
-    or the baseline cannot tell.
+    or the baseline cannot tell. With --try-gate: 0 the gate keeps its word, 4 it does not.
     """
     files = BenchFiles(
         record=record,
