@@ -141,6 +141,11 @@ class HostStore:
         with self._changed:
             return name in self._kept or name in self._given_up or self._descriptions.is_hopeless(name)
 
+    def kept_ms(self, name: str) -> float:
+        """For how long the adapter has been in memory; 0 where it is not."""
+        with self._changed:
+            return self._kept.kept_ms(name)
+
     def is_shared(self, name: str) -> bool:
         """Whether the adapter is in the arena, where other processes can read it."""
         with self._changed:

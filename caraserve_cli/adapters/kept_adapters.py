@@ -5,9 +5,10 @@ Books only: reads nothing, and belongs under the host store's lock.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from caraserve_cli.adapters.host_arena import ArenaExtent, HostArena, arena_bytes
@@ -28,6 +29,7 @@ class _Kept:
     weights: AdapterWeights
     room: Room | None
     num_pins: int = 0
+    since_s: float = field(default_factory=time.perf_counter)
 
 
 class KeptAdapters:
@@ -63,6 +65,11 @@ class KeptAdapters:
         """Weights of an adapter that is here; nothing else changes."""
         kept = self._kept.get(name)
         return None if kept is None else kept.weights
+
+    def kept_ms(self, name: str) -> float:
+        """For how long an adapter has been here; 0 where it is not."""
+        kept = self._kept.get(name)
+        return 0.0 if kept is None else 1000 * (time.perf_counter() - kept.since_s)
 
     def has_room_for(self, num_bytes: int) -> bool:
         """Whether an empty store would."""

@@ -113,8 +113,7 @@ def parse_arrivals(table: RecipeTable, path: Path) -> ArrivalRecipe:
         OptionError: it has an unknown key, or a wrong value.
     """
     table.choice("kind", (ARRIVALS,), ARRIVALS)
-    # All strategies get the same prompts, and none may find what another has left of them.
-    options = dataclasses.replace(parse_options(table, path), prefix_caching=False)
+    options = parse_options(table, path, prefix_caching=False)
     strategies = parse_strategies(table)
     options = dataclasses.replace(options, cold_start=start_with(strategies))
     modules = table.lora_modules("modules")

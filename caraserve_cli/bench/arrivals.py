@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import groupby, islice
 
 from caraserve_cli.bench.arrival_recipe import ArrivalCase, ArrivalRecipe, Cell
@@ -35,11 +36,11 @@ def run_arrivals(recipe: ArrivalRecipe, on_cell: OnCell) -> ArrivalResult:
         around: Surroundings, cases: Sequence[ArrivalCase], adapters: Sequence[str]
     ) -> tuple[float, dict[str, list[CellResult]]]:
         started_s = time.perf_counter()
-        replica = BenchReplica(around, cases[0].options, adapters)
-        ready_s = time.perf_counter() - started_s
-        for case in cases:
-            _check_fits(recipe, case, replica)
-        return ready_s, {case.name: _run_case(recipe, case, replica, on_cell) for case in cases}
+        with closing(BenchReplica(around, cases[0].options, adapters)) as replica:
+            ready_s = time.perf_counter() - started_s
+            for case in cases:
+                _check_fits(recipe, case, replica)
+            return ready_s, {case.name: _run_case(recipe, case, replica, on_cell) for case in cases}
 
     done = run_replicas(recipe, run)
     return ArrivalResult(

@@ -168,6 +168,10 @@ class BenchReplica:
                 time.sleep((arrivals.next_ms - now_ms) / 1000)
         return Served(started_ms=started_ms, outcomes=tuple(outcomes), steps=tuple(self._log.steps))
 
+    def close(self) -> None:
+        """End what belongs to it; it answers nothing any more."""
+        self._replica.close()
+
     def settle(self) -> None:
         """What was left before is not paid for by what is measured next."""
         self.forget_steps()

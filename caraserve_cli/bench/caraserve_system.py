@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from caraserve_cli.bench.recipe import Recipe
 from caraserve_cli.bench.system import CARASERVE, SystemRun
@@ -33,14 +34,16 @@ class CaraServeSystem:
             InputError: a request fails.
         """
         clock = RunClock()
-        replica = LocalReplica(self._surroundings, self._options, clock, NoEvents())
         answers: dict[str, tuple[int, ...]] = {}
-        clock.start()
-        started_s = time.perf_counter()
-        replica.submit(workload.requests)
-        while replica.num_unfinished:
-            for outcome in replica.poll():
-                if isinstance(outcome, Failure):
-                    raise InputError(f"{self.name} cannot answer '{outcome.request.id}': {outcome.message}")
-                answers[outcome.request.id] = tuple(outcome.token_ids)
-        return SystemRun(answers=answers, seconds=time.perf_counter() - started_s)
+        with closing(LocalReplica(self._surroundings, self._options, clock, NoEvents())) as replica:
+            clock.start()
+            started_s = time.perf_counter()
+            replica.submit(workload.requests)
+            while replica.num_unfinished:
+                for outcome in replica.poll():
+                    if isinstance(outcome, Failure):
+                        where = f"{self.name} cannot answer '{outcome.request.id}'"
+                        raise InputError(f"{where}: {outcome.message}")
+                    answers[outcome.request.id] = tuple(outcome.token_ids)
+            seconds = time.perf_counter() - started_s
+        return SystemRun(answers=answers, seconds=seconds)

@@ -28,6 +28,10 @@ class CaseRunner:
         self._replica = BenchReplica(surroundings, options, adapters)
         self._num_runs = 0
 
+    def close(self) -> None:
+        """End the replica."""
+        self._replica.close()
+
     def answer(self, case: EngineCase) -> CaseRun:
         """Bring the device's adapter pool into the case's state, then answer all requests on the clock."""
         self._prepare_pool(case)

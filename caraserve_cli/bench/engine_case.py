@@ -70,6 +70,16 @@ class EngineRecipe(Generic[_Case_co]):
     cases: tuple[_Case_co, ...]
 
 
+class TopKeys(TypedDict):
+    """What the top of a recipe of every kind says."""
+
+    name: str
+    description: str
+    options: ReplicaOptions
+    warmups: int
+    repeats: int
+
+
 class CommonKeys(TypedDict):
     """What cases of every kind say: how many requests have which adapters, and who answers them."""
 
@@ -82,8 +92,24 @@ class CommonKeys(TypedDict):
     options: ReplicaOptions
 
 
-def parse_options(table: RecipeTable, path: Path) -> ReplicaOptions:
-    """What a recipe's top says of the replicas.
+def parse_top(table: RecipeTable, path: Path, options: ReplicaOptions, *, repeats: int) -> TopKeys:
+    """What a recipe's top says besides; `repeats` where it does not say how many.
+
+    Raises:
+        OptionError: a wrong value.
+    """
+    return TopKeys(
+        name=path.stem,
+        description=table.text("description"),
+        options=options,
+        warmups=table.count("warmups", 1, low=0),
+        repeats=table.count("repeats", repeats),
+    )
+
+
+def parse_options(table: RecipeTable, path: Path, *, prefix_caching: bool = True) -> ReplicaOptions:
+    """What a recipe's top says of the replicas. Without `prefix_caching` where all that is compared gets the
+    same prompts, and none may find what another has left of them.
 
     Raises:
         OptionError: a wrong value.
@@ -94,6 +120,7 @@ def parse_options(table: RecipeTable, path: Path) -> ReplicaOptions:
         device=cast("DeviceName", table.choice("device", DEVICES, "auto")),
         dtype=cast("DtypeName", table.choice("dtype", DTYPES, "bfloat16")),
         host_adapter_memory=table.size("host_adapter_memory", None),
+        prefix_caching=prefix_caching,
     )
     return parse_engine(table, options)
 

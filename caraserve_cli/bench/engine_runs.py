@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -215,13 +216,13 @@ def _answer_cases(
     """The seconds until a replica is ready, and case name -> its measured runs, interleaved after the
     warm-ups."""
     started_s = time.perf_counter()
-    runner = CaseRunner(surroundings, cases[0].options, adapters)
-    ready_s = time.perf_counter() - started_s
     runs: dict[str, list[CaseRun]] = {case.name: [] for case in cases}
-    for repeat in range(1 - recipe.warmups, recipe.repeats + 1):
-        for case in cases:
-            run = runner.answer(case)
-            on_run(case.name, max(repeat, 0), run)
-            if repeat > 0:
-                runs[case.name].append(run)
+    with closing(CaseRunner(surroundings, cases[0].options, adapters)) as runner:
+        ready_s = time.perf_counter() - started_s
+        for repeat in range(1 - recipe.warmups, recipe.repeats + 1):
+            for case in cases:
+                run = runner.answer(case)
+                on_run(case.name, max(repeat, 0), run)
+                if repeat > 0:
+                    runs[case.name].append(run)
     return ready_s, runs

@@ -34,11 +34,23 @@ class GatedRun:
     last: Round
 
 
-def run_gated(recipe: Path, baseline: Recording | None, budget_s: float, on_round: OnRound) -> GatedRun:
+def _tell_nobody(number: int, is_settled: bool) -> None:
+    """An `OnRound` for who does not want to know."""
+
+
+def run_gated(
+    recipe: Path,
+    baseline: Recording | None,
+    budget_s: float,
+    on_round: OnRound = _tell_nobody,
+    *,
+    slow_decode: float | None = None,
+) -> GatedRun:
     """Measure until narrow or until the budget is spent, and judge.
 
     Args:
         baseline: None to measure what can be a baseline.
+        slow_decode: by what factor decoding steps are slowed on purpose; None for not at all.
 
     Raises:
         OptionError: a rule of the recipe fits no metric.
@@ -46,7 +58,7 @@ def run_gated(recipe: Path, baseline: Recording | None, budget_s: float, on_roun
     """
     rounds: list[Round] = []
     undone: dict[str, None] = {}
-    for number, each in enumerate(run_rounds(recipe, budget_s), 1):
+    for number, each in enumerate(run_rounds(recipe, budget_s, slow_decode), 1):
         rounds.append(each)
         if each.exit_status == ExitStatus.CANNOT_TELL:
             undone[f"in run {number} work was not done, or not the same"] = None

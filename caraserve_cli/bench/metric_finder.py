@@ -27,43 +27,42 @@ _TAIL = re.compile(r"(^|_|\b)(p9\d+|p99\d*|longest|max|worst)(_|\b|$)")
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a key means that `pattern` is found in."""
+    """What a name means that `pattern` is found in."""
 
-    pattern: re.Pattern[str]
+    pattern: str
     unit: str
-    basis: Basis
     direction: Direction | None
 
 
-def _rule(pattern: str, unit: str, basis: Basis, direction: Direction | None) -> _Rule:
-    return _Rule(re.compile(pattern), unit, basis, direction)
-
-
 # Of a metric's whole name, the first that fits.
-_RULES = (
+_RULES: dict[Basis, tuple[_Rule, ...]] = {
     # Not ours, or the same work done in the way that ours is compared with.
-    _rule(r"(copy_bytes|product_flops)_per_s$", "1/s", Basis.YARDSTICK, Direction.HIGHER),
-    _rule(r"(^|: )(reference|contiguous)\w*_ms$", "ms", Basis.YARDSTICK, Direction.LOWER),
-    _rule(r"\bcontiguous\w*_us$|\b(torch_us|synchronised_ms)$", "", Basis.YARDSTICK, Direction.LOWER),
-    _rule(r"\bpeers: .*_us$", "us", Basis.YARDSTICK, Direction.LOWER),
-    _rule(r"^(peft-mixed|peft-one-adapter): seconds$", "s", Basis.YARDSTICK, Direction.LOWER),
-    _rule(r"^(peft-mixed|peft-one-adapter): tokens_per_s$", "tokens/s", Basis.YARDSTICK, Direction.HIGHER),
-    # Ratios of one run.
-    _rule(
-        r"_over_(reference|mbgmv)\b|\bover_cached\b|_ratio$|\blora: share$", "x", Basis.RATIO, Direction.LOWER
+    Basis.YARDSTICK: (
+        _Rule(r"(copy_bytes|product_flops)_per_s$", "1/s", Direction.HIGHER),
+        _Rule(r"(^|: )(reference|contiguous)\w*_ms$", "ms", Direction.LOWER),
+        _Rule(r"\bcontiguous\w*_us$|\b(torch_us|synchronised_ms)$", "", Direction.LOWER),
+        _Rule(r"\bpeers: .*_us$", "us", Direction.LOWER),
+        _Rule(r"^(peft-mixed|peft-one-adapter): seconds$", "s", Direction.LOWER),
+        _Rule(r"^(peft-mixed|peft-one-adapter): tokens_per_s$", "tokens/s", Direction.HIGHER),
     ),
-    _rule(r" / .*: ratio$|\bspeedup$", "x", Basis.RATIO, Direction.HIGHER),
-    _rule(r"\b(slo_attainment|hit_rate|goodput_share)$", "share", Basis.RATIO, Direction.HIGHER),
+    # Of one run.
+    Basis.RATIO: (
+        _Rule(r"_over_(reference|mbgmv)\b|\bover_cached\b|_ratio$|\blora: share$", "x", Direction.LOWER),
+        _Rule(r" / .*: ratio$|\bspeedup$", "x", Direction.HIGHER),
+        _Rule(r"\b(slo_attainment|hit_rate|goodput_share)$", "share", Direction.HIGHER),
+    ),
     # What a user waits for.
-    _rule(r"tokens_per_s$", "tokens/s", Basis.ABSOLUTE, Direction.HIGHER),
-    _rule(r"_per_s$|\bgoodput$", "1/s", Basis.ABSOLUTE, Direction.HIGHER),
-    _rule(r"\bsaved_ms$", "ms", Basis.ABSOLUTE, Direction.HIGHER),
-    _rule(r"_ms\b", "ms", Basis.ABSOLUTE, Direction.LOWER),
-    _rule(r"_us$", "us", Basis.ABSOLUTE, Direction.LOWER),
-    _rule(r"\bseconds$|_s$", "s", Basis.ABSOLUTE, Direction.LOWER),
-    _rule(r"_bytes$", "bytes", Basis.ABSOLUTE, Direction.LOWER),
-)
-_UNKNOWN = _rule("", "", Basis.ABSOLUTE, None)
+    Basis.ABSOLUTE: (
+        _Rule(r"tokens_per_s$", "tokens/s", Direction.HIGHER),
+        _Rule(r"_per_s$|\bgoodput$", "1/s", Direction.HIGHER),
+        _Rule(r"\bsaved_ms$", "ms", Direction.HIGHER),
+        _Rule(r"_ms\b", "ms", Direction.LOWER),
+        _Rule(r"_us$", "us", Direction.LOWER),
+        _Rule(r"\bseconds$|_s$", "s", Direction.LOWER),
+        _Rule(r"_bytes$", "bytes", Direction.LOWER),
+        _Rule("", "", None),
+    ),
+}
 
 # Figures that a result has once, which are metrics nevertheless.
 _SINGLE = ("copy_bytes_per_s", "product_flops_per_s", "startup_s")
@@ -87,13 +86,15 @@ def find_metrics(result: Mapping[str, object], *, each_repeat: bool = False) -> 
 
 def describe_metric(name: str, values: tuple[float, ...]) -> Metric:
     """What a metric's name says of it."""
-    rule = next((rule for rule in _RULES if rule.pattern.search(name)), _UNKNOWN)
+    basis, rule = next(
+        (basis, rule) for basis, rules in _RULES.items() for rule in rules if re.search(rule.pattern, name)
+    )
     is_tail = bool(_TAIL.search(name))
-    tolerance = _RATIO_TOLERANCE if rule.basis is Basis.RATIO else _ABSOLUTE_TOLERANCE
+    tolerance = _RATIO_TOLERANCE if basis is Basis.RATIO else _ABSOLUTE_TOLERANCE
     return Metric(
         name=name,
         unit=rule.unit or name[-2:],
-        basis=rule.basis,
+        basis=basis,
         direction=rule.direction,
         tolerance=_TAIL_TOLERANCE if is_tail else tolerance,
         is_tail=is_tail,

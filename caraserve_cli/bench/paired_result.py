@@ -101,7 +101,10 @@ def _tail(times_ms: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedFacts:
-    """Under which circumstances was measured; see `BenchFacts`."""
+    """Under which circumstances was measured; see `BenchFacts`.
+
+    `slow_decode`: by what factor our decoding steps were slowed on purpose; None for not at all.
+    """
 
     recipe: str
     description: str
@@ -117,6 +120,7 @@ class PairedFacts:
     prompt_tokens: int
     output_tokens: int
     repeats: int
+    slow_decode: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -14,8 +16,10 @@ from caraserve_cli.bench.facts import code_commit, installed_versions
 from caraserve_cli.bench.paired_recipe import PairedCase, PairedRecipe
 from caraserve_cli.bench.paired_result import PairedFacts, PairedResult, Pass, judge_pairs
 from caraserve_cli.bench.paired_steps import PairedSteps
+from caraserve_cli.bench.slowed_replica import SlowedReplica
 from caraserve_cli.bench.workload import Workload, load_workload
 from caraserve_cli.core import Request
+from caraserve_cli.fleet.local import LocalReplica
 
 _PACKAGES = ("torch", "transformers", "peft")
 _PEFT, _TRANSFORMERS = "peft", "transformers"
@@ -26,8 +30,11 @@ _WARMUP_TOKENS = 4
 OnPass = Callable[[str, int, Pass], None]
 
 
-def run_paired(recipe: PairedRecipe, on_pass: OnPass) -> PairedResult:
+def run_paired(recipe: PairedRecipe, on_pass: OnPass, slow_decode: float | None = None) -> PairedResult:
     """Measure every case whose reference is installed.
+
+    Args:
+        slow_decode: by what factor our decoding steps are slowed on purpose; None for not at all.
 
     Raises:
         InputError: the workload cannot be read, or not be answered.
@@ -38,15 +45,17 @@ def run_paired(recipe: PairedRecipe, on_pass: OnPass) -> PairedResult:
     cases = [case for case in recipe.cases if has_peft or _reference(case) != _PEFT]
     passes: dict[str, list[Pass]] = {case.name: [] for case in cases}
     if cases:
-        steps = PairedSteps(recipe.comparison, workload, with_peft=has_peft)
-        for repeat in range(recipe.repeats + 1):
-            for case in cases:
-                done = steps.answer(_requests(case, workload, recipe, is_warmup=repeat == 0), repeat)
-                on_pass(case.name, repeat, done)
-                if repeat:
-                    passes[case.name].append(done)
+        open_replica = LocalReplica if slow_decode is None else partial(SlowedReplica, slow_decode)
+        steps = PairedSteps(recipe.comparison, workload, with_peft=has_peft, open_replica=open_replica)
+        with closing(steps):
+            for repeat in range(recipe.repeats + 1):
+                for case in cases:
+                    done = steps.answer(_requests(case, workload, recipe, is_warmup=repeat == 0), repeat)
+                    on_pass(case.name, repeat, done)
+                    if repeat:
+                        passes[case.name].append(done)
     return PairedResult(
-        _facts(recipe, workload, load_average),
+        _facts(recipe, workload, load_average, slow_decode),
         tuple(judge_pairs(case.name, _reference(case), passes[case.name]) for case in cases),
         {
             case.name: "PEFT is not installed; run pip install 'caraserve[test]', in a clone '.[test]'"
@@ -74,7 +83,9 @@ def _requests(
     ]
 
 
-def _facts(recipe: PairedRecipe, workload: Workload, load_average: float) -> PairedFacts:
+def _facts(
+    recipe: PairedRecipe, workload: Workload, load_average: float, slow_decode: float | None
+) -> PairedFacts:
     return PairedFacts(
         recipe=recipe.name,
         description=recipe.description,
@@ -90,4 +101,5 @@ def _facts(recipe: PairedRecipe, workload: Workload, load_average: float) -> Pai
         prompt_tokens=workload.num_prompt_tokens,
         output_tokens=recipe.output_tokens,
         repeats=recipe.repeats,
+        slow_decode=slow_decode,
     )

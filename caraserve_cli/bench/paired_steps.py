@@ -24,9 +24,15 @@ from caraserve_cli.bench.paired_result import Pass
 from caraserve_cli.bench.recipe import Recipe
 from caraserve_cli.bench.workload import Workload, replica_options
 from caraserve_cli.core import Completion, Request
+from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.local import LocalReplica, NoEvents
+from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.replica import Replica
 from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.clock import RunClock
+
+# Starts a replica on the CPU, where a step is over when `poll` returns.
+OpenReplica = Callable[[Surroundings, ReplicaOptions, Callable[[], float], EventSink], Replica]
 
 
 class PairedSteps:
@@ -34,18 +40,26 @@ class PairedSteps:
 
     Args:
         with_peft: requests with adapters can be answered.
+        open_replica: starts our side.
 
     Raises:
         InputError: the base cannot be loaded, or no request names an adapter.
     """
 
-    def __init__(self, recipe: Recipe, workload: Workload, *, with_peft: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        workload: Workload,
+        *,
+        with_peft: bool,
+        open_replica: OpenReplica = LocalReplica,
+    ) -> None:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         # A prompt is computed anew in every pass, as the reference does it, and in one step.
         options = replace(replica_options(recipe), prefix_caching=False)
         options = replace(options, max_batch_tokens=max(options.max_batch_tokens, workload.num_prompt_tokens))
         clock = RunClock()
-        self._replica = LocalReplica(Surroundings.prepare(options), options, clock, NoEvents())
+        self._replica = open_replica(Surroundings.prepare(options), options, clock, NoEvents())
         clock.start()
         self._transformers = _load_transformers(workload)
         self._generate_mixed: _Generate | None = None
@@ -53,6 +67,10 @@ class PairedSteps:
             from caraserve_cli.bench.peft_systems import LoadedPeft
 
             self._generate_mixed = LoadedPeft(workload).generate
+
+    def close(self) -> None:
+        """Nothing is answered any more."""
+        self._replica.close()
 
     def answer(self, requests: Sequence[Request], number: int) -> Pass:
         """One pass; `number` is another one in each."""
@@ -101,7 +119,7 @@ class _Turns(StoppingCriteria):
     """Stops nothing: after each token of the reference it is our turn for one step, and the clock tells
     both apart."""
 
-    def __init__(self, replica: LocalReplica) -> None:
+    def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._began_s = 0.0
         self.ours_ms: list[float] = []

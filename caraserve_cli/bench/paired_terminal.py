@@ -57,6 +57,8 @@ def _circumstances(facts: PairedFacts) -> Text:
 
 
 def _last_lines(result: PairedResult) -> Iterator[Text]:
+    if (factor := result.facts.slow_decode) is not None:
+        yield Text(f"Our decoding steps were slowed on purpose, by a factor of {factor:g}.", style="yellow")
     for each in result.cases:
         for undone in each.undone:
             yield cannot_tell(f"in '{each.name}' {undone}")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from caraserve_cli.bench.arrival_recipe import ARRIVALS, ArrivalRecipe, parse_arrivals
 from caraserve_cli.bench.assist_recipe import ASSIST, AssistRecipe, parse_assist
-from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRecipe, parse_cluster
+from caraserve_cli.bench.cluster_parser import parse_cluster
+from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRecipe
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.gate_rules import parse_gate_rules
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
@@ -25,6 +26,7 @@ from caraserve_cli.bench.serving_recipe import SERVING, ServingRecipe, parse_ser
 from caraserve_cli.bench.slo_recipe import SLO, SloRecipe, parse_slo
 from caraserve_cli.bench.step_recipe import STEPS, StepRecipe, parse_steps
 from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputRecipe, parse_throughput
+from caraserve_cli.errors import OptionError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,11 +71,13 @@ _Recipe = TypeVar("_Recipe", bound=AnyRecipe)
 
 @dataclass(frozen=True, slots=True)
 class RecipeKind(Generic[_Recipe]):
-    """How recipes of one kind are read and measured."""
+    """How recipes of one kind are read and measured, and with decoding steps slowed by a factor, where they
+    can be."""
 
     recipe_type: type[_Recipe]
     parse: Callable[[RecipeTable, Path], _Recipe]
     measure: Callable[[_Recipe, Tell], Measured]
+    measure_slowed: Callable[[_Recipe, Tell, float], Measured] | None = None
 
 
 def load_any_recipe(path: Path) -> AnyRecipe:
@@ -89,16 +93,41 @@ def load_any_recipe(path: Path) -> AnyRecipe:
     return recipe
 
 
-def measure_recipe(recipe: AnyRecipe, tell: Tell) -> Measured:
+def measure_recipe(recipe: AnyRecipe, tell: Tell, slow_decode: float | None = None) -> Measured:
     """Do what a recipe of any kind asks for.
 
+    Args:
+        slow_decode: by what factor decoding steps are slowed on purpose; None for not at all.
+
     Raises:
-        OptionError: it asks for what this machine does not have.
+        OptionError: it asks for what this machine does not have, or for slowed steps where none can be.
         InputError: something that it names cannot be had.
     """
-    return next(kind for kind in _KINDS.values() if isinstance(recipe, kind.recipe_type)).measure(
-        recipe, tell
-    )
+    if slow_decode is not None:
+        return _slowed(recipe)(recipe, tell, slow_decode)
+    return _kind_of(recipe).measure(recipe, tell)
+
+
+def check_can_be_slowed(recipe: AnyRecipe) -> None:
+    """Refuse a recipe whose decoding steps cannot be slowed.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    _slowed(recipe)
+
+
+def _kind_of(recipe: AnyRecipe) -> RecipeKind[Any]:
+    return next(kind for kind in _KINDS.values() if isinstance(recipe, kind.recipe_type))
+
+
+def _slowed(recipe: AnyRecipe) -> Callable[[Any, Tell, float], Measured]:
+    if (measure := _kind_of(recipe).measure_slowed) is None:
+        raise OptionError(
+            f"--slow-decode: only the steps of recipes of the kind '{PAIRED}' are slowed, such as quick, and "
+            f"'{recipe.name}' is none"
+        )
+    return measure
 
 
 def _measure_comparison(recipe: Recipe, tell: Tell) -> Measured:
@@ -208,11 +237,15 @@ def _measure_assist(recipe: AssistRecipe, tell: Tell) -> Measured:
     return Measured(result, render_assist(result), {".trace.json": result.trace_json()})
 
 
-def _measure_paired(recipe: PairedRecipe, tell: Tell) -> Measured:
+def _measure_paired(recipe: PairedRecipe, tell: Tell, slow_decode: float | None = None) -> Measured:
     from caraserve_cli.bench.paired_run import run_paired
     from caraserve_cli.bench.paired_terminal import render_paired, summary
 
-    result = run_paired(recipe, lambda case, repeat, done: tell(case, repeat, recipe.repeats, summary(done)))
+    result = run_paired(
+        recipe,
+        lambda case, repeat, done: tell(case, repeat, recipe.repeats, summary(done)),
+        slow_decode,
+    )
     return Measured(result, render_paired(result))
 
 
@@ -234,7 +267,7 @@ _KINDS: dict[str, RecipeKind[Any]] = {
     CLUSTER: RecipeKind(ClusterRecipe, parse_cluster, _measure_cluster),
     COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
-    PAIRED: RecipeKind(PairedRecipe, parse_paired, _measure_paired),
+    PAIRED: RecipeKind(PairedRecipe, parse_paired, _measure_paired, _measure_paired),
     SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),
     SLO: RecipeKind(SloRecipe, parse_slo, _measure_slo),
     STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),

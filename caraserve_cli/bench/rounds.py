@@ -38,8 +38,9 @@ class Round:
     exit_status: int
 
 
-def run_rounds(recipe: Path, budget_s: float) -> Iterator[Round]:
-    """Measure once, then as often as asked, as long as another one as long as the longest fits the budget.
+def run_rounds(recipe: Path, budget_s: float, slow_decode: float | None = None) -> Iterator[Round]:
+    """Measure once, then as often as asked, as long as another one as long as the longest fits the budget;
+    `slow_decode` as for `run_gated`.
 
     Raises:
         InputError: a process ended without a result; it has said on stderr why.
@@ -48,16 +49,18 @@ def run_rounds(recipe: Path, budget_s: float) -> Iterator[Round]:
     longest_s = 0.0
     while True:
         began_s = time.monotonic()
-        yield _run_once(recipe)
+        yield _run_once(recipe, slow_decode)
         longest_s = max(longest_s, time.monotonic() - began_s)
         if time.monotonic() - started_s + longest_s > budget_s:
             return
 
 
-def _run_once(recipe: Path) -> Round:
+def _run_once(recipe: Path, slow_decode: float | None) -> Round:
     with tempfile.TemporaryDirectory(prefix="caraserve-bench-") as folder:
         file = Path(folder) / "result.json"
         command = [sys.executable, "-m", "caraserve_cli", "bench", str(recipe.resolve()), "--json", str(file)]
+        if slow_decode is not None:
+            command += ["--slow-decode", str(slow_decode)]
         # Its tables are as wide as ours.
         env = {**os.environ, "COLUMNS": str(shutil.get_terminal_size().columns)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:

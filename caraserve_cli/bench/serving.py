@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from caraserve_cli.bench.bench_replica import BenchReplica
 from caraserve_cli.bench.case_runner import find_undone
@@ -38,11 +39,11 @@ def run_serving(recipe: ServingRecipe, on_run: OnServingRun) -> ServingResult:
         around: Surroundings, cases: Sequence[ServingCase], adapters: Sequence[str]
     ) -> tuple[float, dict[str, CaseRuns]]:
         started_s = time.perf_counter()
-        replica = BenchReplica(around, cases[0].options, adapters)
-        ready_s = time.perf_counter() - started_s
-        for case in cases:
-            _check_fits(recipe, case, replica)
-        return ready_s, {case.name: _run_case(recipe, case, replica, on_run) for case in cases}
+        with closing(BenchReplica(around, cases[0].options, adapters)) as replica:
+            ready_s = time.perf_counter() - started_s
+            for case in cases:
+                _check_fits(recipe, case, replica)
+            return ready_s, {case.name: _run_case(recipe, case, replica, on_run) for case in cases}
 
     done = run_replicas(recipe, run)
     cases = tuple(judge_serving(case, done.runs[case.name]) for case in recipe.cases)

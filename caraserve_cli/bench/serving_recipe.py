@@ -37,15 +37,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caraserve_cli.bench.cold_starts import CACHED, parse_strategies, start_with
-from caraserve_cli.bench.engine_case import (
-    EngineCase,
-    EngineRecipe,
-    parse_cases,
-    parse_common,
-    parse_options,
-)
+from caraserve_cli.bench.engine_case import EngineRecipe, parse_cases, parse_options, parse_top
 from caraserve_cli.bench.recipe_table import RecipeTable
-from caraserve_cli.core import Bounds
+from caraserve_cli.bench.timed_case import TimedCase, parse_timed
 from caraserve_cli.fleet.options import ReplicaOptions
 
 SERVING = "serving"
@@ -80,24 +74,20 @@ class ServingRequirement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServingCase(EngineCase):
+class ServingCase(TimedCase):
     """One case: requests that arrive in time.
 
     Attributes:
         strategies: compared, in this order.
         rate_per_s: mean of the Poisson arrivals; None where `load` is given.
         load: the same as a share of saturation; None where `rate_per_s` is given.
-        popularity: exponent of the adapters' weights; None where they take turns.
         link_gbps: of the emulated link; None for the machine's own.
-        bounds: that every request carries.
     """
 
     strategies: tuple[str, ...]
     rate_per_s: float | None
     load: float | None
-    popularity: float | None
     link_gbps: float | None
-    bounds: Bounds
     requirements: tuple[ServingRequirement, ...]
 
 
@@ -113,14 +103,9 @@ def parse_serving(table: RecipeTable, path: Path) -> ServingRecipe:
         OptionError: it has an unknown key, or a wrong value.
     """
     table.choice("kind", (SERVING,), SERVING)
-    # All strategies get the same prompts, and none may find what another has left of them.
-    options = dataclasses.replace(parse_options(table, path), prefix_caching=False)
+    options = parse_options(table, path, prefix_caching=False)
     recipe = ServingRecipe(
-        name=path.stem,
-        description=table.text("description"),
-        options=options,
-        warmups=table.count("warmups", 1, low=0),
-        repeats=table.count("repeats", 5),
+        **parse_top(table, path, options, repeats=5),
         cases=parse_cases(table, lambda each: _parse_case(each, options)),
     )
     table.close()
@@ -130,29 +115,20 @@ def parse_serving(table: RecipeTable, path: Path) -> ServingRecipe:
 def _parse_case(table: RecipeTable, options: ReplicaOptions) -> ServingCase:
     for key in ("peft", "vllm", "cold"):
         table.refuse(key, "in a serving benchmark, whose strategies are compared with each other")
-    common = parse_common(table, options, distinct=True)
+    timed = parse_timed(table, options)
     strategies = parse_strategies(table)
     rate_per_s, load = table.optional_positive("rate_per_s"), table.optional_positive("load")
     if (rate_per_s is None) == (load is None):
         raise table.wrong("rate_per_s", "given or 'load' given, one of the two", rate_per_s)
     if load is not None and CACHED not in strategies:
         raise table.wrong("load", f"left out, or 'strategies' have '{CACHED}', which saturates", load)
-    common["options"] = dataclasses.replace(common["options"], cold_start=start_with(strategies))
+    timed["options"] = dataclasses.replace(timed["options"], cold_start=start_with(strategies))
     case = ServingCase(
-        **common,
-        prompt_tokens=table.count("prompt_tokens", None),
-        output_tokens=table.count("output_tokens", None),
-        cold=True,
+        **timed,
         strategies=strategies,
         rate_per_s=rate_per_s,
         load=load,
-        popularity=table.optional_positive("popularity"),
         link_gbps=table.optional_positive("emulate_link_gbps"),
-        bounds=Bounds(
-            deadline_ms=table.optional_positive("deadline_ms"),
-            ttft_slo_ms=table.optional_positive("ttft_slo_ms"),
-            tpot_slo_ms=table.optional_positive("tpot_slo_ms"),
-        ),
         requirements=tuple(
             required for each in table.tables("require") for required in _parse_require(each, strategies)
         ),

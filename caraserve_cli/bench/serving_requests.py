@@ -10,16 +10,13 @@ import random
 from collections.abc import Sequence
 from itertools import islice
 
-from caraserve_cli.bench.serving_recipe import ServingCase
-from caraserve_cli.bench.slo_recipe import SloCase
 from caraserve_cli.bench.synthetic import SyntheticAdapter, adapters_of, make_requests
+from caraserve_cli.bench.timed_case import TimedCase
 from caraserve_cli.core import Request
 from caraserve_cli.requests.arrival_process import poisson_ms
 
 
-def make_arrivals(
-    case: ServingCase | SloCase, repeat: int, rate_per_s: float | None, vocab_size: int
-) -> list[Request]:
+def make_arrivals(case: TimedCase, repeat: int, rate_per_s: float | None, vocab_size: int) -> list[Request]:
     """The requests of one repeat in the order of their arrivals, which count from the start of a run; without
     a rate all are there at once."""
     chosen = random.Random(f"arrivals {case.name} {repeat}")
@@ -35,7 +32,7 @@ def make_arrivals(
     ]
 
 
-def _draw_adapters(case: ServingCase | SloCase, chosen: random.Random) -> Sequence[SyntheticAdapter]:
+def _draw_adapters(case: TimedCase, chosen: random.Random) -> Sequence[SyntheticAdapter]:
     adapters = adapters_of(case)
     if case.popularity is None:
         return [adapters[index % len(adapters)] for index in range(case.num_requests)]

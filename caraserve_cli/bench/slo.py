@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from caraserve_cli.bench.bench_replica import BenchReplica
 from caraserve_cli.bench.case_runner import find_undone
@@ -35,13 +36,13 @@ def run_slo(recipe: SloRecipe, on_run: OnSloRun) -> SloResult:
         around: Surroundings, cases: Sequence[SloCase], adapters: Sequence[str]
     ) -> tuple[float, dict[str, SloCaseResult]]:
         started_s = time.perf_counter()
-        replica = BenchReplica(around, cases[0].options, adapters)
-        ready_s = time.perf_counter() - started_s
-        has_step_model = around.step_model is not None
-        return ready_s, {
-            case.name: _run_case(recipe, case, replica, on_run, has_step_model=has_step_model)
-            for case in cases
-        }
+        with closing(BenchReplica(around, cases[0].options, adapters)) as replica:
+            ready_s = time.perf_counter() - started_s
+            has_step_model = around.step_model is not None
+            return ready_s, {
+                case.name: _run_case(recipe, case, replica, on_run, has_step_model=has_step_model)
+                for case in cases
+            }
 
     done = run_replicas(recipe, run)
     return SloResult(facts=done.facts, cases=tuple(done.runs[case.name] for case in recipe.cases))

@@ -27,18 +27,12 @@ Knows no torch and starts nothing.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from caraserve_cli.bench.engine_case import (
-    EngineCase,
-    EngineRecipe,
-    parse_cases,
-    parse_common,
-    parse_options,
-)
+from caraserve_cli.bench.engine_case import EngineRecipe, parse_cases, parse_options, parse_top
 from caraserve_cli.bench.recipe_table import RecipeTable
+from caraserve_cli.bench.timed_case import TimedCase, parse_timed
 from caraserve_cli.core import Bounds
 from caraserve_cli.engine.by_slack import SCHEDULING_NAMES
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -48,14 +42,12 @@ _ATTAINED = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SloCase(EngineCase):
-    """One case: the same requests at several rates.
+class SloCase(TimedCase):
+    """One case: the same requests at several rates. `bounds` are without that of `tpot_within`.
 
     Attributes:
         scheduling: two policies, compared.
         rates_per_s: ascending.
-        popularity: exponent of the adapters' weights; None where they take turns.
-        bounds: that every request carries, without that of `tpot_within`.
         tpot_within: see the module's text; None where TPOT has no bound.
         attained: the share of requests that must meet their bounds at a rate that is held.
         ratio_at_least: required of the first policy's rate over the second's; None for no requirement.
@@ -63,8 +55,6 @@ class SloCase(EngineCase):
 
     scheduling: tuple[str, ...]
     rates_per_s: tuple[int, ...]
-    popularity: float | None
-    bounds: Bounds
     tpot_within: float | None
     attained: float
     ratio_at_least: float | None
@@ -82,14 +72,9 @@ def parse_slo(table: RecipeTable, path: Path) -> SloRecipe:
         OptionError: it has an unknown key, or a wrong value.
     """
     table.choice("kind", (SLO,), SLO)
-    # Both policies get the same prompts, and none may find what the other has left of them.
-    options = dataclasses.replace(parse_options(table, path), prefix_caching=False)
+    options = parse_options(table, path, prefix_caching=False)
     recipe = SloRecipe(
-        name=path.stem,
-        description=table.text("description"),
-        options=options,
-        warmups=table.count("warmups", 1, low=0),
-        repeats=table.count("repeats", 3),
+        **parse_top(table, path, options, repeats=3),
         cases=parse_cases(table, lambda each: _parse_case(each, options)),
     )
     table.close()
@@ -99,18 +84,11 @@ def parse_slo(table: RecipeTable, path: Path) -> SloRecipe:
 def _parse_case(table: RecipeTable, options: ReplicaOptions) -> SloCase:
     for key in ("peft", "vllm", "cold", "strategies", "rate_per_s", "load"):
         table.refuse(key, "in a benchmark of scheduling, whose policies are compared at 'rates_per_s'")
+    table.refuse("tpot_slo_ms", "in a benchmark of scheduling, where 'tpot_within' says it")
     case = SloCase(
-        **parse_common(table, options, distinct=True),
-        prompt_tokens=table.count("prompt_tokens", None),
-        output_tokens=table.count("output_tokens", None),
-        cold=True,
+        **parse_timed(table, options),
         scheduling=table.texts("scheduling"),
         rates_per_s=table.distinct_counts("rates_per_s"),
-        popularity=table.optional_positive("popularity"),
-        bounds=Bounds(
-            deadline_ms=table.optional_positive("deadline_ms"),
-            ttft_slo_ms=table.optional_positive("ttft_slo_ms"),
-        ),
         tpot_within=table.optional_positive("tpot_within"),
         attained=table.optional_positive("attained") or _ATTAINED,
         ratio_at_least=table.optional_positive("ratio_at_least"),

@@ -40,6 +40,7 @@ from caraserve_cli.bench.engine_case import (
     parse_cases,
     parse_common,
     parse_options,
+    parse_top,
 )
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -108,11 +109,7 @@ def parse_steps(table: RecipeTable, path: Path) -> StepRecipe:
         return case
 
     recipe = StepRecipe(
-        name=path.stem,
-        description=table.text("description"),
-        options=options,
-        warmups=table.count("warmups", 1, low=0),
-        repeats=table.count("repeats", 3),
+        **parse_top(table, path, options, repeats=3),
         cases=parse_cases(table, parse_case),
     )
     table.close()

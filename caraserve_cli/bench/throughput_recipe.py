@@ -37,6 +37,7 @@ from caraserve_cli.bench.engine_case import (
     parse_cases,
     parse_common,
     parse_options,
+    parse_top,
 )
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -75,13 +76,9 @@ def parse_throughput(table: RecipeTable, path: Path) -> ThroughputRecipe:
     options = parse_options(table, path)
     prompt_tokens, output_tokens = table.count("prompt_tokens", None), table.count("output_tokens", None)
     recipe = ThroughputRecipe(
-        name=path.stem,
-        description=table.text("description"),
+        **parse_top(table, path, options, repeats=3),
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        options=options,
-        warmups=table.count("warmups", 1, low=0),
-        repeats=table.count("repeats", 3),
         cases=parse_cases(table, lambda each: _parse_case(each, options, prompt_tokens, output_tokens)),
     )
     table.close()

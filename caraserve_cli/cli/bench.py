@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from caraserve_cli.cli import bench_options as o
 from caraserve_cli.cli.bench_files import BenchFiles
 from caraserve_cli.errors import ExitStatus, OptionError
 from caraserve_cli.job.stop_request import StopRequest
+
+if TYPE_CHECKING:
+    from caraserve_cli.bench.gate import GateVerdict
+    from caraserve_cli.bench.recipe_kinds import AnyRecipe
 
 # Ten runs of recipes/quick.toml, and a few more on a quiet machine.
 _DEFAULT_BUDGET_S = 120.0
@@ -18,57 +25,18 @@ _GATE_COLUMNS = 140
 
 def bench(
     context: typer.Context,
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RECIPE]",
-            help="Name of an embedded recipe, or a .toml file. Default: quick.",
-            show_default=False,
-        ),
-    ] = None,
-    list_recipes: Annotated[
-        bool, typer.Option("--list", help="List the embedded recipes and measure nothing.")
-    ] = False,
-    record: Annotated[
-        Path | None,
-        typer.Option("--record", metavar="FILE", help="Measure again and again, and keep it as a baseline."),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", metavar="FILE", help="Compare with what --record wrote."),
-    ] = None,
-    budget_s: Annotated[
-        float | None,
-        typer.Option(
-            "--budget-s",
-            metavar="SECONDS",
-            min=1,
-            help="With --record or --baseline: begin no run that would end later. Default: 120.",
-            show_default=False,
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON too.")
-    ] = None,
-    markdown_file: Annotated[
-        Path | None,
-        typer.Option("--markdown", metavar="FILE", help="Write it as Markdown, for the summary of a CI job."),
-    ] = None,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write it as one HTML page with plots.")
-    ] = None,
-    junit_file: Annotated[
-        Path | None,
-        typer.Option("--junit", metavar="FILE", help="With --baseline: write it as JUnit XML."),
-    ] = None,
-    github_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--github-benchmark",
-            metavar="NAME.json",
-            help="Write NAME.smaller.json and NAME.bigger.json for github-action-benchmark.",
-        ),
-    ] = None,
+    recipe: o.Recipe = None,
+    list_recipes: o.ListRecipes = False,
+    record: o.Record = None,
+    baseline: o.Baseline = None,
+    budget_s: o.BudgetS = None,
+    try_gate: o.TryGate = None,
+    slow_decode: o.SlowDecode = None,
+    json_file: o.JsonFile = None,
+    markdown_file: o.MarkdownFile = None,
+    html_file: o.HtmlFile = None,
+    junit_file: o.JunitFile = None,
+    github_file: o.GithubFile = None,
 ) -> None:
     """Run a recipe: measure systems side by side on the same requests, check that their answers are equal;
     or measure what the engine, or a part of it, gives of what the device could.
@@ -76,7 +44,7 @@ def bench(
     With --baseline, run it again and again, and say whether anything became worse than it was.
 
     Exit status: 0 requirements met, or held; 4 missed, or regressed; 5 the work was not done or not the same,
-    or the baseline cannot tell.
+    or the baseline cannot tell. With --try-gate: 0 the gate keeps its word, 4 it does not.
     """
     files = BenchFiles(
         record=record,
@@ -86,23 +54,80 @@ def bench(
         junit=junit_file,
         github_benchmark=github_file,
     )
+    asked = _Asked(recipe, baseline, budget_s, try_gate, slow_decode, files)
     if list_recipes:
-        if recipe is not None or baseline is not None or budget_s is not None or files.given:
+        if asked != _NOTHING_ASKED:
             raise OptionError(
                 "--list: it measures nothing; leave out RECIPE and --json and what else there is, or --list"
             )
         raise typer.Exit(_list())
-    is_gated = record is not None or baseline is not None
-    if not is_gated and budget_s is not None:
-        raise OptionError("--budget-s: without --record or --baseline a recipe is run once; leave it out")
-    if baseline is None and junit_file is not None:
-        raise OptionError("--junit: it tells what a comparison found; give --baseline too, or leave it out")
-    files.check_writable()
+    asked.check()
     stop: StopRequest = context.obj
     stop.goal = "all was measured"
-    if is_gated:
-        raise typer.Exit(_run_gated(recipe, baseline, budget_s or _DEFAULT_BUDGET_S, files))
-    raise typer.Exit(_run(recipe, files, stop))
+    raise typer.Exit(_measure(asked, stop))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The options, but for --list; None where one was not given."""
+
+    recipe: str | None
+    baseline: Path | None
+    budget_s: float | None
+    try_gate: int | None
+    slow_decode: float | None
+    files: BenchFiles
+
+    @property
+    def is_gated(self) -> bool:
+        return self.files.record is not None or self.baseline is not None
+
+    def check(self) -> None:
+        """Refuse what does not go together, and what would fail after the measurement.
+
+        Raises:
+            OptionError: an option means nothing beside the others.
+            OutputError: a file cannot be written.
+        """
+        if self.try_gate is not None and (self.baseline is not None or self.files.given):
+            raise OptionError(
+                "--try-gate: it records and compares by itself, and writes no files; leave out --record, "
+                "--baseline, --json and what else there is, or --try-gate"
+            )
+        if self.slow_decode is not None and self.files.record is not None:
+            raise OptionError("--slow-decode: a slow baseline would hide regressions; leave it out")
+        if self.slow_decode is not None and not math.isfinite(self.slow_decode):
+            raise OptionError(f"--slow-decode: {self.slow_decode} is no factor; give one such as 1.1")
+        if self.budget_s is not None and not self.is_gated and self.try_gate is None:
+            raise OptionError(
+                "--budget-s: without --record or --baseline, or --try-gate, a recipe is run once; "
+                "leave it out"
+            )
+        if self.baseline is None and self.files.junit is not None:
+            raise OptionError(
+                "--junit: it tells what a comparison found; give --baseline too, or leave it out"
+            )
+        self.files.check_writable()
+
+    def find_recipe(self) -> tuple[Path, AnyRecipe]:
+        """The recipe's file, and what it says.
+
+        Raises:
+            InputError: it cannot be read.
+            OptionError: there is none of this name, it is wrong, or cannot be slowed.
+        """
+        from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
+        from caraserve_cli.bench.recipe_kinds import check_can_be_slowed, load_any_recipe
+
+        path = find_recipe(DEFAULT_RECIPE if self.recipe is None else self.recipe)
+        recipe = load_any_recipe(path)
+        if self.slow_decode is not None:
+            check_can_be_slowed(recipe)
+        return path, recipe
+
+
+_NO_FILES = BenchFiles(record=None, json=None, markdown=None, html=None, junit=None, github_benchmark=None)
+_NOTHING_ASKED = _Asked(None, None, None, None, None, _NO_FILES)
 
 
 def _list() -> int:
@@ -116,52 +141,68 @@ def _list() -> int:
     return ExitStatus.OK
 
 
-def _run(name: str | None, files: BenchFiles, stop: StopRequest) -> int:
+def _measure(asked: _Asked, stop: StopRequest) -> int:
+    if asked.try_gate is not None:
+        return _try_gate(asked, asked.try_gate)
+    return _run_gated(asked) if asked.is_gated else _run(asked, stop)
+
+
+def _run(asked: _Asked, stop: StopRequest) -> int:
     from rich.console import Console
 
-    from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
-    from caraserve_cli.bench.recipe_kinds import load_any_recipe, measure_recipe
+    from caraserve_cli.bench.recipe_kinds import measure_recipe
 
-    path = find_recipe(DEFAULT_RECIPE if name is None else name)
-    recipe = load_any_recipe(path)
+    path, recipe = asked.find_recipe()
 
     def tell(measured: str, repeat: int, repeats: int, gave: str) -> None:
         stop.check()
         _tell(measured, repeat, repeats, gave)
 
     stop.check()
-    measured = measure_recipe(recipe, tell)
-    files.write_result(path, measured.result.as_json(), measured.beside)
+    measured = measure_recipe(recipe, tell, asked.slow_decode)
+    asked.files.write_result(path, measured.result.as_json(), measured.beside)
     Console(soft_wrap=True).print(measured.rendered)
     return measured.result.verdict.exit_status
 
 
-def _run_gated(name: str | None, baseline_file: Path | None, budget_s: float, files: BenchFiles) -> int:
+def _run_gated(asked: _Asked) -> int:
     from rich.console import Console
 
-    from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
     from caraserve_cli.bench.gate_terminal import render_gate
     from caraserve_cli.bench.gated_run import run_gated
-    from caraserve_cli.bench.recipe_kinds import load_any_recipe
     from caraserve_cli.bench.recording import read_recording
 
-    path = find_recipe(DEFAULT_RECIPE if name is None else name)
-    recipe = load_any_recipe(path)
-    baseline = None if baseline_file is None else read_recording(baseline_file)
+    path, recipe = asked.find_recipe()
+    baseline = None if asked.baseline is None else read_recording(asked.baseline)
     if baseline is not None and baseline.recipe != recipe.name:
         raise OptionError(
-            f"--baseline: '{baseline_file}' was recorded with recipe '{baseline.recipe}', not '{recipe.name}'"
+            f"--baseline: '{asked.baseline}' was recorded with recipe '{baseline.recipe}', "
+            f"not '{recipe.name}'"
         )
-    done = run_gated(path, baseline, budget_s, _tell_round)
-    files.write_gated(done.recording, done.gate)
+    budget_s = asked.budget_s or _DEFAULT_BUDGET_S
+    done = run_gated(path, baseline, budget_s, _tell_round, slow_decode=asked.slow_decode)
+    asked.files.write_gated(done.recording, done.gate)
     typer.echo(done.last.printed)
     if done.gate is None:
-        typer.echo(f"Recorded {done.recording.num_rounds} runs: {files.record}")
+        typer.echo(f"Recorded {done.recording.num_rounds} runs: {asked.files.record}")
         return ExitStatus.OK
     # The log of a CI job counts as 80 columns; a long line there is better than names and figures cut short.
     width = max(Console().width, _GATE_COLUMNS)
     Console(soft_wrap=True, width=width).print(render_gate(done.gate))
     return done.gate.verdict.exit_status
+
+
+def _try_gate(asked: _Asked, num_tries: int) -> int:
+    from caraserve_cli.bench.gate_trials import try_gate
+
+    path, _ = asked.find_recipe()
+
+    def tell(number: int, verdict: GateVerdict) -> None:
+        typer.echo(f"try {number} of {num_tries}: {verdict}", err=True)
+
+    trials = try_gate(path, num_tries, asked.budget_s or _DEFAULT_BUDGET_S, asked.slow_decode, tell)
+    typer.echo(trials.describe())
+    return trials.exit_status
 
 
 def _tell_round(number: int, is_settled: bool) -> None:

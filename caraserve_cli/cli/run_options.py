@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, get_args
 
 import typer
@@ -19,13 +20,14 @@ from caraserve_cli.fleet.options import (
 from caraserve_cli.job.arrival_options import ArrivalProcessName
 from caraserve_cli.requests.export import OutputFormat
 
-_MEMORY = "Memory and batches"
-_DEFAULTS = "Defaults for rows that leave a key out"
-_SESSION = "Stopping and going on"
-_COLD = "Cold adapters"
-_ARRIVALS = "When requests arrive"
-_BOUNDS = "Deadlines and other bounds"
-_FLEET = "Several replicas"
+# Options by what they are about, as the help shows them.
+_memory = partial(typer.Option, rich_help_panel="Memory and batches")
+_default = partial(typer.Option, rich_help_panel="Defaults for rows that leave a key out")
+_session = partial(typer.Option, rich_help_panel="Stopping and going on")
+_cold = partial(typer.Option, rich_help_panel="Cold adapters")
+_arriving = partial(typer.Option, rich_help_panel="When requests arrive")
+_bounded = partial(typer.Option, rich_help_panel="Deadlines and other bounds")
+_fleet = partial(typer.Option, rich_help_panel="Several replicas")
 
 Requests = Annotated[
     list[str] | None,
@@ -94,102 +96,79 @@ LoraKernelName = Annotated[
 ]
 ColdStart = Annotated[
     ColdStartName,
-    typer.Option(
+    _cold(
         # `cached` is for benchmarks: it is known, so that its refusal says so.
         metavar="|".join(name for name in get_args(ColdStartName) if name != "cached"),
         help="How an adapter that is not on the device comes to it.",
-        rich_help_panel=_COLD,
     ),
 ]
 CpuWorkers = Annotated[
     int | None,
-    typer.Option(
-        min=0,
-        help="Processes that compute with cold adapters (cpu-assist). [default: cores less 2, 1 to 16]",
-        rich_help_panel=_COLD,
+    _cold(
+        min=0, help="Processes that compute with cold adapters (cpu-assist). [default: cores less 2, 1 to 16]"
     ),
 ]
 EmulateLinkGbps = Annotated[
     float | None,
-    typer.Option(help="On a GPU, for experiments: a link of so many GB/s each way.", rich_help_panel=_COLD),
+    _cold(help="On a GPU, for experiments: a link of so many GB/s each way."),
 ]
 Scheduling = Annotated[
     SchedulingName,
-    typer.Option(
-        help="Who is taken first: by slack, so that most bounds are met, or first come, first served.",
-        rich_help_panel=_BOUNDS,
-    ),
+    _bounded(help="Who is taken first: by slack, so that most bounds are met, or first come, first served."),
 ]
 OnMissed = Annotated[
     OnMissedDeadline,
-    typer.Option(
-        help="A request past its deadline_ms: answer it late, or drop it: an error row.",
-        rich_help_panel=_BOUNDS,
-    ),
+    _bounded(help="A request past its deadline_ms: answer it late, or drop it: an error row."),
 ]
 Rate = Annotated[
     float | None,
-    typer.Option(
-        help="Mean of requests a second, in the order of the file. [default: rows say when they arrive]",
-        rich_help_panel=_ARRIVALS,
+    _arriving(
+        help="Mean of requests a second, in the order of the file. [default: rows say when they arrive]"
     ),
 ]
 Arrivals = Annotated[
     ArrivalProcessName | None,
-    typer.Option(
-        help="The process that gives rows their arrival. [default: poisson with --rate]",
-        show_default=False,
-        rich_help_panel=_ARRIVALS,
+    _arriving(
+        help="The process that gives rows their arrival. [default: poisson with --rate]", show_default=False
     ),
 ]
 Burstiness = Annotated[
     float | None,
-    typer.Option(
-        help="With gamma: coefficient of variation of the gaps. [default: 1, as poisson]",
-        rich_help_panel=_ARRIVALS,
-    ),
+    _arriving(help="With gamma: coefficient of variation of the gaps. [default: 1, as poisson]"),
 ]
 ArrivalTrace = Annotated[
     str | None,
-    typer.Option(
+    _arriving(
         metavar="PATH",
         help="With trace: a CSV file as Azure Functions' of 2019; --rate stretches its time to that mean.",
         show_default=False,
-        rich_help_panel=_ARRIVALS,
     ),
 ]
 TraceAdapters = Annotated[
     bool,
-    typer.Option(
-        "--trace-adapters",
-        help="With trace: rows without the key adapter have that of the trace's function.",
-        rich_help_panel=_ARRIVALS,
+    _arriving(
+        "--trace-adapters", help="With trace: rows without the key adapter have that of the trace's function."
     ),
 ]
 Replicas = Annotated[
     int | None,
-    typer.Option(
-        help="Engines that answer side by side: on a GPU each, or sharing the cores. [default: 1]",
-        rich_help_panel=_FLEET,
-    ),
+    _fleet(help="Engines that answer side by side: on a GPU each, or sharing the cores. [default: 1]"),
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(
+    _fleet(
         "--ray",
         metavar="ADDRESS",
         help="A Ray cluster whose machines answer: HOST:PORT, or auto. [default: this machine]",
         show_default=False,
-        rich_help_panel=_FLEET,
     ),
 ]
 PlacementName = Annotated[
     str | None,
-    typer.Option(
+    _fleet(
         metavar="|".join(PLACEMENT_NAMES),
         help=f"Which replica a request goes to. [default: {DEFAULT_PLACEMENT}]",
         show_default=False,
-        rich_help_panel=_FLEET,
     ),
 ]
 TokenIds = Annotated[bool, typer.Option("--token-ids", help="Write each answer's token_ids too.")]
@@ -204,92 +183,59 @@ Ordered = Annotated[
 
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on with a run that was stopped.", rich_help_panel=_SESSION),
+    _session("--resume", help="Go on with a run that was stopped."),
 ]
 RetryErrors = Annotated[
     bool,
-    typer.Option(
-        "--retry-errors", help="With --resume: try the rows in errors.jsonl again.", rich_help_panel=_SESSION
-    ),
+    _session("--retry-errors", help="With --resume: try the rows in errors.jsonl again."),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Take only this many rows.", rich_help_panel=_SESSION)]
+Limit = Annotated[int | None, _session(min=1, help="Take only this many rows.")]
 DryRun = Annotated[
     bool,
-    typer.Option(
+    _session(
         "--dry-run",
         help="Check every row and adapter, answer and write nothing; errors go to stdout as JSONL.",
-        rich_help_panel=_SESSION,
     ),
 ]
 
 GpuMemory = Annotated[
     str | None,
-    typer.Option(
-        help="What a GPU gives to all of it: 40GB, 512MiB, or a fraction. [default: 0.9]",
-        rich_help_panel=_MEMORY,
-    ),
+    _memory(help="What a GPU gives to all of it: 40GB, 512MiB, or a fraction. [default: 0.9]"),
 ]
 KvMemory = Annotated[
     str | None,
-    typer.Option(
-        help="KV cache: 4.3GB, 512MiB, or a fraction of --gpu-memory (CPU: of the free memory).",
-        rich_help_panel=_MEMORY,
-    ),
+    _memory(help="KV cache: 4.3GB, 512MiB, or a fraction of --gpu-memory (CPU: of the free memory)."),
 ]
-AdapterMemory = Annotated[
-    str | None, typer.Option(help="Adapters on the device, likewise.", rich_help_panel=_MEMORY)
-]
-HostAdapterMemory = Annotated[
-    str | None, typer.Option(help="Adapters kept in host memory, likewise.", rich_help_panel=_MEMORY)
-]
-MaxRunning = Annotated[int, typer.Option(min=1, help="Requests that run at once.", rich_help_panel=_MEMORY)]
-MaxBatchTokens = Annotated[int, typer.Option(min=1, help="Tokens in one step.", rich_help_panel=_MEMORY)]
-PrefillChunkTokens = Annotated[
-    int, typer.Option(min=1, help="Prompt tokens of one request in one step.", rich_help_panel=_MEMORY)
-]
-KvBlockTokens = Annotated[
-    int, typer.Option(min=1, help="Tokens in one block of the KV cache.", rich_help_panel=_MEMORY)
-]
-PrefixCaching = Annotated[
-    bool, typer.Option(help="Share the cache of equal prompt beginnings.", rich_help_panel=_MEMORY)
-]
+AdapterMemory = Annotated[str | None, _memory(help="Adapters on the device, likewise.")]
+HostAdapterMemory = Annotated[str | None, _memory(help="Adapters kept in host memory, likewise.")]
+MaxRunning = Annotated[int, _memory(min=1, help="Requests that run at once.")]
+MaxBatchTokens = Annotated[int, _memory(min=1, help="Tokens in one step.")]
+PrefillChunkTokens = Annotated[int, _memory(min=1, help="Prompt tokens of one request in one step.")]
+KvBlockTokens = Annotated[int, _memory(min=1, help="Tokens in one block of the KV cache.")]
+PrefixCaching = Annotated[bool, _memory(help="Share the cache of equal prompt beginnings.")]
 
-DefaultAdapter = Annotated[str | None, typer.Option("--adapter", help="Adapter.", rich_help_panel=_DEFAULTS)]
-MaxTokens = Annotated[int | None, typer.Option(help="[default: 64]", rich_help_panel=_DEFAULTS)]
-Temperature = Annotated[
-    float | None, typer.Option(help="0 is greedy. [default: 0]", rich_help_panel=_DEFAULTS)
-]
-TopP = Annotated[float | None, typer.Option(help="Nucleus sampling.", rich_help_panel=_DEFAULTS)]
-TopK = Annotated[int | None, typer.Option(help="0 means all tokens.", rich_help_panel=_DEFAULTS)]
+DefaultAdapter = Annotated[str | None, _default("--adapter", help="Adapter.")]
+MaxTokens = Annotated[int | None, _default(help="[default: 64]")]
+Temperature = Annotated[float | None, _default(help="0 is greedy. [default: 0]")]
+TopP = Annotated[float | None, _default(help="Nucleus sampling.")]
+TopK = Annotated[int | None, _default(help="0 means all tokens.")]
 MinP = Annotated[
     float | None,
-    typer.Option(help="Relative to the likeliest token.", rich_help_panel=_DEFAULTS),
+    _default(help="Relative to the likeliest token."),
 ]
-Stop = Annotated[list[str] | None, typer.Option(help="Stop string (repeatable).", rich_help_panel=_DEFAULTS)]
+Stop = Annotated[list[str] | None, _default(help="Stop string (repeatable).")]
 StopTokenIds = Annotated[
     list[int] | None,
-    typer.Option("--stop-token-ids", help="Stop token id (repeatable).", rich_help_panel=_DEFAULTS),
+    _default("--stop-token-ids", help="Stop token id (repeatable)."),
 ]
 IgnoreEos = Annotated[
     bool,
-    typer.Option("--ignore-eos", help="Go on after the EOS token.", rich_help_panel=_DEFAULTS),
+    _default("--ignore-eos", help="Go on after the EOS token."),
 ]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="As in transformers.", rich_help_panel=_DEFAULTS)
-]
-PresencePenalty = Annotated[float | None, typer.Option(help="As in OpenAI's API.", rich_help_panel=_DEFAULTS)]
-FrequencyPenalty = Annotated[
-    float | None, typer.Option(help="As in OpenAI's API.", rich_help_panel=_DEFAULTS)
-]
-Logprobs = Annotated[
-    int | None, typer.Option(help="Log-probabilities of this many top tokens.", rich_help_panel=_DEFAULTS)
-]
-DeadlineMs = Annotated[
-    float | None, typer.Option(help="Bound on arrival to last token.", rich_help_panel=_DEFAULTS)
-]
-TtftSloMs = Annotated[
-    float | None, typer.Option(help="Bound on arrival to first token.", rich_help_panel=_DEFAULTS)
-]
-TpotSloMs = Annotated[
-    float | None, typer.Option(help="Bound on the mean gap between tokens.", rich_help_panel=_DEFAULTS)
-]
+RepetitionPenalty = Annotated[float | None, _default(help="As in transformers.")]
+PresencePenalty = Annotated[float | None, _default(help="As in OpenAI's API.")]
+FrequencyPenalty = Annotated[float | None, _default(help="As in OpenAI's API.")]
+Logprobs = Annotated[int | None, _default(help="Log-probabilities of this many top tokens.")]
+DeadlineMs = Annotated[float | None, _default(help="Bound on arrival to last token.")]
+TtftSloMs = Annotated[float | None, _default(help="Bound on arrival to first token.")]
+TpotSloMs = Annotated[float | None, _default(help="Bound on the mean gap between tokens.")]

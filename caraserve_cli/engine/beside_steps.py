@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.engine.chunk_steps import ChunkSteps
-from caraserve_cli.engine.gpu_parts import GpuParts
+from caraserve_cli.engine.gpu_parts import GpuParts, on_host, out_of_memory
 from caraserve_cli.engine.step_batch import StepBatch
 from caraserve_cli.engine.step_sizes import beside_sizes
 from caraserve_cli.engine.steps_under_way import BesideResult
@@ -62,17 +62,24 @@ class BesideSteps:
         with counters_apart():
             self._steps.warm_up(with_lora=with_lora)
 
-    def launch(self, batch: StepBatch, variants: Tensor | None) -> BesideResult:
-        """Queue a step.
+    @torch.inference_mode()
+    def launch(self, chunks: SequenceOf[ScheduledChunk]) -> BesideResult:
+        """Queue a step; see `BesideRunner`.
 
         Raises:
-            torch.OutOfMemoryError: nothing of it will be computed.
+            DeviceMemoryError: nothing of it will be computed.
         """
+        batch = StepBatch.build(chunks, self._parts.config.kv_block_tokens, {})
+        with suppress(torch.OutOfMemoryError):
+            return self._launch(batch)
+        raise out_of_memory(batch.num_tokens)
+
+    def _launch(self, batch: StepBatch) -> BesideResult:
         # On the stream of the others, which reads what they move.
         self._parts.pool.start_copies()
         with self._apart():
             try:
-                logits = self._steps.launch(batch, variants)
+                logits = self._steps.launch(batch, on_host(self._parts.rope_variants(batch)))
                 return self._choose(logits, batch.yielding)
             except torch.OutOfMemoryError:
                 if self._steps.assistance is not None:

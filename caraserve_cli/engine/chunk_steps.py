@@ -32,7 +32,7 @@ from caraserve_kernels.paged_prefill import PrefillTiling, build_prefill_tiles, 
 
 
 @dataclass(frozen=True, slots=True)
-class _AssistedWay:
+class AssistedWay:
     """How a piece of a step is computed whose layers CPU workers assist; the variant of its graph.
 
     Attributes:
@@ -42,6 +42,14 @@ class _AssistedWay:
 
     way: LoraWay
     link_bytes_per_s: float | None
+
+
+def is_of_earlier_link(variant: Hashable, link_bytes_per_s: float | None) -> bool:
+    """Whether the graphs of a variant are for an emulated link that was there before this one, None for the
+    machine's own. A benchmark goes back and forth between that and one emulated link, and on to another."""
+    if not isinstance(variant, AssistedWay) or link_bytes_per_s is None:
+        return False
+    return variant.link_bytes_per_s not in (None, link_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,8 +114,12 @@ class ChunkSteps:
         self._graphs = StepGraphs(self._compute, len(self._pieces), device, stream)
 
     def warm_up(self, *, with_lora: bool) -> None:
-        """Compile the kernels and capture the graphs that are missing."""
+        """Compile the kernels and capture the graphs that are missing; those of earlier links are given back.
+        None with assistance must be under way."""
         self._inputs.clear()
+        if self._assistant is not None:
+            link_bytes_per_s = self._assistant.ops.link_bytes_per_s
+            self._graphs.drop(lambda variant: is_of_earlier_link(variant, link_bytes_per_s))
         for size in self._sizes:
             self._graphs.prepare(size, None)
             if with_lora:
@@ -227,9 +239,9 @@ class ChunkSteps:
 
     # Graphs
 
-    def _assisted_way(self, way: LoraWay) -> _AssistedWay:
+    def _assisted_way(self, way: LoraWay) -> AssistedWay:
         assert self._assistant is not None
-        return _AssistedWay(way, self._assistant.ops.link_bytes_per_s)
+        return AssistedWay(way, self._assistant.ops.link_bytes_per_s)
 
     def _replay(self, sent: _Sent) -> Tensor:
         """Replay the pieces with layers of CPU workers, then the others."""
@@ -255,11 +267,11 @@ class ChunkSteps:
         return self._handed[:size]
 
     def _compute(self, size: int, way: Hashable, piece: int) -> None:
-        """`way` is a LoraWay, an _AssistedWay, or None without LoRA."""
+        """`way` is a LoraWay, an AssistedWay, or None without LoRA."""
         context: LoraContext = NoLora()
         if isinstance(way, LoraWay):
             context = self._lora.context(way)
-        elif isinstance(way, _AssistedWay):
+        elif isinstance(way, AssistedWay):
             context = self._assisted(way.way, context, self._pieces[piece].stop)
         self._run_piece(size, context, piece)
 

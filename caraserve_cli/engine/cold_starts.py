@@ -26,6 +26,10 @@ class AdapterSupply(Protocol):
         """Whether a load waits for no disk: it is in host memory, or known to be unreadable."""
         ...
 
+    def ready_ms(self, adapter: str) -> float:
+        """For how long it has been in host memory; 0 where it is not."""
+        ...
+
     def has_arrived(self, adapter_slot: int) -> bool:
         """Whether all that was loaded into a slot is on the device."""
         ...
@@ -71,6 +75,10 @@ class InPlace:
     def is_ready(self, adapter: str) -> bool:
         """See `AdapterSupply`."""
         return True
+
+    def ready_ms(self, adapter: str) -> float:
+        """See `AdapterSupply`."""
+        return 0.0
 
     def has_arrived(self, adapter_slot: int) -> bool:
         """See `AdapterSupply`."""
@@ -123,7 +131,7 @@ class ColdStarts:
     def begin_plan(self) -> None:
         """What was loaded by the last plan has begun, and who was passed over by it has waited until now."""
         self._together_bytes = self._ahead_bytes = 0
-        self.waits.end(self._clock_ms())
+        self.waits.end(self._clock_ms(), self.supply.ready_ms)
         self.note_arrivals()
 
     def note_arrivals(self) -> None:

@@ -73,6 +73,10 @@ class CpuAdapters:
         """See `AdapterSupply`."""
         return self._host_store.is_ready(adapter)
 
+    def ready_ms(self, adapter: str) -> float:
+        """See `AdapterSupply`."""
+        return self._host_store.kept_ms(adapter)
+
     def has_arrived(self, adapter_slot: int) -> bool:
         """Adapters are used where they are."""
         return True

@@ -36,31 +36,38 @@ from caraserve_cli.model.sampler import Sampled, needs_lockstep
 from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, ScheduledChunk, StepPlan
 
 
+class BesideRunner(Protocol):
+    """Computes steps beside those of a runner, of up to `max_tokens` tokens."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def launch(self, chunks: SequenceOf[ScheduledChunk]) -> BesideResult:
+        """Start computing chunks, none of which has a token under way, beside the plans launched before and
+        after; no other such step must be under way.
+
+        Raises:
+            DeviceMemoryError: as `Runner.launch`.
+        """
+        ...
+
+
 class Runner(Protocol):
     """What the engine needs of a model runner.
 
     `max_in_flight`: plans that may be under way at once; with more than 1 the runner feeds a sequence's
-    pending token to its next step by itself. `max_beside_tokens`: of a step beside the others, 0 where it
-    computes none. `adapters`: those it computes with.
+    pending token to its next step by itself. `beside`: what computes steps beside the others, None where
+    nothing does. `adapters`: those it computes with.
     """
 
     @property
     def max_in_flight(self) -> int: ...
 
     @property
-    def max_beside_tokens(self) -> int: ...
+    def beside(self) -> BesideRunner | None: ...
 
     @property
     def adapters(self) -> AdapterDepot: ...
-
-    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> BesideResult:
-        """Start computing chunks, none of which has a token under way, beside the plans launched before and
-        after; no other such step must be under way.
-
-        Raises:
-            DeviceMemoryError: as `launch`.
-        """
-        ...
 
     def launch(self, plan: StepPlan) -> StepResult:
         """Start computing a plan. Plans are computed in the order of their launches.
@@ -112,7 +119,8 @@ class Engine:
         self.config = config
         self.scheduler = Scheduler(config, clock_ms, num_layers, policy)
         self.scheduler.cold_starts.supply = runner.adapters
-        self.scheduler.cold_starts.lane.max_tokens = runner.max_beside_tokens
+        if runner.beside is not None:
+            self.scheduler.cold_starts.lane.max_tokens = runner.beside.max_tokens
         self._runner = runner
         self._eos_token_ids = eos_token_ids
         self._rope_variant = rope_variant
@@ -173,8 +181,8 @@ class Engine:
         plan, failures = self._move_adapters(plan)
         most_in_flight = 0
         self._steps.loads.note(plan, self._clock_ms() - planned_ms)
-        if plan.beside:
-            self._launch_beside(plan.beside, start_ms)
+        if plan.beside and self._runner.beside is not None:
+            self._launch_beside(self._runner.beside, plan.beside, start_ms)
         if plan.chunks:
             self._attempts.append(Attempt(plan, start_ms))
             if result := self._launch(plan):
@@ -208,14 +216,16 @@ class Engine:
                 raise
             return None
 
-    def _launch_beside(self, chunks: tuple[ScheduledChunk, ...], start_ms: float) -> None:
+    def _launch_beside(
+        self, runner: BesideRunner, chunks: tuple[ScheduledChunk, ...], start_ms: float
+    ) -> None:
         """Start a step beside the others; where it does not fit the device, it is planned again.
 
         Raises:
             DeviceMemoryError: it cannot be smaller.
         """
         try:
-            result = self._runner.launch_beside(chunks)
+            result = runner.launch(chunks)
         except DeviceMemoryError:
             if not self.scheduler.halve_batch():
                 raise

@@ -81,6 +81,10 @@ class GpuAdapters:
         """See `AdapterSupply`."""
         return self._host_store.is_ready(adapter)
 
+    def ready_ms(self, adapter: str) -> float:
+        """See `AdapterSupply`."""
+        return self._host_store.kept_ms(adapter)
+
     def has_arrived(self, adapter_slot: int) -> bool:
         """See `AdapterSupply`."""
         return self._pool.has_arrived(adapter_slot)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from caraserve_cli.adapters.packed_pool import PackedPool
@@ -12,8 +14,11 @@ from caraserve_cli.adapters.packing import LoraForm
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.engine.gpu_inputs import GpuInputs
 from caraserve_cli.engine.pool_lora import Ints, LoraWay, PoolLora
+from caraserve_cli.engine.step_batch import StepBatch
+from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.decoder import Decoder
+from caraserve_cli.model.rope import BASE_VARIANT
 from caraserve_cli.model.triton_attention import PagedBatch
 
 
@@ -74,6 +79,28 @@ class GpuParts:
         feed_rows = inputs.fields.feed_rows[:num_tokens]
         fed = self.chosen[feed_rows.clamp(min=0)]
         return torch.where(feed_rows >= 0, fed, inputs.fields.token_ids[:num_tokens])
+
+    def rope_variants(self, batch: StepBatch) -> NDArray[np.int64] | None:
+        """[tokens], each one's rotary frequencies; None where all have the base's."""
+        rope = self.decoder.rope
+        of_chunk = [rope.variant(chunk.sequence.num_prompt_tokens) for chunk in batch.chunks]
+        if all(variant == BASE_VARIANT for variant in of_chunk):
+            return None
+        return np.repeat(np.array(of_chunk, np.int64), np.diff(batch.first_tokens))
+
+
+def on_host(rope_variants: NDArray[np.int64] | None) -> Tensor | None:
+    """What `rope_variants` gave, as a tensor."""
+    return None if rope_variants is None else torch.from_numpy(rope_variants)
+
+
+def out_of_memory(num_tokens: int) -> DeviceMemoryError:
+    """To be made where no traceback holds the step's tensors any more."""
+    torch.cuda.empty_cache()
+    return DeviceMemoryError(
+        f"the GPU's memory does not hold a step of {num_tokens} tokens; "
+        "lower --gpu-memory, so that more is left for steps"
+    )
 
 
 def write_work(work: Ints, lora: PoolLora, segments: Ints, num_tokens: int) -> tuple[LoraWay | None, int]:

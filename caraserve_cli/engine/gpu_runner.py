@@ -14,9 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from caraserve_cli.adapters.copy_lane import CopyLane
@@ -30,16 +28,13 @@ from caraserve_cli.engine.chunk_steps import ChunkSteps
 from caraserve_cli.engine.decode_steps import DecodeSteps
 from caraserve_cli.engine.gpu_adapters import GpuAdapters
 from caraserve_cli.engine.gpu_batch import GpuBatch
-from caraserve_cli.engine.gpu_parts import GpuParts
+from caraserve_cli.engine.gpu_parts import GpuParts, on_host, out_of_memory
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.engine.step_batch import StepBatch
 from caraserve_cli.engine.step_sizes import chunk_sizes
-from caraserve_cli.engine.steps_under_way import BesideResult
 from caraserve_cli.engine.tokens_under_way import TokensUnderWay
-from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.decoder import Decoder
-from caraserve_cli.model.rope import BASE_VARIANT
 from caraserve_cli.model.sampler import choose_tokens, needs_lockstep, sample
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
@@ -55,7 +50,7 @@ class GpuRunner:
         assistant: CPU workers that compute with cold adapters; None where there are none.
 
     Attributes:
-        adapters: see `Runner`.
+        adapters: see `Runner`, as `beside`.
     """
 
     max_in_flight = 2
@@ -88,7 +83,7 @@ class GpuRunner:
             torch.zeros(config.max_running, dtype=torch.int64, device=device),
             _num_sms(device),
         )
-        self._chosen = parts.chosen
+        self._parts, self._chosen = parts, parts.chosen
         # The row of each sequence whose token is in `chosen`.
         self._feed_row_of: dict[int, int] = {}
         self._followed: TokensUnderWay | None = None  # the last step that another process has laid out
@@ -96,8 +91,8 @@ class GpuRunner:
         self._decode_steps = DecodeSteps(parts, self.adapters)
         max_tokens = config.max_batch_tokens
         self._chunk_steps = ChunkSteps(parts, assistant, max_tokens, chunk_sizes(max_tokens))
-        self._beside_steps = BesideSteps(parts, assistant)
-        self._pool.before_moves = self._beside_steps.come_after
+        self.beside = BesideSteps(parts, assistant)
+        self._pool.before_moves = self.beside.come_after
 
     @torch.inference_mode()
     def warm_up(self, used_groups: frozenset[int], *, beside: bool = False) -> None:
@@ -108,12 +103,7 @@ class GpuRunner:
         self._decode_steps.warm_up(with_lora=bool(used_groups))
         self._chunk_steps.warm_up(with_lora=bool(used_groups))
         if beside:
-            self._beside_steps.warm_up(with_lora=bool(used_groups))
-
-    @property
-    def max_beside_tokens(self) -> int:
-        """See `Runner`."""
-        return self._beside_steps.max_tokens
+            self.beside.warm_up(with_lora=bool(used_groups))
 
     def drop_graphs(self) -> None:
         """See `StepGraphs.drop`."""
@@ -130,15 +120,7 @@ class GpuRunner:
             return self._launch(plan)
         if self._chunk_steps.assistance is not None:
             self._chunk_steps.assistance.abandon()
-        raise _out_of_memory(plan.num_tokens)
-
-    @torch.inference_mode()
-    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> BesideResult:
-        """See `Runner`."""
-        batch = StepBatch.build(chunks, self._config.kv_block_tokens, {})
-        with suppress(torch.OutOfMemoryError):
-            return self._beside_steps.launch(batch, _on_host(self._rope_variants(batch)))
-        raise _out_of_memory(batch.num_tokens)
+        raise out_of_memory(plan.num_tokens)
 
     def _launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
         return self.compute(self.lay_out(plan))
@@ -148,7 +130,7 @@ class GpuRunner:
         step = StepBatch.build(plan.chunks, self._config.kv_block_tokens, self._feed_row_of)
         yielding = step.yielding
         in_lockstep = any(needs_lockstep(chunk.sequence.request.sampling) for chunk in yielding)
-        return GpuBatch(step, self._rope_variants(step), 0 if in_lockstep else len(yielding))
+        return GpuBatch(step, self._parts.rope_variants(step), 0 if in_lockstep else len(yielding))
 
     @torch.inference_mode()
     def compute(self, batch: GpuBatch) -> TokensUnderWay | KnownTokens:
@@ -169,7 +151,7 @@ class GpuRunner:
 
     def _queue(self, batch: GpuBatch) -> tuple[Tensor, int]:
         """Queue a step; its logits [yielding chunks, vocabulary], and its number."""
-        variants = _on_host(batch.rope_variants)
+        variants = on_host(batch.rope_variants)
         number = self._pool.note_step(batch.step.segments[:, 0])
         if batch.step.is_decode and variants is None:
             self._chunk_steps.assistance = None
@@ -201,27 +183,6 @@ class GpuRunner:
         if sequences:
             self._decoder.collective.broadcast_(own)
         return TokensUnderWay(yielding, self._chosen, self._pool, step, assistance)
-
-    def _rope_variants(self, batch: StepBatch) -> NDArray[np.int64] | None:
-        """Each token's variant; None where all are the base's."""
-        rope = self._decoder.rope
-        of_chunk = [rope.variant(chunk.sequence.num_prompt_tokens) for chunk in batch.chunks]
-        if all(variant == BASE_VARIANT for variant in of_chunk):
-            return None
-        return np.repeat(np.array(of_chunk, np.int64), np.diff(batch.first_tokens))
-
-
-def _on_host(rope_variants: NDArray[np.int64] | None) -> Tensor | None:
-    return None if rope_variants is None else torch.from_numpy(rope_variants)
-
-
-def _out_of_memory(num_tokens: int) -> DeviceMemoryError:
-    """To be made where no traceback holds the step's tensors any more."""
-    torch.cuda.empty_cache()
-    return DeviceMemoryError(
-        f"the GPU's memory does not hold a step of {num_tokens} tokens; "
-        "lower --gpu-memory, so that more is left for steps"
-    )
 
 
 def _num_sms(device: torch.device) -> int:

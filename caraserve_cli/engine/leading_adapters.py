@@ -73,6 +73,10 @@ class LeadingAdapters:
         """See `AdapterSupply`."""
         return self._own.is_ready(adapter)
 
+    def ready_ms(self, adapter: str) -> float:
+        """See `AdapterSupply`."""
+        return self._own.ready_ms(adapter)
+
     def has_arrived(self, adapter_slot: int) -> bool:
         """See `AdapterSupply`."""
         return self._own.has_arrived(adapter_slot)

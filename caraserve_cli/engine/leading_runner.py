@@ -3,9 +3,8 @@ computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 import torch
 
@@ -30,10 +29,10 @@ class LeadingRunner:
 
     Attributes:
         adapters: see `Runner`.
-        max_beside_tokens: none: the others compute one step after the other.
+        beside: none: the others compute one step after the other.
     """
 
-    max_beside_tokens = 0
+    beside = None
 
     def __init__(self, runner: ModelRunner | GpuRunner, followers: Followers) -> None:
         self._runner, self._followers = runner, followers
@@ -59,10 +58,6 @@ class LeadingRunner:
             LostProcessError: a process, perhaps this one, cannot go on.
         """
         return _WatchedStep(self._launch(plan), self._followers)
-
-    def launch_beside(self, chunks: Sequence[ScheduledChunk]) -> NoReturn:
-        """See `Runner`: nothing is computed beside the steps."""
-        raise NotImplementedError
 
     def _launch(self, plan: StepPlan) -> StepResult:
         pool_ops = self.adapters.take_pool_ops()

@@ -7,7 +7,6 @@ compute what it has laid out. Knows no queues, no admission and no requests' tex
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -53,9 +52,9 @@ class ModelRunner:
         adapters: see `Runner`.
     """
 
-    # A step is computed when `launch` returns.
+    # A step is computed when `launch` returns, and nothing beside it.
     max_in_flight = 1
-    max_beside_tokens = 0
+    beside = None
 
     def __init__(
         self,
@@ -93,10 +92,6 @@ class ModelRunner:
             return KnownTokens([], outcome=outcome)
         sampled = sample(logits.float(), [c.sequence for c in batch.yielding])
         return KnownTokens(list(zip(batch.yielding, sampled, strict=True)), outcome=outcome)
-
-    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> NoReturn:
-        """See `Runner`: nothing is computed beside what is computed at once."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def follow(self, batch: CpuBatch) -> None:

@@ -1,13 +1,15 @@
 """Whom a plan passes over, and for what they wait from then until the next plan.
 
-A wait is told by plans only: it begins and ends with one, and what came in between is noticed by the next.
+A wait begins and ends with a plan: what came in between is noticed by the next. Only a wait for a disk ends
+when the adapter has been read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum, auto
 
-from caraserve_cli.core import Sequence, Timings
+from caraserve_cli.core import Sequence
 
 
 class WaitFor(Enum):
@@ -24,22 +26,28 @@ class PlanWaits:
 
     def __init__(self) -> None:
         self._since_ms = 0.0
-        self._passed_over: list[tuple[Timings, WaitFor]] = []
+        self._passed_over: list[tuple[Sequence, WaitFor]] = []
 
     def note(self, sequence: Sequence, wait_for: WaitFor) -> None:
         """The plan in the making passes a sequence over."""
         if sequence.timings.first_token_ms is None and not sequence.is_unchecked:
-            self._passed_over.append((sequence.timings, wait_for))
+            self._passed_over.append((sequence, wait_for))
 
-    def end(self, now_ms: float) -> None:
-        """The next plan begins."""
+    def end(self, now_ms: float, ready_ms: Callable[[str], float]) -> None:
+        """The next plan begins.
+
+        Args:
+            ready_ms: for how long an adapter has been in host memory; 0 where it is not.
+        """
         waited_ms = now_ms - self._since_ms
-        for timings, wait_for in self._passed_over:
+        for sequence, wait_for in self._passed_over:
+            timings, adapter = sequence.timings, sequence.request.adapter
             match wait_for:
                 case WaitFor.ROOM:
                     timings.room_wait_ms += waited_ms
                 case WaitFor.DISK:
-                    timings.disk_wait_ms += waited_ms
+                    since_ms = 0.0 if adapter is None else ready_ms(adapter)
+                    timings.disk_wait_ms += max(0.0, waited_ms - since_ms)
                 case WaitFor.COPIES:
                     timings.load_wait_ms += waited_ms
         self._passed_over.clear()

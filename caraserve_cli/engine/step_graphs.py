@@ -83,9 +83,11 @@ class StepGraphs:
         if self._has_graphs and (size, variant) not in self._graphs:
             self._graphs[size, variant] = self._capture(size, variant)
 
-    def drop(self) -> None:
-        """Give all graphs back, with what they hold; none must be under way. Steps capture them anew."""
-        self._graphs.clear()
+    def drop(self, is_stale: Callable[[Hashable], bool] = lambda variant: True) -> None:
+        """Give graphs of some variants back, of all by default, with what they hold; none of them must be
+        under way. Steps capture them anew."""
+        for key in [key for key in self._graphs if is_stale(key[1])]:
+            del self._graphs[key]
 
     def _capture(self, size: int, variant: Hashable) -> list[torch.cuda.CUDAGraph]:
         pieces = range(self._num_pieces)

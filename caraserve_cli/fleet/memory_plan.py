@@ -12,6 +12,7 @@ import torch
 
 from caraserve_cli.adapters.packing import MAX_LORA_RANK
 from caraserve_cli.config import EngineConfig, parse_size
+from caraserve_cli.engine.step_sizes import beside_sizes
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.machine import free_host_bytes
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -31,6 +32,9 @@ GPU_SHARE = 0.9
 GPU_ADAPTER_SHARE = 0.2
 # CUDA's context, cuBLAS's workspaces, kernels and graphs. Chosen, not measured.
 GPU_RUNTIME_BYTES = 2 * 2**30
+# What steps beside the others take of the same: cuBLAS's workspace for their stream, 32 MiB on a Hopper, and
+# the graphs of 17 of the 114 sizes and ways of steps that a replica has by default. Chosen, not measured.
+GPU_BESIDE_RUNTIME_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,8 @@ class MemoryPlan:
     """An engine's sizes on a device, and the host's room for adapters.
 
     `total_bytes` is what all of it may take on the device; `base_bytes` are the base's weights,
-    `working_bytes` what a step needs besides. It is the plan of each of `num_processes`.
+    `working_bytes` what a step needs besides, `beside_bytes` of which are for those beside the others. It is
+    the plan of each of `num_processes`.
     """
 
     engine: EngineConfig
@@ -47,6 +52,7 @@ class MemoryPlan:
     base_bytes: int
     kv_bytes: int
     working_bytes: int
+    beside_bytes: int = 0
     num_processes: int = 1
 
     def describe(self) -> str:
@@ -78,7 +84,8 @@ def plan_memory(
     host_bytes //= options.tensor_parallel
     total_bytes = _total_bytes(options, device, host_bytes)
     base_bytes = empty_weights(config, dtype, torch.device("meta")).num_bytes
-    working_bytes = _working_bytes(options, config, dtype, device)
+    beside_bytes = _beside_bytes(options, config, dtype, device)
+    working_bytes = _working_bytes(options, config, dtype, device) + beside_bytes
     left_bytes = total_bytes - base_bytes - working_bytes
     if left_bytes <= 0:
         raise OptionError(
@@ -108,6 +115,7 @@ def plan_memory(
         base_bytes=base_bytes,
         kv_bytes=num_kv_blocks * block_bytes,
         working_bytes=working_bytes,
+        beside_bytes=beside_bytes,
         num_processes=options.tensor_parallel,
     )
 
@@ -164,20 +172,38 @@ def _default_shares(device: torch.device, left_bytes: int, total_bytes: int) -> 
 def _working_bytes(
     options: ReplicaOptions, config: DecoderConfig, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """What the largest step needs: the residual stream, the widest module's input and output twice, since the
-    allocator keeps what the last layer has given back; LoRA's intermediate rows; the logits, and what drawing
-    from them takes, seven arrays of eight bytes."""
+    """What the largest step needs."""
+    num_bytes = _step_bytes(options.max_batch_tokens, options.max_running, config, dtype, device)
+    return num_bytes + (GPU_RUNTIME_BYTES if device.type == "cuda" else 0)
+
+
+def _beside_bytes(
+    options: ReplicaOptions, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+) -> int:
+    """What the largest step beside the others needs: whatever the strategy, a replica can be told `auto`.
+    There are none on the CPU, nor where several processes hold the base."""
+    if device.type != "cuda" or options.tensor_parallel > 1:
+        return 0
+    most_tokens = beside_sizes(options.max_batch_tokens)[-1]
+    most_rows = min(options.max_running, most_tokens)
+    return _step_bytes(most_tokens, most_rows, config, dtype, device) + GPU_BESIDE_RUNTIME_BYTES
+
+
+def _step_bytes(
+    num_tokens: int, num_rows: int, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+) -> int:
+    """What a step takes of so many tokens, with so many rows of logits: the residual stream, the widest
+    module's input and output twice, since the allocator keeps what the last layer has given back; LoRA's
+    intermediate rows; the logits, and what drawing from them takes, seven arrays of eight bytes."""
     shape = config.shape
     widest = 3 * shape.intermediate_size + (3 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     per_token = (4 * shape.hidden_size + 2 * widest) * dtype.itemsize
     # Logits that come from several processes are there as gathered, and as put side by side.
     num_logits = 2 if config.shard.is_whole else 4
     per_logit = num_logits * dtype.itemsize + torch.float32.itemsize + 7 * torch.float64.itemsize
-    num_bytes = options.max_batch_tokens * per_token + options.max_running * shape.vocab_size * per_logit
-    if device.type != "cuda":
-        return num_bytes
-    lora_rows_bytes = 3 * MAX_LORA_RANK * torch.float32.itemsize
-    return num_bytes + options.max_batch_tokens * lora_rows_bytes + GPU_RUNTIME_BYTES
+    if device.type == "cuda":
+        per_token += 3 * MAX_LORA_RANK * torch.float32.itemsize
+    return num_tokens * per_token + num_rows * shape.vocab_size * per_logit
 
 
 @overload

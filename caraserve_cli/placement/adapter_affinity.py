@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caraserve_cli.placement.holders import find_room
 from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.request_facts import RequestFacts
 from caraserve_cli.placement.tie_break import drawn_by, with_fewest
@@ -17,14 +18,10 @@ class AdapterAffinityPlacement:
 
     def choose(self, request: RequestFacts, loads: ReplicaLoads) -> int | None:
         """See `Placement.choose`."""
-        has_room = loads.has_room(request)
-        candidates = has_room.nonzero()[0]
-        if not len(candidates):
+        roomy, holders = find_room(request, loads)
+        if not len(roomy):
             return None
-        if request.adapter is not None:
-            holders = loads.places.holders(request.adapter)
-            holders = holders[has_room[holders]]
-            if not len(holders):
-                return drawn_by(request.adapter, candidates, loads.keys)
-            candidates = holders
+        if request.adapter is not None and not len(holders):
+            return drawn_by(request.adapter, roomy, loads.keys)
+        candidates = roomy if request.adapter is None else holders
         return drawn_by(request.id, with_fewest(loads.num_requests, candidates), loads.keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from caraserve_cli.perf.batch_load import BatchLoads, FloatArray
+from caraserve_cli.placement.holders import find_room
 from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.migration import AdapterMigration, Migration, RequestMigration
 from caraserve_cli.placement.request_facts import RequestFacts
@@ -33,14 +34,10 @@ class DloraPlacement:
 
     def choose(self, request: RequestFacts, loads: ReplicaLoads) -> int | None:
         """See `Placement.choose`."""
-        has_room = loads.has_room(request)
-        candidates = has_room.nonzero()[0]
-        if not len(candidates):
+        roomy, holders = find_room(request, loads)
+        if not len(roomy):
             return None
-        if request.adapter is not None:
-            holders = loads.places.holders(request.adapter)
-            holders = holders[has_room[holders]]
-            candidates = holders if len(holders) else candidates
+        candidates = holders if len(holders) else roomy
         work_ms = _Work(loads).work_ms()[candidates]
         candidates = candidates[work_ms == work_ms.min()]
         return drawn_by(request.id, with_fewest(loads.num_requests, candidates), loads.keys)

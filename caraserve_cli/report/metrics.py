@@ -38,7 +38,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "load_hidden_ms": "load_ms - load_wait_ms, not below 0: the part that went on beneath what the "
         "request waited for anyway, or beneath its own prefill",
         "disk_wait_ms, room_wait_ms": "the part of ttft_ms in which plans passed the request over, for its "
-        "adapter was being read into host memory, or had no room in the device's pool",
+        "adapter was being read into host memory (until it was there, not until the next plan), or had no "
+        "room in the device's pool",
         "stalled_ms": "how long steps that computed the request stood still for the adapters of others",
         "assisted_ms": "duration of the steps in which CPU workers were to compute a part of the request",
         "hit_rate": "requests whose adapter was on the device when they were admitted / answered requests "

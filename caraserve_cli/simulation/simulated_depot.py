@@ -115,6 +115,10 @@ class SimulatedDepot:
         """See `AdapterSupply`."""
         return True
 
+    def ready_ms(self, adapter: str) -> float:
+        """See `AdapterSupply`."""
+        return self._clock_ms()
+
     def has_arrived(self, adapter_slot: int) -> bool:
         """See `AdapterSupply`."""
         return self.coming(adapter_slot) is None

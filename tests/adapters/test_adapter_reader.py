@@ -120,6 +120,8 @@ def test_wishes_are_read_in_their_order_by_another_thread(make_store: MakeStore,
     store.prefetch(["c", "a", "b", "a"])
     until(lambda: all(map(store.is_ready, "abc")))
     assert disk.begun == ["c", "a", "b"]
+    assert all(store.kept_ms(name) > 0.0 for name in "abc")
+    assert store.kept_ms("d") == 0.0
     assert threading.get_ident() not in disk.threads
     assert (store.counters.prefetched, store.counters.misses) == (3, 0)
     use(store, "a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import psutil
 import pytest
 
 from caraserve_cli.bench.bench_replica import BenchReplica
@@ -24,6 +25,19 @@ def replica() -> BenchReplica:
     )
     surroundings = Surroundings.prepare(options, SyntheticAdapters(ADAPTERS, packed=False).source)
     return BenchReplica(surroundings, options, NAMES)
+
+
+def test_its_workers_end_with_it() -> None:
+    options = ReplicaOptions(
+        base=str(SAMPLE / "base"), device="cpu", dtype="float32", cold_start="cpu-assist", cpu_workers=1
+    )
+    before = set(psutil.Process().children(recursive=True))
+    surroundings = Surroundings.prepare(options, SyntheticAdapters(ADAPTERS, packed=True).source)
+    replica = BenchReplica(surroundings, options, NAMES)
+    assert set(psutil.Process().children(recursive=True)) > before
+    replica.close()
+    surroundings.host_store.close()
+    assert set(psutil.Process().children(recursive=True)) == before
 
 
 def requests(*arrivals_ms: float) -> list[Request]:

@@ -61,6 +61,11 @@ def test_a_recording_and_a_comparison_with_it(tmp_path: Path) -> None:
         (("--budget-s", "9"), "--budget-s: without --record or --baseline"),
         (("--junit", "x.xml"), "--junit: it tells what a comparison found"),
         (("--list", "--record", "x.json"), "--list: it measures nothing"),
+        (("--list", "--slow-decode", "1.1"), "--list: it measures nothing"),
+        (("--try-gate", "2", "--record", "x.json"), "--try-gate: it records and compares by itself"),
+        (("--slow-decode", "1.1", "--record", "x.json"), "--slow-decode: a slow baseline"),
+        (("--slow-decode", "inf"), "--slow-decode: inf is no factor"),
+        (("decode", "--slow-decode", "1.1"), "'decode' is none"),
     ],
 )
 def test_options_that_mean_nothing(caraserve: Caraserve, options: tuple[str, ...], said: str) -> None:

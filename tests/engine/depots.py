@@ -36,6 +36,7 @@ class HandDepot(StillDepot):
 
     Attributes:
         ready: adapters that are in host memory; None for all.
+        been_ready_ms: for how long an adapter has been there, where not since right now.
         arrived: slots whose copies have come; those of other slots are under way.
         prefetched: what was asked for last.
         took_ms: how long each load is on its way.
@@ -43,6 +44,7 @@ class HandDepot(StillDepot):
 
     def __init__(self) -> None:
         self.ready: set[str] | None = None
+        self.been_ready_ms: dict[str, float] = {}
         self.arrived: set[int] = set()
         self.free_workers = 4
         self.most_assisted_tokens = 1024
@@ -52,6 +54,9 @@ class HandDepot(StillDepot):
 
     def is_ready(self, adapter: str) -> bool:
         return self.ready is None or adapter in self.ready
+
+    def ready_ms(self, adapter: str) -> float:
+        return self.been_ready_ms.get(adapter, 0.0)
 
     def has_arrived(self, adapter_slot: int) -> bool:
         return adapter_slot in self.arrived

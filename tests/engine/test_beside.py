@@ -49,18 +49,18 @@ class Tokens:
 
 
 class LongTokens(Tokens):
-    """Of a step that ends when `runner` has launched so many more steps, or was asked so many times."""
+    """Of a step that ends when it was asked so many times, as `steps` say."""
 
     def __init__(
         self,
-        runner: BesideRunner,
+        steps: LongSteps,
         chunks: SequenceOf[ScheduledChunk],
         tokens: ChosenTokens,
     ) -> None:
-        outcome = AssistOutcome.LATE if runner.num_late > 0 else AssistOutcome.IN_TIME
-        runner.num_late -= 1
+        outcome = AssistOutcome.LATE if steps.num_late > 0 else AssistOutcome.IN_TIME
+        steps.num_late -= 1
         super().__init__(tokens, outcome)
-        self._runner, self.chunks, self._num_left = runner, chunks, runner.length
+        self._steps, self.chunks, self._num_left = steps, chunks, steps.length
 
     @property
     def has_ended(self) -> bool:
@@ -68,52 +68,73 @@ class LongTokens(Tokens):
         return self._num_left < 0
 
     def sampled(self) -> ChosenTokens:
-        self._runner.beside = None
-        self._runner.adapters.wait()
+        self._steps.under_way = None
+        self._steps.adapters.wait()
         return super().sampled()
 
 
-class BesideRunner:
-    """Sees to it that no sequence, and no block of one, is in two steps at a time."""
+class LongSteps:
+    """Steps beside those of a runner: one at a time."""
 
-    max_in_flight = 2
-    max_beside_tokens = 16
+    max_tokens = 16
 
-    def __init__(self, length: int, num_late: int = 0) -> None:
-        self.adapters = Depot()
-        self.length, self.num_late = length, num_late
-        self.beside: LongTokens | None = None
-        self.num_meanwhile = 0
-        self.most_beside_tokens = 0
+    def __init__(self, length: int, num_late: int, adapters: Depot) -> None:
+        self.length, self.num_late, self.adapters = length, num_late, adapters
+        self.under_way: LongTokens | None = None
+        self.most_tokens = 0
         self.num_refusals = 0
 
-    def launch(self, plan: StepPlan) -> Tokens:
-        if self.beside is not None:
-            self.num_meanwhile += 1
-            apart = {chunk.sequence.request.id for chunk in self.beside.chunks}
-            blocks = {block for chunk in self.beside.chunks for block in chunk.sequence.block_table}
-            for chunk in plan.chunks:
-                assert chunk.sequence.request.id not in apart
-                assert not blocks & set(chunk.sequence.block_table), "a block in two steps at a time"
-        return Tokens(self._tokens(plan.chunks))
-
-    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> LongTokens:
-        assert self.beside is None, "one at a time"
+    def launch(self, chunks: SequenceOf[ScheduledChunk]) -> LongTokens:
+        assert self.under_way is None, "one at a time"
         if self.num_refusals:
             self.num_refusals -= 1
             raise DeviceMemoryError("no room")
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        assert 0 < num_tokens <= self.max_beside_tokens
-        self.most_beside_tokens = max(self.most_beside_tokens, num_tokens)
+        assert 0 < num_tokens <= self.max_tokens
+        self.most_tokens = max(self.most_tokens, num_tokens)
         assert all(chunk.sequence.num_pending_tokens == 0 for chunk in chunks)
-        self.beside = LongTokens(self, chunks, self._tokens(chunks))
-        return self.beside
+        self.under_way = LongTokens(self, chunks, make_up_tokens(chunks))
+        return self.under_way
 
-    def _tokens(self, chunks: SequenceOf[ScheduledChunk]) -> ChosenTokens:
-        def token_of(sequence: Sequence) -> Sampled:
-            return Sampled(token_at(sequence, sequence.num_tokens), None)
 
-        return [(chunk, token_of(chunk.sequence)) for chunk in chunks if chunk.yields_token]
+class TwoLaneRunner:
+    """Sees to it that no sequence, and no block of one, is in two steps at a time."""
+
+    max_in_flight = 2
+
+    def __init__(self, length: int, num_late: int = 0) -> None:
+        self.adapters = Depot()
+        self.steps_beside = LongSteps(length, num_late, self.adapters)
+        self.num_meanwhile = 0
+
+    @property
+    def beside(self) -> LongSteps | None:
+        return self.steps_beside
+
+    def launch(self, plan: StepPlan) -> Tokens:
+        if (step := self.steps_beside.under_way) is not None:
+            self.num_meanwhile += 1
+            apart = {chunk.sequence.request.id for chunk in step.chunks}
+            blocks = {block for chunk in step.chunks for block in chunk.sequence.block_table}
+            for chunk in plan.chunks:
+                assert chunk.sequence.request.id not in apart
+                assert not blocks & set(chunk.sequence.block_table), "a block in two steps at a time"
+        return Tokens(make_up_tokens(plan.chunks))
+
+
+class OneLaneRunner(TwoLaneRunner):
+    """Computes nothing beside its steps."""
+
+    @property
+    def beside(self) -> None:
+        return None
+
+
+def make_up_tokens(chunks: SequenceOf[ScheduledChunk]) -> ChosenTokens:
+    def token_of(sequence: Sequence) -> Sampled:
+        return Sampled(token_at(sequence, sequence.num_tokens), None)
+
+    return [(chunk, token_of(chunk.sequence)) for chunk in chunks if chunk.yields_token]
 
 
 class Always:
@@ -130,7 +151,7 @@ class Always:
 
 
 def answer(
-    runner: BesideRunner, num_kv_blocks: int = 200, decision: Decision = BESIDE, num_requests: int = 40
+    runner: TwoLaneRunner, num_kv_blocks: int = 200, decision: Decision = BESIDE, num_requests: int = 40
 ) -> tuple[dict[str, Completion], Records, Always]:
     config = EngineConfig(
         num_kv_blocks=num_kv_blocks,
@@ -164,7 +185,7 @@ def answer(
             assert outcome.request.id not in answers
             answers[outcome.request.id] = outcome
         engine.scheduler.check_integrity()
-    assert runner.beside is None
+    assert runner.steps_beside.under_way is None
     return answers, records, policy
 
 
@@ -176,8 +197,8 @@ def tokens_of(answers: dict[str, Completion]) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("length", [0, 1, 7])
 @pytest.mark.parametrize("num_kv_blocks", [200, 14], ids=["roomy", "preempting"])
 def test_no_answer_changes(num_kv_blocks: int, length: int, num_late: int) -> None:
-    expected, _, _ = answer(BesideRunner(0), decision=Decision(ColdStart.STREAM))
-    runner = BesideRunner(length, num_late)
+    expected, _, _ = answer(TwoLaneRunner(0), decision=Decision(ColdStart.STREAM))
+    runner = TwoLaneRunner(length, num_late)
     answers, records, _ = answer(runner, num_kv_blocks)
     assert tokens_of(answers) == tokens_of(expected)
     beside = [step for step in records.steps if step.is_beside]
@@ -190,27 +211,25 @@ def test_no_answer_changes(num_kv_blocks: int, length: int, num_late: int) -> No
 
 
 def test_several_prompts_share_a_step_as_far_as_there_is_room() -> None:
-    runner = BesideRunner(3)
+    runner = TwoLaneRunner(3)
     answer(runner)
-    assert 8 < runner.most_beside_tokens <= runner.max_beside_tokens
+    assert 8 < runner.steps_beside.most_tokens <= LongSteps.max_tokens
 
 
 def test_where_nothing_is_computed_beside_nobody_is_told_that_it_could_be() -> None:
-    runner = BesideRunner(0)
-    runner.max_beside_tokens = 0  # type: ignore[misc]
-    _, records, policy = answer(runner, decision=Decision(ColdStart.STREAM))
+    _, records, policy = answer(OneLaneRunner(0), decision=Decision(ColdStart.STREAM))
     assert {arrival.beside_wait_ms for arrival in policy.arrivals} == {None}
     assert not any(step.is_beside for step in records.steps)
 
 
 def test_who_decides_knows_how_long_the_lane_is_taken() -> None:
-    _, _, policy = answer(BesideRunner(5))
+    _, _, policy = answer(TwoLaneRunner(5))
     assert {arrival.beside_wait_ms for arrival in policy.arrivals} == {0.0, BESIDE.beside_ms}
 
 
 def test_what_does_not_fit_the_device_is_planned_again() -> None:
-    expected, _, _ = answer(BesideRunner(1))
-    runner = BesideRunner(1)
-    runner.num_refusals = 2
+    expected, _, _ = answer(TwoLaneRunner(1))
+    runner = TwoLaneRunner(1)
+    runner.steps_beside.num_refusals = 2
     answers, _, _ = answer(runner)
     assert tokens_of(answers) == tokens_of(expected)

@@ -151,6 +151,23 @@ def test_cpu_workers_are_given_no_more_tokens_than_fit_a_step() -> None:
     assert chunks_of(run_step(scheduler)) == {"2": (1, 3), "base": (3, 1), "3": (0, 2)}
 
 
+@pytest.mark.parametrize(("been_ready_ms", "waited_ms"), [(0.0, 2.0), (0.5, 1.5), (9.0, 0.0)])
+def test_a_wait_for_a_disk_ends_when_the_adapter_has_been_read(
+    been_ready_ms: float, waited_ms: float
+) -> None:
+    """Not with the step that goes on meanwhile, nor is what is there before it is waited for negative."""
+    scheduler, depot = make(Decision(ColdStart.STREAM))
+    now_ms = 10.0
+    scheduler.cold_starts._clock_ms = lambda: now_ms
+    depot.ready = set()
+    cold = add(scheduler, "cold", 3, adapter=make_adapter("a"))
+    add(scheduler, "base", 3)
+    run_step(scheduler)
+    depot.ready, depot.been_ready_ms, now_ms = {"a"}, {"a": been_ready_ms}, 12.0
+    run_step(scheduler)
+    assert cold.timings.disk_wait_ms == waited_ms
+
+
 def test_who_is_passed_over_waits_from_plan_to_plan() -> None:
     """A disk, then the copies; who needs neither waits for nothing, and a second one joins the load."""
     scheduler, depot = make(Decision(ColdStart.ON_DEMAND))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence as SequenceOf
-from typing import NoReturn
 
 import pytest
 
@@ -49,7 +47,7 @@ class AheadRunner:
     Its memory holds steps of `most_tokens`, and any from the launch numbered `roomy_from` on.
     """
 
-    max_beside_tokens = 0
+    beside = None
 
     def __init__(self, max_in_flight: int, most_tokens: int = 1000, roomy_from: int = 100_000) -> None:
         self.max_in_flight = max_in_flight
@@ -59,9 +57,6 @@ class AheadRunner:
         self.num_under_way = self.most_under_way = 0
         self.launched_tokens: list[int] = []
         self.num_refused = 0
-
-    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> NoReturn:
-        raise NotImplementedError
 
     def launch(self, plan: StepPlan) -> DelayedTokens:
         if plan.num_tokens > self.most_tokens and len(self.launched_tokens) < self.roomy_from:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import NoReturn
 
 from caraserve_cli.adapters.extents import ALIGNMENT_BYTES as UNIT
 from caraserve_cli.config import EngineConfig
@@ -14,7 +13,7 @@ from caraserve_cli.errors import AdapterError
 from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.model.sampler import Sampled
-from caraserve_cli.step_plan import AdapterLoad, AdapterMove, ScheduledChunk, StepPlan
+from caraserve_cli.step_plan import AdapterLoad, AdapterMove, StepPlan
 from tests.engine.depots import StillDepot
 from tests.engine.test_pipelining import Records
 
@@ -54,13 +53,10 @@ class FakeRunner:
     """Makes up tokens."""
 
     max_in_flight = 1
-    max_beside_tokens = 0
+    beside = None
 
     def __init__(self, broken_adapter: str) -> None:
         self.adapters = NotingDepot(broken_adapter)
-
-    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> NoReturn:
-        raise NotImplementedError
 
     def launch(self, plan: StepPlan) -> KnownTokens:
         return KnownTokens([(chunk, Sampled(7, None)) for chunk in plan.chunks if chunk.yields_token])

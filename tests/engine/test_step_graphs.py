@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from caraserve_cli.engine.chunk_steps import AssistedWay, is_of_earlier_link
+from caraserve_cli.engine.pool_lora import LoraWay
 from caraserve_cli.engine.step_graphs import StepGraphs
 from caraserve_cli.engine.step_sizes import (
     MAX_BESIDE_TOKENS,
@@ -14,6 +16,7 @@ from caraserve_cli.engine.step_sizes import (
     decode_size,
     decode_sizes,
 )
+from caraserve_kernels.lora_pool import PREFILL_CONFIG
 
 
 def test_every_batch_fits_and_little_is_wasted() -> None:
@@ -65,3 +68,11 @@ def test_without_graphs_each_step_is_computed_as_it_comes() -> None:
     graphs.run(2, "way", log.append, pieces=[2])
     graphs.run(2, "way", log.append, pieces=[])
     assert log == [2, (2, "way", 2)]
+
+
+def test_graphs_of_the_machines_link_and_of_the_last_emulated_one_are_of_use() -> None:
+    """A benchmark goes back and forth between both, and never comes back to an earlier emulated one."""
+    way = LoraWay(PREFILL_CONFIG, frozenset({0}))
+    variants = [None, way, *(AssistedWay(way, link) for link in (None, 4e9, 2e9))]
+    assert [is_of_earlier_link(variant, 2e9) for variant in variants] == [False, False, False, True, False]
+    assert not any(is_of_earlier_link(variant, None) for variant in variants)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import pytest
 
@@ -16,7 +15,7 @@ from caraserve_cli.core import AdapterInfo, ColdStart, Completion, Request, Samp
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.model.sampler import Sampled
-from caraserve_cli.step_plan import AdapterLoad, AssistOutcome, ScheduledChunk, StepPlan
+from caraserve_cli.step_plan import AdapterLoad, AssistOutcome, StepPlan
 from tests.engine.depots import HandDepot
 from tests.engine.test_pipelining import Records
 
@@ -61,15 +60,12 @@ class SlowRunner:
     that asks for them. Without `has_workers` there are none any more when a step asks for them."""
 
     max_in_flight = 1
-    max_beside_tokens = 0
+    beside = None
 
     def __init__(self, *, is_late: bool = False, has_workers: bool = True) -> None:
         self.adapters = StallingDepot()
         self.is_late, self.has_workers = is_late, has_workers
         self.now_ms = 0.0
-
-    def launch_beside(self, chunks: SequenceOf[ScheduledChunk]) -> NoReturn:
-        raise NotImplementedError
 
     def launch(self, plan: StepPlan) -> KnownTokens:
         self.now_ms += STEP_MS

@@ -8,7 +8,7 @@ import torch
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet import memory_plan
 from caraserve_cli.fleet.machine import free_host_bytes
-from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
+from caraserve_cli.fleet.memory_plan import GPU_BESIDE_RUNTIME_BYTES, MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.model.config import DecoderConfig, load_decoder_config
 from caraserve_cli.model.resolve import resolve_base
@@ -71,6 +71,10 @@ def test_small_sizes_are_told_in_mb(config: DecoderConfig) -> None:
     assert " 0.0 GB" not in told  # 20.0 GB of free memory may be
 
 
+def test_nothing_is_computed_beside_the_steps_of_a_cpu(config: DecoderConfig) -> None:
+    assert plan_memory(ReplicaOptions(base=""), config, torch.float32, CPU).beside_bytes == 0
+
+
 def test_a_gpus_memory_means_nothing_on_the_cpu(config: DecoderConfig) -> None:
     with pytest.raises(OptionError, match="--gpu-memory: the base runs on the CPU"):
         plan_memory(ReplicaOptions(base="", gpu_memory="1GB"), config, torch.float32, CPU)
@@ -122,8 +126,19 @@ class TestOnAGpu:
         assert plan.kv_bytes == pytest.approx(60 * GB, rel=0.001)
         assert plan.kv_bytes + plan.engine.adapter_memory_bytes + plan.base_bytes < 80 * GB
 
+    def test_steps_beside_the_others_have_their_share(self) -> None:
+        """What they take is not left to a KV cache that gets the rest."""
+        plan = plan_7b(gpu_memory="60GB", adapter_memory="2GB")
+        residual_bytes, logits_bytes = 512 * 4 * 4096 * 2, 256 * 32_000 * (2 + 4 + 7 * 8)
+        assert plan.beside_bytes > residual_bytes + logits_bytes + GPU_BESIDE_RUNTIME_BYTES
+        smaller = plan_7b(gpu_memory="60GB", max_running=64, max_batch_tokens=64, prefill_chunk_tokens=64)
+        assert smaller.beside_bytes < plan.beside_bytes
+        together = plan_7b(gpu_memory="60GB", adapter_memory="2GB", tensor_parallel=2)
+        assert together.beside_bytes == 0, "where several processes hold the base, there are none"
+        assert plan.kv_bytes + plan.beside_bytes == pytest.approx(together.kv_bytes, rel=0.001)
+
     def test_it_is_told_in_one_line(self) -> None:
         assert plan_7b(gpu_memory="40GB", kv_memory="20GB", adapter_memory="2GB").describe() == (
-            "base 13.5 GB, room for adapters 2.0 GB, KV cache 20.0 GB (38,144 tokens), steps 3.2 GB; "
+            "base 13.5 GB, room for adapters 2.0 GB, KV cache 20.0 GB (38,144 tokens), steps 4.1 GB; "
             "of 40.0 GB"
         )

@@ -6,7 +6,7 @@ Needs an accelerator; CI has none, so that these are skipped there and run by ha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,25 +16,18 @@ from torch import Tensor
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.core import Sequence as EngineSequence
 from caraserve_cli.engine import gpu_runner
+from caraserve_cli.engine.chunk_steps import AssistedWay
 from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.model.sampler import choose_tokens
 from tests.cli.command import SAMPLE, rows_by_id, run_caraserve
 from tests.fleet.test_parity import Beside, Oracle, answer, assert_same, oracle
+from tests.gpu.exact_products import exact_products
 
-__all__ = ["oracle"]
+__all__ = ["exact_products", "oracle"]
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
-    """TensorFloat-32 would not be float32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(("lora_kernel", "adapter_memory"), [("mbgmv", "250KB"), ("bgmv", "1MB")])
@@ -84,6 +77,11 @@ def test_another_link_changes_no_answer(oracle: Oracle) -> None:
                 answers[outcome.request.id] = outcome
         assert len(answers) == len(oracle.requests)
         assert_same(oracle, answers)
+    assert isinstance(replica._runner, gpu_runner.GpuRunner)
+    variants = {variant for _, variant in replica._runner._chunk_steps._graphs._graphs}
+    links = {variant.link_bytes_per_s for variant in variants if isinstance(variant, AssistedWay)}
+    assert len(links) == 2, "those of the link of 4 GB/s are given back"
+    assert None in links
     replica.close()
     surroundings.host_store.close()
 

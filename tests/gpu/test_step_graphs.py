@@ -64,3 +64,16 @@ def test_pieces_that_have_been_computed_are_left_out() -> None:
     adder.buffer.zero_()
     adder.graphs.run(4, None, pieces=[1])
     assert adder.buffer[:4].tolist() == [10.0] * 4
+
+
+def test_variants_that_are_dropped_are_captured_anew_and_others_stay() -> None:
+    adder = Adder()
+    for variant in ("old", "new"):
+        adder.graphs.prepare(4, variant)
+    adder.graphs.drop(lambda variant: variant == "old")
+    assert adder.graphs._graphs.keys() == {(4, "new")}
+    for variant in ("old", "new"):
+        adder.graphs.prepare(4, variant)
+        adder.buffer.zero_()
+        adder.graphs.run(4, variant)
+        assert adder.buffer[:5].tolist() == [11.0] * 4 + [0.0]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,11 @@ from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.cli.command import SAMPLE, rows_by_id, run_caraserve
 from tests.fleet.test_parity import Oracle, answer, assert_same, oracle
+from tests.gpu.exact_products import exact_products
 
-__all__ = ["oracle"]
+__all__ = ["exact_products", "oracle"]
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-
-
-@pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
-    """TensorFloat-32 would not be float32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(("lora_kernel", "adapter_memory"), [("mbgmv", "250KB"), ("bgmv", "1MB")])

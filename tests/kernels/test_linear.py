@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from caraserve_kernels import linear as module
+from caraserve_kernels import linear_kernels
 from caraserve_kernels.linear import Tile, choose_tile, linear, linear_reference
 
 CASES = Path(__file__).with_name("cases_linear.py")
@@ -65,7 +66,7 @@ def compile_for_hopper(
     num_tokens: int, tile: Tile, biased: bool, even: bool, dtype: str, beside: bool = False
 ) -> triton.compiler.CompiledKernel:
     vector = num_tokens == 1
-    kernel = module._vector_kernel if vector else module._tile_kernel
+    kernel = linear_kernels.vector_kernel if vector else linear_kernels.tile_kernel
     constants: dict[str, object] = {
         "block_rows": tile.rows,
         "block_columns": tile.columns,
