@@ -13,6 +13,7 @@ from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.lora_kernels import LoraKernelModel
 from caraserve_cli.perf.prefill import PrefillModel
 from caraserve_cli.perf.profile import MachineProfile
+from caraserve_cli.perf.step_load import StepLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class StepModel:
 
     @staticmethod
     def of(
-        profile: MachineProfile, *, is_padded: bool, max_batch_tokens: int, kv_token_ms: float = 0.0
+        profile: MachineProfile, *, is_padded: bool, max_batch_tokens: int, kv_token_ms: float | None = None
     ) -> StepModel:
         """The model of a machine.
 
@@ -44,8 +45,10 @@ class StepModel:
             profile: of the machine.
             is_padded: which LoRA kernel runs there.
             max_batch_tokens: as in `StepModel`.
-            kv_token_ms: as in `StepModel`.
+            kv_token_ms: as in `StepModel`; None for what was measured there, or 0 where it was not.
         """
+        if kv_token_ms is None:
+            kv_token_ms = profile.kv_cost.token_ms if profile.kv_cost else 0.0
         return StepModel(
             prefill=profile.prefill,
             decode=profile.decode,
@@ -58,6 +61,17 @@ class StepModel:
         """DecPerf: milliseconds of a step that decodes for `batch`; 0 for an empty one."""
         base_ms = self.decode.step_ms(batch.num_requests)
         return base_ms + self.kv_token_ms * batch.kv_tokens + self._lora_ms(batch.ranks)
+
+    def step_ms(self, load: StepLoad) -> float:
+        """Milliseconds of one step as it was planned; what CPU workers compute in it is not told apart.
+
+        Sequences that decode beside prompts read their contexts as they do without, and adapters of prompts
+        add the LoRA kernel's line: a prompt's tokens share the weights that it reads.
+        """
+        if not load.prompt_tokens:
+            return self.decode_ms(load.decoding)
+        base_ms = self.prefill.step_ms(load.prompt_tokens + load.num_decoding)
+        return base_ms + self.kv_token_ms * load.kv_tokens + self._lora_ms(load.ranks)
 
     def prompts_ms(self, prompt_tokens: float, ranks: RankSums[int], num_decoding: int) -> float:
         """PrePerf: milliseconds of all steps that compute the prompts of a queue; 0 for none.
