@@ -19,6 +19,13 @@ class StepRecord:
     which CPU workers had a part, `num_failed_assists` those of them whose part came too late. `stall_ms`: how
     long the step stood still for adapters on their way, `others_stalled_ms` that time for each sequence of
     the step that uses none of them, added up.
+
+    Of its time: `predicted_ms` was said when it was launched, None where nothing could be;
+    `prediction_source` says from what, `kind` is of `perf.step_load.StepKind`. It was said of `num_decoding`
+    chunks of one token, `num_prompt_tokens` in longer ones, `num_adapters` distinct adapters, the sum and the
+    largest of their ranks, and `kv_tokens` in the cache. It is to be compared with end_ms - start_ms -
+    stall_ms: from the end of the step before, or from when this one was begun to be planned if that was
+    later. `is_alone`: no other step was under way when it was launched; the host's time is then in it.
     """
 
     start_ms: float
@@ -42,6 +49,16 @@ class StepRecord:
     num_lost_workers: int = 0
     stall_ms: float = 0.0
     others_stalled_ms: float = 0.0
+    predicted_ms: float | None = None
+    prediction_source: str = ""
+    kind: str = ""
+    num_decoding: int = 0
+    num_prompt_tokens: int = 0
+    num_adapters: int = 0
+    lora_rank_sum: int = 0
+    lora_rank_max: int = 0
+    kv_tokens: int = 0
+    is_alone: bool = False
 
 
 class EventSink(Protocol):

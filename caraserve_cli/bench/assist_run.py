@@ -26,7 +26,8 @@ from caraserve_cli.fleet.cold_start import (
     MAX_ASSISTED_TOKENS,
     TOKENS_PER_WORKER,
     choose_cores,
-    find_break_even,
+    find_profile,
+    make_break_even,
 )
 from caraserve_cli.fleet.machine import choose_dtype, describe_device
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -110,7 +111,7 @@ def _prepare(recipe: AssistRecipe) -> AssistSetup:
         raise OptionError(f"recipe '{recipe.name}': {said}") from error
     config = resolve_base(recipe.base, "random").config
     dtype = choose_dtype(recipe.dtype, device, config.dtype)
-    break_even = find_break_even(options, dtype, device)
+    break_even = make_break_even(find_profile(options, dtype, device), options, device)
     # The checked round, warm-ups, repeats, and the trace.
     uses_of_a_case = _MOST_WAYS * (1 + recipe.warmups + recipe.repeats) + 1
     return AssistSetup(

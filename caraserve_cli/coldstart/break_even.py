@@ -23,9 +23,11 @@ from caraserve_cli.coldstart.arrival import Arrival, Decision
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import ColdStart
 from caraserve_cli.perf.adapter_ops import AdapterOp, adapter_ops
+from caraserve_cli.perf.batch_load import BatchLoad
 from caraserve_cli.perf.cpu_ops import cpu_ops_ms
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.profile import MachineProfile
+from caraserve_cli.perf.step_model import StepModel
 
 # What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. In a queue
 # simulated with an H100's profile (9 cold arrivals a second, 16 tokens, rank 64, a link of 3 GB/s) on-demand
@@ -70,15 +72,19 @@ class BreakEven:
     Args:
         profile: of the machine and base.
         prefill_chunk_tokens: the most prompt tokens of one request in one step.
+        is_padded: which LoRA kernel runs there.
     """
 
-    def __init__(self, profile: MachineProfile, prefill_chunk_tokens: int = 512) -> None:
+    def __init__(
+        self, profile: MachineProfile, prefill_chunk_tokens: int = 512, *, is_padded: bool = False
+    ) -> None:
         self.profile = profile
-        self._chunk_tokens = prefill_chunk_tokens
+        self._chunk_tokens, self._is_padded = prefill_chunk_tokens, is_padded
+        self._steps = StepModel.of(profile, is_padded=is_padded, max_batch_tokens=prefill_chunk_tokens)
 
     def emulated(self, link_gbps: float) -> BreakEven:
         """Of the same machine with its link slowed down to `link_gbps` GB/s."""
-        return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens)
+        return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens, is_padded=self._is_padded)
 
     def race(self, arrival: Arrival, *, in_turn: bool = False) -> LayerRace:
         """The times of an arrival's first step and of its copies; `in_turn`, if all of its adapter comes
@@ -88,7 +94,9 @@ class BreakEven:
         if in_turn:
             together_bytes, ahead_bytes = 0, ahead_bytes + together_bytes
         num_tokens = self._first_tokens(arrival)
-        step_ms = profile.prefill.step_ms(num_tokens + arrival.batch_tokens)
+        step_ms = profile.prefill.step_ms(num_tokens + arrival.batch_tokens) + self._decoding_beside_ms(
+            arrival
+        )
         gpu_layer_ms = step_ms / arrival.num_layers
         layer_bytes = (arrival.adapter_bytes + together_bytes) / arrival.num_layers
         ops = self._ops(arrival)
@@ -196,14 +204,24 @@ class BreakEven:
         """The further steps of a long prompt, the same in all ways."""
         left = arrival.prompt_tokens - self._first_tokens(arrival)
         full, rest = divmod(left, self._chunk_tokens)
-        step_ms = self.profile.prefill.step_ms
-        later_ms = full * step_ms(self._chunk_tokens + arrival.batch_tokens)
-        return later_ms + step_ms(rest + arrival.batch_tokens) if rest else later_ms
+        step_ms, beside_ms = self.profile.prefill.step_ms, self._decoding_beside_ms(arrival)
+        later_ms = full * (step_ms(self._chunk_tokens + arrival.batch_tokens) + beside_ms)
+        return later_ms + step_ms(rest + arrival.batch_tokens) + beside_ms if rest else later_ms
+
+    def _decode_ms(self, arrival: Arrival) -> float:
+        """A step of those who decode, with their contexts and adapters."""
+        return self._steps.decode_ms(
+            BatchLoad(arrival.num_decoding, arrival.decoding_ranks, arrival.decoding_kv_tokens)
+        )
+
+    def _decoding_beside_ms(self, arrival: Arrival) -> float:
+        """What their contexts and adapters add to a step with prompts."""
+        return self._decode_ms(arrival) - self.profile.decode.step_ms(arrival.num_decoding)
 
     def _ahead_ms(self, arrival: Arrival) -> float:
         """How long before a step begins it is planned, and its copies are begun: while the one before it is
         computed."""
-        return self.profile.decode.step_ms(arrival.num_decoding)
+        return self._decode_ms(arrival)
 
     def _begin_ms(self, arrival: Arrival, link: LinkModel, ahead_bytes: int, bytes_per_ms: float) -> float:
         """When the first of its copies begins, after those of `ahead_bytes`."""
@@ -212,7 +230,7 @@ class BreakEven:
 
     def _boundary_ms(self, arrival: Arrival) -> float:
         """From a moment to the next step's begin, on average: half a decoding step."""
-        return self.profile.decode.step_ms(arrival.num_decoding) / 2
+        return self._decode_ms(arrival) / 2
 
     def _ops(self, arrival: Arrival) -> tuple[AdapterOp, ...]:
         rank_bytes = max(1, arrival.lora_rank) * arrival.num_layers * self.profile.dtype_bytes

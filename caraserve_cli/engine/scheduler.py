@@ -30,8 +30,10 @@ from caraserve_cli.engine.block_pool import BlockPool
 from caraserve_cli.engine.cold_starts import ColdStarts
 from caraserve_cli.engine.holdings import Holdings
 from caraserve_cli.engine.plan_draft import PlanDraft
+from caraserve_cli.engine.plan_load import chunks_load
 from caraserve_cli.engine.plan_waits import WaitFor
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.perf.step_load import StepLoad
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 # Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
@@ -89,6 +91,10 @@ class Scheduler:
         if not draft.num_preempted:
             self._plan_waiting(draft)
         return draft.freeze()
+
+    def lora_rank(self, adapter: str) -> int:
+        """The largest rank of an adapter that some sequence has asked for."""
+        return self._adapters[adapter].lora_rank
 
     def wanted_adapters(self) -> list[str]:
         """Adapters of the next sequences that wait, in the order in which they will be needed, without those
@@ -245,6 +251,7 @@ class Scheduler:
             count_cached_tokens=self._holdings.num_cached_tokens,
             batch_tokens=draft.num_tokens,
             num_decoding=len(draft.chunks),
+            beside=chunks_load(draft.chunks, self.lora_rank) if draft.chunks else StepLoad(0),
         )
 
     def _waits_for_copies(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:

@@ -12,10 +12,12 @@ from typing import Protocol
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.core import Completion, Sequence, SequenceStatus
 from caraserve_cli.engine.depot import AdapterDepot
+from caraserve_cli.engine.plan_load import chunks_load
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt, ColdCosts, LoadCount, count_tokens, make_record
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.perf.step_predictor import StepPrediction, StepPredictor
 from caraserve_cli.step_plan import AssistOutcome, ScheduledChunk, StepPlan
 
 
@@ -42,13 +44,15 @@ class StepResult(Protocol):
 class _Launched:
     """A step under way; the last of `attempts` is its own, those before it did not fit the device.
 
-    `stall`: for what it stands still; `cold_adapters`: those that were on their way when it was launched.
+    `prediction`: what was said of its time then. `stall`: for what it stands still;
+    `cold_adapters`: those that were on their way when it was launched.
     """
 
     attempts: tuple[Attempt, ...]
     result: StepResult
     stall: Stall
     cold_adapters: frozenset[str]
+    prediction: StepPrediction
 
     @property
     def plan(self) -> StepPlan:
@@ -64,6 +68,7 @@ class StepsUnderWay:
         take_token: takes a token of a sequence at a time; the completion if that ends the answer.
         clock_ms: milliseconds since the start of the run.
         events: told of every step.
+        predictor: asked about every step before it is computed, and told what it took.
 
     Attributes:
         loads: those that no record tells of yet.
@@ -76,9 +81,11 @@ class StepsUnderWay:
         take_token: Callable[[Sequence, Sampled, float], Completion | None],
         clock_ms: Callable[[], float],
         events: EventSink,
+        predictor: StepPredictor,
     ) -> None:
         self._scheduler, self._depot, self._take_token = scheduler, depot, take_token
         self._clock_ms, self._events = clock_ms, events
+        self._predictor = predictor
         self.loads = LoadCount()
         self._num_lost_workers = 0
         self._steps: deque[_Launched] = deque()
@@ -90,7 +97,9 @@ class StepsUnderWay:
     def add(self, attempts: tuple[Attempt, ...], result: StepResult) -> None:
         """A step was launched right now; the last of `attempts` is its own."""
         cold_adapters = self._scheduler.cold_starts.under_way
-        self._steps.append(_Launched(attempts, result, self._depot.take_stall(), cold_adapters))
+        load = chunks_load(attempts[-1].plan.chunks, self._scheduler.lora_rank)
+        prediction = self._predictor.predict(load, is_alone=not self._steps)
+        self._steps.append(_Launched(attempts, result, self._depot.take_stall(), cold_adapters, prediction))
 
     def take(self, most_left: int) -> list[Completion]:
         """Wait for the oldest ones, until no more than `most_left` are under way; what ended with them."""
@@ -119,8 +128,21 @@ class StepsUnderWay:
         ]
         loads = self.loads.take(step.result.adapter_copy_ms, self._depot.copied_bytes)
         self._events.on_step(
-            make_record(step.attempts, loads, tokens, cold_costs, self._scheduler, start_ms, now_ms)
+            make_record(
+                step.attempts,
+                loads,
+                tokens,
+                cold_costs,
+                self._scheduler,
+                step.prediction,
+                self._predictor.source,
+                start_ms,
+                now_ms,
+            )
         )
+        if len(step.attempts) == 1:
+            computing_ms = now_ms - start_ms - cold_costs.stall_ms
+            self._predictor.learn(step.prediction.load, computing_ms, is_alone=step.prediction.is_alone)
         return completions
 
     def _cold_costs(self, step: _Launched, outcome: AssistOutcome, step_ms: float) -> ColdCosts:

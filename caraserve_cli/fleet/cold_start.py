@@ -12,7 +12,7 @@ import torch
 
 from caraserve_cli.adapters.copy_lane import CopyLane, EmulatedLink, open_lane
 from caraserve_cli.adapters.host_store import HostStore
-from caraserve_cli.adapters.packing import fused_groups
+from caraserve_cli.adapters.packing import UnpaddedForm, fused_groups
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.coldstart.assisted_ops import LinkWays
 from caraserve_cli.coldstart.break_even import BreakEven
@@ -25,6 +25,7 @@ from caraserve_cli.fleet.machine import describe_device
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_link import measure_copies
 from caraserve_cli.perf.link import LinkModel
+from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.profile_store import ProfileStore, default_folder, machine_id
 from caraserve_kernels.host_exchange import MAX_WORKERS
 from caraserve_kernels.link_clock import paced_rate
@@ -72,21 +73,28 @@ def this_machine(device: str) -> str:
     return machine_id(device, os.cpu_count() or 1)
 
 
-def find_break_even(options: ReplicaOptions, dtype: torch.dtype, device: torch.device) -> BreakEven | None:
-    """The model fitted to this machine and its own link by `caraserve profile`; None where that was not run,
-    or nothing is copied.
+def find_profile(options: ReplicaOptions, dtype: torch.dtype, device: torch.device) -> MachineProfile | None:
+    """What `caraserve profile` has stored of this machine, base and dtype; None where it was not run.
 
     Raises:
         ProfileError: the stored profile cannot be read.
     """
-    if device.type != "cuda":
-        return None
-    profile = ProfileStore(default_folder()).load(
+    return ProfileStore(default_folder()).load(
         this_machine(describe_device(device)),
         profile_base(options.base),
         str(dtype).removeprefix("torch."),
     )
-    return None if profile is None else BreakEven(profile, options.prefill_chunk_tokens)
+
+
+def make_break_even(
+    profile: MachineProfile | None, options: ReplicaOptions, device: torch.device
+) -> BreakEven | None:
+    """The model of cold starts over this machine's own link; None without a profile, or where nothing is
+    copied."""
+    if profile is None or device.type != "cuda":
+        return None
+    is_padded = options.lora_kernel != UnpaddedForm.kernel
+    return BreakEven(profile, options.prefill_chunk_tokens, is_padded=is_padded)
 
 
 def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from caraserve_cli.adapters.packing import UnpaddedForm
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import Failure, Request
 from caraserve_cli.engine.engine import Engine, Runner, TextStream
@@ -27,6 +28,8 @@ from caraserve_cli.model.checkpoint import load_decoder, random_decoder
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.detokenizer import Detokenizer
 from caraserve_cli.model.rope import Rope
+from caraserve_cli.perf.step_model import StepModel
+from caraserve_cli.perf.step_predictor import StepPredictor
 
 
 class NoEvents:
@@ -86,6 +89,7 @@ class LocalReplica:
             clock_ms,
             events,
             base.config.shape.num_layers,
+            StepPredictor(self._step_model(options, config)),
         )
         self._cold_start: str = options.cold_start
         self.emulate_link(options.emulate_link_gbps)
@@ -167,6 +171,13 @@ class LocalReplica:
         """
         self._engine.scheduler.check_integrity()
         self._surroundings.host_store.check_integrity()
+
+    def _step_model(self, options: ReplicaOptions, config: EngineConfig) -> StepModel | None:
+        profile = self._surroundings.profile
+        if profile is None:
+            return None
+        is_padded = options.lora_kernel != UnpaddedForm.kernel
+        return StepModel.of(profile, is_padded=is_padded, max_batch_tokens=config.max_batch_tokens)
 
     def _choose_policy(self) -> None:
         break_even = self._surroundings.break_even

@@ -22,7 +22,8 @@ from caraserve_cli.engine.limits import check_fits
 from caraserve_cli.errors import AdapterError, OptionError, RowError, RowErrorCode
 from caraserve_cli.fleet.cold_start import (
     check_cold_start,
-    find_break_even,
+    find_profile,
+    make_break_even,
     wants_workers,
 )
 from caraserve_cli.fleet.machine import choose_device, choose_dtype, describe_device
@@ -30,6 +31,7 @@ from caraserve_cli.fleet.memory_plan import MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
 from caraserve_cli.model.resolve import ResolvedBase, resolve_base
 from caraserve_cli.model.tokenizer import Tokenizer, load_tokenizer
+from caraserve_cli.perf.profile import MachineProfile
 
 
 def copies_adapters(device: torch.device) -> bool:
@@ -73,6 +75,7 @@ class Surroundings:
     adapters: AdapterSource
     host_store: HostStore
     memory: MemoryPlan
+    profile: MachineProfile | None
     break_even: BreakEven | None
     device: torch.device
     dtype: torch.dtype
@@ -97,7 +100,8 @@ class Surroundings:
         source = adapters or AdapterSource(AdapterLibrary.scan(options.adapter_roots))
         memory = plan_memory(options, base.config, dtype, device)
         shape = base.config.shape
-        break_even = find_break_even(options, dtype, device) if use_profile else None
+        profile = find_profile(options, dtype, device) if use_profile else None
+        break_even = make_break_even(profile, options, device)
         packer, is_copied = None, copies_adapters(device)
         if is_copied or wants_workers(options, break_even):
             form = source.choose_form(options.lora_kernel, shape)
@@ -106,7 +110,7 @@ class Surroundings:
             source.library, shape, dtype, memory.host_adapter_bytes, packer, source.load, source.outline
         )
         tokenizer = None if base.folder is None else load_tokenizer(base.folder)
-        return cls(base, tokenizer, source, host_store, memory, break_even, device, dtype, is_copied)
+        return cls(base, tokenizer, source, host_store, memory, profile, break_even, device, dtype, is_copied)
 
     @property
     def library(self) -> AdapterLibrary:

@@ -41,7 +41,7 @@ class FitQuality:
             variation (`of_relative`).
         largest_residual: the largest distance of a point, as a share of the point's own value.
         num_points: how many there were.
-        median_residual: the median of these distances; None in a profile of before it was told.
+        median_residual: the median of these distances; None in an older profile.
     """
 
     r2: float
@@ -79,7 +79,7 @@ class FitQuality:
         return self.r2 >= LEAST_R2 or self.largest_residual <= SMALL_RESIDUAL
 
     def require(self, what: str, least_r2: float | None = None) -> None:
-        """Refuse a model that its points do not follow, or, with `least_r2`, one that explains less than that.
+        """Refuse a model that its points do not follow; with `least_r2`, one that explains less than that.
 
         Raises:
             ProfileError: the fit is not good; the message names `what` was modelled.
@@ -87,8 +87,8 @@ class FitQuality:
         if not (self.is_good if least_r2 is None else self.r2 >= least_r2):
             raise ProfileError(
                 f"{what}: the {self.num_points} measured points follow no model (R² {self.r2:.2f}, at least "
-                f"{least_r2 or LEAST_R2:g} is needed; the worst is {self.largest_residual:.0%} off); stop other work on "
-                "this machine and run `caraserve profile` again"
+                f"{least_r2 or LEAST_R2:g} is needed; the worst is {self.largest_residual:.0%} off); stop "
+                "other work on this machine and run `caraserve profile` again"
             )
 
 

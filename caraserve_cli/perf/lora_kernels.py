@@ -43,7 +43,7 @@ class LoraKernelModel:
         rows = [(float(_work(_sums(lora_ranks), is_padded)), 1.0) for lora_ranks in batches]
         alpha_ms, beta_ms = fit_costs(rows, times_ms)
         quality = FitQuality.of([alpha_ms * work + beta_ms for work, _ in rows], times_ms)
-        quality.require("bgmv (padded) kernel" if is_padded else "mbgmv (unpadded) kernel", LEAST_KERNEL_R2)
+        quality.require("padded LoRA kernel" if is_padded else "unpadded LoRA kernel", LEAST_KERNEL_R2)
         return LoraKernelModel(is_padded, alpha_ms, beta_ms, quality)
 
     def batch_ms(self, lora_ranks: Sequence[int]) -> float:

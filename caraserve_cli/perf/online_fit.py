@@ -1,9 +1,9 @@
-"""A cost that is a sum of four terms, fitted to points that come one after another: recursive least squares
-that forget, in plain Python, for numpy takes longer for four numbers.
+"""A cost that is a sum of four terms, fitted to points that come one by one: recursive least squares that
+forget. In plain Python: for four numbers numpy's calls would take longer.
 
-Errors count as shares of what was predicted. A point far off what the fit expects moves it no more than one at
-the edge of it: a step in which a graph was captured, or a host that was preempted, says nothing of the next.
-Several in a row say that something has changed, and the fit begins to trust what is measured again.
+Errors count as shares of what was predicted. A point far off what the fit expects moves it no more than one
+at the edge of it: a step in which a graph was captured, or a host that was preempted, says nothing of the
+next. Several in a row say that something has changed, and the fit trusts what is measured again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class OnlineFit:
     def __init__(self, weights: Terms, spreads: Terms) -> None:
         self.weights = weights
         self.num_points = 0
-        self._first = [[spread**2 if i == j else 0.0 for j in range(4)] for i, spread in enumerate(spreads)]
+        a, b, c, d = (spread**2 for spread in spreads)
+        # The upper half of the weights' covariance, row by row.
+        self._first = (a, 0.0, 0.0, 0.0, b, 0.0, 0.0, c, 0.0, d)
         self._covariance = self._first
-        self._most_trace = sum(spread**2 for spread in spreads)
+        self._most_trace = a + b + c + d
         self._noise = _FIRST_NOISE
         self._num_far = 0
 
@@ -53,8 +55,11 @@ class OnlineFit:
         predicted = self.predict(terms)
         scale = max(predicted, cost / 10)
         t, u, v, w = terms
-        towards = [row[0] * t + row[1] * u + row[2] * v + row[3] * w for row in self._covariance]
-        p, q, r, s = towards
+        aa, ab, ac, ad, bb, bc, bd, cc, cd, dd = self._covariance
+        p = aa * t + ab * u + ac * v + ad * w
+        q = ab * t + bb * u + bc * v + bd * w
+        r = ac * t + bc * u + cc * v + cd * w
+        s = ad * t + bd * u + cd * v + dd * w
         variance = p * t + q * u + r * v + s * w + (self._noise * scale) ** 2
         error, edge = cost - predicted, _FAR * sqrt(variance)
         is_far = abs(error) > edge
@@ -68,11 +73,20 @@ class OnlineFit:
         if self._num_far == _MOST_FAR:
             self._covariance, self._num_far = self._first, 0
             return
-        reduced = [
-            [cell - x * y / variance for cell, y in zip(row, towards, strict=True)]
-            for row, x in zip(self._covariance, towards, strict=True)
-        ]
+        aa, bb = aa - p * p / variance, bb - q * q / variance
+        cc, dd = cc - r * r / variance, dd - s * s / variance
         # What nothing was learned of for long would be forgotten without end.
-        if sum(reduced[i][i] for i in range(4)) / _MEMORY < self._most_trace:
-            reduced = [[cell / _MEMORY for cell in row] for row in reduced]
-        self._covariance = reduced
+        f = 1 / _MEMORY if (aa + bb + cc + dd) / _MEMORY < self._most_trace else 1.0
+        g = f / variance
+        self._covariance = (
+            aa * f,
+            ab * f - p * q * g,
+            ac * f - p * r * g,
+            ad * f - p * s * g,
+            bb * f,
+            bc * f - q * r * g,
+            bd * f - q * s * g,
+            cc * f,
+            cd * f - r * s * g,
+            dd * f,
+        )

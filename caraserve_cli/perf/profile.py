@@ -56,8 +56,8 @@ class MachineProfile:
             were not measured, and no worker then assists.
         tokens_per_worker: c of ⌈tokens / c⌉ workers.
         padded_kernel: BGMV; None without a GPU.
-        unpadded_kernel: MBGMV; None without a GPU. Both are of adapters on q, k, v and o, in whole steps; None
-            too where the measured times follow no line.
+        unpadded_kernel: MBGMV; None without a GPU, or where the measured times follow no line. Both are of
+            whole steps with adapters on q, k, v and o.
         kv_cost: what contexts add to decoding steps; `decode` is then without them. None where it was not
             measured, and `decode` then has that of short contexts in it.
     """

@@ -26,8 +26,8 @@ FROM_PROFILE, LEARNED = "profile, corrected on line", "learned on line"
 
 # Sizes of what a term of a model that was not measured is counted in; they only bring terms to one size.
 _TOKENS, _BATCH, _KV_TOKENS, _RANKS = 512, 64, 100_000, 1000
-# By how much a profile's whole time, its part of contexts, that of LoRA, and a constant may be wrong, in times
-# of themselves, the constant in decoding steps of one request. Chosen, not measured.
+# By how much a profile's whole time, its part of contexts, that of LoRA, and a constant may be wrong, in
+# times of themselves, the constant in decoding steps of one request. Chosen, not measured.
 _SPREADS_OF_PROFILE = (0.2, 0.3, 0.3, 0.2)
 # The same of a constant, tokens, contexts and LoRA, in times of the first step that was measured.
 _SPREADS_OF_NOTHING = (0.5, 1.0, 0.3, 0.3)
