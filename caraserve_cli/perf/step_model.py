@@ -25,8 +25,8 @@ class StepModel:
         decode: steps without, of the base alone.
         lora_kernel: what adapters add to either; None where it was not measured, and they then add nothing.
         max_batch_tokens: the most tokens in one step.
-        kv_token_ms: what each token in the cache adds to a decoding step, the first as the last: `decode` is without
-            them. 0 where it was not measured, and `decode` then has short contexts in it.
+        kv_token_ms: what each token in the cache adds to a decoding step, the first as the last: `decode` is
+            without them. 0 where it was not measured, and `decode` then has short contexts in it.
     """
 
     prefill: PrefillModel
