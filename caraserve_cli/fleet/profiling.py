@@ -21,6 +21,7 @@ from caraserve_cli.fleet.profile_steps import StepProfiler
 from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.kv_cost import ContextStep, KvCost
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.prefill import PrefillModel
 from caraserve_cli.perf.profile import MachineProfile, MeasuredOn
@@ -69,6 +70,8 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
             f"base '{options.base}': its context or the KV cache is too small for the steps that "
             "are measured; give more --kv-memory, or another base"
         )
+    on_part("contexts of decoding steps")
+    kv_cost = _fit_kv_cost(profiler.context_steps(), on_part)
     first = fused_groups(shape)[0]
     return MachineProfile(
         measured_on=MeasuredOn(
@@ -84,7 +87,8 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
         link=link,
         exchange=exchange,
         prefill=PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())),
-        decode=DecodeModel.fit(list(decode_ms), list(decode_ms.values())),
+        decode=_fit_decode(decode_ms, kv_cost),
+        kv_cost=kv_cost,
         cpu_lora=cpu_lora,
         tokens_per_worker=TOKENS_PER_WORKER
         if cpu_lora is None
@@ -114,6 +118,22 @@ def _measure_cpu_lora(surroundings: Surroundings, cores: Sequence[int]) -> CpuLo
             if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
+
+
+def _fit_kv_cost(measured: Mapping[ContextStep, float], on_part: OnPart) -> KvCost | None:
+    """None where contexts of two lengths do not fit, or their steps follow no line: it is told why."""
+    try:
+        return KvCost.fit(list(measured), list(measured.values()))
+    except ProfileError as error:
+        on_part(f"left out: {error}")
+        return None
+
+
+def _fit_decode(measured: Mapping[ContextStep, float], kv_cost: KvCost | None) -> DecodeModel:
+    """Without what their short contexts took, for `kv_cost` counts all tokens in the cache."""
+    token_ms = kv_cost.token_ms if kv_cost else 0.0
+    times_ms = [time_ms - token_ms * step.kv_tokens for step, time_ms in measured.items()]
+    return DecodeModel.fit([step.batch_size for step in measured], times_ms)
 
 
 def _fit_link(what: str, measured: Mapping[int, float]) -> LinkModel:

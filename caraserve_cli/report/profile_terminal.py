@@ -74,6 +74,8 @@ def _models(profile: MachineProfile) -> Iterator[tuple[str, str, FitQuality]]:
     if cpu_lora is not None:
         words = f"{_cpu_lora_words(cpu_lora)}; {profile.tokens_per_worker} tokens a worker"
         yield "LoRA on the CPU", words, cpu_lora.quality
+    if profile.kv_cost is not None:
+        yield "contexts", f"{profile.kv_cost.token_ms:.4g} · tokens in the cache", profile.kv_cost.quality
     for kernel in (profile.padded_kernel, profile.unpadded_kernel):
         if kernel is not None:
             yield _kernel_words(kernel)
