@@ -76,9 +76,9 @@ class StepModels:
         if not self._is_corrected:
             return step_ms
         of = self._of_decode
-        step_ms = of.times * step_ms + of.lora_times * lora_ms + of.kv_token_ms * batches.kv_tokens
-        step_ms += of.lora_rank_ms * batches.ranks.lora_rank_sum + of.constant_ms
-        return np.maximum(step_ms, 0.0) * (batches.num_requests > 0)
+        corrected_ms = of.times * step_ms + of.lora_times * lora_ms + of.kv_token_ms * batches.kv_tokens
+        corrected_ms += of.lora_rank_ms * batches.ranks.lora_rank_sum + of.constant_ms
+        return np.where(batches.num_requests > 0, np.maximum(corrected_ms, 0.0), step_ms)
 
     def prompts_ms(
         self, prompt_tokens: FloatArray, ranks: RankSums[FloatArray], num_decoding: IntArray

@@ -19,7 +19,6 @@ from caraserve_cli.report.cold_totals import ColdTotals
 from caraserve_cli.report.distribution import QUANTILES, RELATIVE_ACCURACY, Distribution
 from caraserve_cli.report.engine_totals import EngineTotals
 from caraserve_cli.report.metrics import DEFINITIONS, per_second, share
-from caraserve_cli.report.prediction_totals import PredictionTotals
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.report.tally import Counts, Tally
 
@@ -98,7 +97,7 @@ def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, 
         "engine": _engine(summary.engine),
         "cold_starts": _cold_starts(summary.cold, summary.engine),
         "fleet": facts.fleet,
-        "step_predictions": _step_predictions(summary.predictions),
+        "step_predictions": summary.predictions.as_json(),
         "by_lora_rank": _by_lora_rank(summary.tallies, lora_ranks),
         "by_adapter": _by_adapter(summary.tallies, lora_ranks),
     }
@@ -211,25 +210,6 @@ def _cold_starts(cold: ColdTotals, totals: EngineTotals) -> dict[str, object]:
         "stall_ms": _rounded(totals.stall_ms),
         "others_stalled_ms": _rounded(totals.others_stalled_ms),
         "times": _distributions(cold.times),
-    }
-
-
-def _step_predictions(totals: PredictionTotals) -> dict[str, object]:
-    """Errors are shares of the measured time."""
-
-    def of(errors: Distribution) -> dict[str, object]:
-        return {
-            "steps": errors.count,
-            "median_error": _rounded(errors.quantile(0.5), 4),
-            "p95_error": _rounded(errors.quantile(0.95), 4),
-        }
-
-    return {
-        "scope": "this session",
-        "source": totals.source,
-        **of(totals.all_errors),
-        "unpredicted_steps": totals.unpredicted,
-        "by_kind": {kind: of(errors) for kind, errors in sorted(totals.errors.items())},
     }
 
 

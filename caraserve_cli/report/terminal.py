@@ -149,14 +149,23 @@ def _cold_start_lines(cold: Json) -> list[str]:
 
 
 def _prediction_lines(report: Json) -> list[str]:
-    """Nothing where no step was predicted, or the report is older than predictions."""
+    """Nothing where there was no step, or the report is older than predictions."""
     predictions = report.get("step_predictions")
-    if not predictions or not predictions["steps"]:
+    if not predictions or predictions["source"] is None:
         return []
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in predictions["unpredicted"].items())
+    lines = [f"Steps whose time was not predicted: {left_out}"] if left_out else []
+    if not predictions["steps"]:
+        return lines
+    by_kind = ", ".join(
+        f"{kind} {format_share(errors['median_error'])} of {errors['steps']:,}"
+        for kind, errors in predictions["by_kind"].items()
+    )
     return [
         f"Step times predicted ({predictions['source']}): median error "
         f"{format_share(predictions['median_error'])}, p95 {format_share(predictions['p95_error'])} "
-        f"over {predictions['steps']:,} steps"
+        f"over {predictions['steps']:,} steps ({by_kind})",
+        *lines,
     ]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from statistics import median
 
 import pytest
 
 from caraserve_cli.errors import ProfileError
-from caraserve_cli.perf.batch_load import RankSums
+from caraserve_cli.perf.batch_load import BatchLoad, RankSums
 from caraserve_cli.perf.kv_cost import ContextStep, KvCost
+from caraserve_cli.perf.step_correction import StepCorrections
 from caraserve_cli.perf.step_load import StepKind, StepLoad
 from caraserve_cli.perf.step_model import StepModel
 from caraserve_cli.perf.step_predictor import STEPS_TO_LEARN, StepPredictor, Unpredicted
@@ -88,3 +90,65 @@ def test_contexts_have_one_slope_beside_the_batch() -> None:
     assert cost.quality.r2 == pytest.approx(1)
     with pytest.raises(ProfileError, match="no batch size was measured with two"):
         KvCost.fit(steps[::2], [1.0, 2.0])
+
+
+def test_what_is_planned_by_is_what_is_predicted() -> None:
+    """One model: the policies' model of decoding steps is the predictor's fit."""
+    predictor = StepPredictor(MODEL)
+    assert predictor.model == MODEL
+    for load in loads(3, 300):
+        predictor.learn(predictor.predict(load), true_ms(load))
+    model = predictor.model
+    assert model is not None
+    for load in loads(4, 50):
+        assert model.step_ms(load) == pytest.approx(predictor.predict(load).ms)
+    assert median(abs(model.step_ms(load) / true_ms(load) - 1) for load in loads(4, 50)) < 0.05
+
+
+def test_ranks_count_once_steps_have_shown_it() -> None:
+    """Without a fitted LoRA kernel."""
+    unfitted = replace(MODEL, lora_kernel=None)
+    predictor = StepPredictor(unfitted)
+    chosen = random.Random(2)
+    for _ in range(400):
+        load = StepLoad(32, 0, RankSums(16, chosen.choice((128, 512, 1024)), 64), 5000)
+        predictor.learn(predictor.predict(load), unfitted.step_ms(load) + 0.004 * load.ranks.lora_rank_sum)
+    assert predictor.model is not None
+    few, many = (
+        predictor.model.decode_ms(BatchLoad(32, RankSums(16, lora_rank_sum, 64), 5000))
+        for lora_rank_sum in (128, 1024)
+    )
+    assert many - few == pytest.approx(0.004 * 896, rel=0.1)
+
+
+def test_nothing_is_planned_by_what_was_never_measured() -> None:
+    predictor = StepPredictor()
+    for _ in range(50):
+        predictor.learn(predictor.predict(StepLoad(8)), 5.0)
+    assert predictor.model is None
+    assert predictor.corrections == StepCorrections()
+
+
+def test_no_correction_lets_a_time_shrink_as_its_load_grows() -> None:
+    """Steps that get shorter with every rank and token are noise."""
+    predictor = StepPredictor(MODEL)
+    chosen = random.Random(5)
+    for _ in range(500):
+        rank_sum, kv_tokens = chosen.choice((64, 4096)), chosen.choice((100, 90_000))
+        load = StepLoad(8, 0, RankSums(8, rank_sum, 64), kv_tokens)
+        predictor.learn(predictor.predict(load), 9.0 - rank_sum / 1000 - kv_tokens / 30_000)
+    model = predictor.model
+    assert model is not None
+    times_ms = [
+        model.decode_ms(BatchLoad(8, RankSums(8, rank_sum, 64), kv_tokens))
+        for rank_sum, kv_tokens in ((64, 100), (64, 90_000), (4096, 90_000))
+    ]
+    assert times_ms == sorted(times_ms)
+
+
+@pytest.mark.parametrize("why_not", [each for each in Unpredicted if each is not Unpredicted.LEARNING])
+def test_what_is_not_predicted_teaches_nothing(why_not: Unpredicted) -> None:
+    predictor, load = StepPredictor(MODEL), StepLoad(8)
+    predictor.learn(predictor.predict(load).without(why_not), 1e6)
+    assert predictor.predict(load).ms == MODEL.step_ms(load)
+    assert predictor.predict(StepLoad(1, 5, is_assisted=True)).why_not is Unpredicted.ASSISTED
