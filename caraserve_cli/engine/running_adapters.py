@@ -1,4 +1,4 @@
-"""The distinct adapters of the sequences that run, and what their ranks add up to, as sequences come and go."""
+"""The distinct adapters of the sequences that run, and the sums of their ranks, as these come and go."""
 
 from __future__ import annotations
 

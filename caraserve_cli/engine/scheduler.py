@@ -74,9 +74,7 @@ class Scheduler:
             config.prefill_chunk_tokens,
             lambda: (*self.running, *self.waiting),
         )
-        self._books = SequenceBooks(
-            self._holdings, self.residency, self.cold_starts, self._access.lora_rank
-        )
+        self._books = SequenceBooks(self._holdings, self.residency, self.cold_starts, self._access.lora_rank)
         self.waiting, self.running = self._books.waiting, self._books.running
         self.ending = self._books.ending
         self._policy = policy or FirstComeFirstServed()

@@ -17,6 +17,21 @@ LEAST_KERNEL_R2 = 0.96
 
 
 @dataclass(frozen=True, slots=True)
+class KernelTimes:
+    """What a kernel was measured to add to decoding steps.
+
+    Attributes:
+        is_padded: which kernel.
+        batches: of each step, the ranks of its adapters.
+        times_ms: of each step's LoRA part, all layers, above 0.
+    """
+
+    is_padded: bool
+    batches: tuple[tuple[int, ...], ...]
+    times_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LoraKernelModel:
     """ms = alpha_ms · |S| · (largest LoRA rank) + beta_ms if `is_padded`, alpha_ms · (sum of LoRA ranks) +
     beta_ms if not; S are the adapters of the batch."""

@@ -33,7 +33,7 @@ class StepLoad(NamedTuple):
     num_decoding: int
     prompt_tokens: int = 0
     ranks: RankSums[int] = NO_RANKS
-    kv_tokens: float = 0
+    kv_tokens: int = 0
     is_assisted: bool = False
 
     @property

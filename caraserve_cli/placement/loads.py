@@ -72,9 +72,7 @@ class ReplicaLoads:
         )
         # One request more than are there is asked about.
         self._models = [replica.step_model for replica in replicas]
-        self.step_models = StepModels(
-            self._models, 1 + max(self.max_requests, default=0)
-        )
+        self.step_models = StepModels(self._models, 1 + max(self.max_requests, default=0))
         self.cold_times = ColdTimes(replicas)
         self.places = AdapterPlaces(num_replicas)
         self.token_bounds = BoundTally(num_replicas)

@@ -1,5 +1,5 @@
-"""How well steps were predicted before they were computed: errors by kind of step, and what was not predicted,
-by the reason. Knows no model."""
+"""How well steps were predicted before they were computed: errors by kind of step, and what was not, by
+the reason. Knows no model."""
 
 from __future__ import annotations
 

@@ -37,6 +37,8 @@ def render_profile(profile: MachineProfile) -> RenderableType:
         f"torch {on.torch_version}{emulated}"
     )
     parts: list[RenderableType] = [head, "", _models_table(profile), ""]
+    if profile.padded_kernel is None and profile.unpadded_kernel is None:
+        parts.append(Text("No LoRA kernel was fitted: ranks count only as the steps of a run show it."))
     if profile.link is None:
         parts.append(Text("No link: the base runs on the CPU, and adapters are used where they are."))
     else:

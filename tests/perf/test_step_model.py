@@ -88,7 +88,9 @@ def test_the_kernel_that_runs_there_is_taken() -> None:
 
 
 def test_a_correction_is_of_its_kind_of_steps() -> None:
-    corrections = StepCorrections(StepCorrection(2.0, -1.0, 1e-3, 0.0, 3.0), StepCorrection(1.0, 0, 0, 0.1, 7))
+    corrections = StepCorrections(
+        StepCorrection(2.0, -1.0, 1e-3, 0.0, 3.0), StepCorrection(1.0, 0, 0, 0.1, 7)
+    )
     model, before = step_model(UNPADDED).corrected(corrections), step_model(UNPADDED)
     ranks = RankSums(2, 40, 32)
     lora_ms = before.decode_ms(BatchLoad(4, ranks)) - before.decode_ms(BatchLoad(4))
