@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -14,11 +14,11 @@ import torch
 from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
 from caraserve_cli.core import BaseShape
-from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher, LoraStep
+from caraserve_cli.engine.lora_batch import AdapterSegment, LoraBatcher
 from caraserve_cli.errors import ProfileError
 from caraserve_cli.fleet.device_timer import DeviceTimer, Work
 from caraserve_cli.fleet.kernel_batches import BGMV, MBGMV, BatchSizes, measure_batches, rank_mixes
-from caraserve_cli.fleet.kernel_place import KernelPlace, make_projections
+from caraserve_cli.fleet.kernel_place import KernelPlace, Projection, make_projections
 from caraserve_cli.perf.lora_kernels import KernelTimes
 
 # What adapters change that are measured: attention, as in the paper, and its output.
@@ -42,9 +42,9 @@ def measure_kernels(shape: BaseShape, dtype: torch.dtype, device: torch.device) 
     """
     place = KernelPlace(shape, MODULES, device, dtype)
     if device.type != "cuda":
-        return [_measure_cpu(place)]
+        return [measure_on_cpu(place)]
     try:
-        return _measure_gpu(place)
+        return measure_on_gpu(place, torch.cuda.mem_get_info(device)[0])
     finally:
         # The base is loaded next, into what the pools and graphs took.
         gc.collect()
@@ -52,12 +52,21 @@ def measure_kernels(shape: BaseShape, dtype: torch.dtype, device: torch.device) 
 
 
 @torch.inference_mode()
-def _measure_gpu(place: KernelPlace) -> list[KernelTimes]:
-    free_bytes, _ = torch.cuda.mem_get_info(place.device)
+def measure_on_gpu(place: KernelPlace, free_bytes: int) -> list[KernelTimes]:
+    """Both kernels on a device pool; `free_bytes` of the device's memory.
+
+    Raises:
+        ProfileError: as `measure_kernels`.
+    """
     most_rank, num_adapters = max(_LORA_RANKS), max(_GPU_BATCH_SIZES)
     # Of both pools.
     layer_bytes = 2 * num_adapters * _layer_bytes(place, most_rank)
     num_layers = _num_layers(place, _SHARE_OF_DEVICE * free_bytes, layer_bytes)
+    if not num_layers:
+        raise ProfileError(
+            f"LoRA kernels: to measure them, {layer_bytes / _SHARE_OF_DEVICE / 1e9:.2g} GB of the device's "
+            "memory must be free"
+        )
     sizes = BatchSizes(_GPU_BATCH_SIZES, _LORA_RANKS, num_layers)
     timer = DeviceTimer(place.device, _REPEATS)
     batches: list[tuple[int, ...]] = []
@@ -72,48 +81,63 @@ def _measure_gpu(place: KernelPlace) -> list[KernelTimes]:
 
 
 @torch.inference_mode()
-def _measure_cpu(place: KernelPlace) -> KernelTimes:
+def measure_on_cpu(place: KernelPlace) -> KernelTimes:
     """A CPU pads nothing but what it stacks; the line is that of the kernel that does not pad."""
     num_adapters = max(_CPU_BATCH_SIZES)
     layer_bytes = num_adapters * _layer_bytes(place, max(_LORA_RANKS))
-    num_layers = _num_layers(place, _HOST_BYTES, layer_bytes)
+    num_layers = max(1, _num_layers(place, _HOST_BYTES, layer_bytes))
     measured = replace(place, shape=replace(place.shape, num_layers=num_layers))
     timer = DeviceTimer(place.device, _REPEATS)
     batches: list[tuple[int, ...]] = []
     times_ms: list[float] = []
     for largest_rank in _LORA_RANKS:
         for adapter_ranks in rank_mixes(largest_rank, _LORA_RANKS, num_adapters).values():
-            adapters = [_random_adapter(measured, lora_rank) for lora_rank in adapter_ranks]
+            adapters = [random_adapter(measured, lora_rank) for lora_rank in adapter_ranks]
             for batch_size in _CPU_BATCH_SIZES:
-                work = _cpu_work(measured, adapters[:batch_size])
+                work = Work(cpu_step(measured, adapters[:batch_size]), 1, captured=False)
                 step_us = median(timer.runs_us({MBGMV: work})[MBGMV])
                 batches.append(adapter_ranks[:batch_size])
                 times_ms.append(_whole_step_ms(place, step_us, num_layers))
     return KernelTimes(False, tuple(batches), tuple(times_ms))
 
 
-def _cpu_work(place: KernelPlace, adapters: Sequence[AdapterWeights]) -> Work:
-    """The LoRA part of a step in which each of these adapters has one token, as `ModelRunner` computes it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class CpuStep:
+    """Computes the LoRA part of all layers of a step as `ModelRunner` does.
+
+    Attributes:
+        adapter_slots: of each token.
+    """
+
+    batcher: LoraBatcher
+    adapter_slots: Sequence[int]
+    num_layers: int
+    projections: tuple[Projection, ...]
+
+    def __call__(self) -> None:
+        # The context is a part of every step.
+        context = self.batcher.begin(
+            [AdapterSegment(adapter_slot, token, 1) for token, adapter_slot in enumerate(self.adapter_slots)]
+        )
+        for layer in range(self.num_layers):
+            for each in self.projections:
+                context.add(layer, each.modules, each.x, each.y)
+
+
+def cpu_step(place: KernelPlace, adapters: Sequence[AdapterWeights]) -> CpuStep:
+    """A decoding step in which each of these adapters, which are all that are there, has one token."""
     pool = DevicePool(place.shape, place.device)
     batcher = LoraBatcher(place.shape, pool, place.device)
     for adapter_slot, weights in enumerate(adapters):
         pool.load(adapter_slot, weights)
         batcher.add(adapter_slot)
-    slots = sorted(range(len(adapters)), key=batcher.order)
-    segments = [AdapterSegment(adapter_slot, token, 1) for token, adapter_slot in enumerate(slots)]
+    adapter_slots = sorted(range(len(adapters)), key=batcher.order)
     projections = tuple(make_projections(place, place.shape, len(adapters)))
-
-    def run() -> None:
-        # The context is a part of every step.
-        context: LoraStep = batcher.begin(segments)
-        for layer in range(place.shape.num_layers):
-            for each in projections:
-                context.add(layer, each.modules, each.x, each.y)
-
-    return Work(run, 1, captured=False)
+    return CpuStep(batcher, adapter_slots, place.shape.num_layers, projections)
 
 
-def _random_adapter(place: KernelPlace, lora_rank: int) -> AdapterWeights:
+def random_adapter(place: KernelPlace, lora_rank: int) -> AdapterWeights:
+    """One on all modules of all layers."""
     return AdapterWeights("random", dict(_random_pairs(place, lora_rank)))
 
 
@@ -131,20 +155,8 @@ def _layer_bytes(place: KernelPlace, lora_rank: int) -> int:
 
 
 def _num_layers(place: KernelPlace, most_bytes: float, layer_bytes: int) -> int:
-    """That are measured.
-
-    Raises:
-        ProfileError: there is room for none.
-    """
-    num_layers = min(place.shape.num_layers, int(most_bytes / layer_bytes))
-    if place.device.type != "cuda":
-        return max(1, num_layers)
-    if not num_layers:
-        raise ProfileError(
-            f"LoRA kernels: {layer_bytes / 1e9:.2g} GB of free device memory are needed for one layer of the "
-            "adapters that are measured"
-        )
-    return num_layers
+    """That are measured; 0 if there is room for none."""
+    return min(place.shape.num_layers, int(most_bytes / layer_bytes))
 
 
 def _whole_step_ms(place: KernelPlace, measured_us: float, num_layers: int) -> float:

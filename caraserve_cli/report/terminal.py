@@ -101,7 +101,7 @@ def _headline(report: Json) -> list[str]:
         *lines,
         *_fleet_lines(report["fleet"]),
         *_cold_start_lines(report["cold_starts"]),
-        *_prediction_lines(report),
+        *prediction_lines(report),
     ]
 
 
@@ -148,7 +148,7 @@ def _cold_start_lines(cold: Json) -> list[str]:
     return lines
 
 
-def _prediction_lines(report: Json) -> list[str]:
+def prediction_lines(report: Json) -> list[str]:
     """Nothing where there was no step, or the report is older than predictions."""
     predictions = report.get("step_predictions")
     if not predictions or predictions["source"] is None:
