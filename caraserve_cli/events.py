@@ -20,6 +20,14 @@ class StepRecord:
     which CPU workers had a part, `num_failed_assists` those of them whose part came too late. `stall_ms`: how
     long the step stood still for adapters on their way, `others_stalled_ms` that time for each sequence of
     the step that uses none of them, added up.
+
+    Of its time: `predicted_ms` was said when it was launched; None where nothing was, and `why_unpredicted`
+    (of `perf.step_predictor.Unpredicted`) says why. `prediction_source` says from what, `kind` is of
+    `perf.step_load.StepKind`. It was said of `num_decoding` chunks of one token, `num_prompt_tokens` in
+    longer ones, `num_adapters` distinct adapters, the sum and the largest of their ranks, and `kv_tokens` in
+    the cache. It is to be compared with end_ms - start_ms -
+    stall_ms: from the end of the step before, or from when this one was begun to be planned if that was
+    later. `is_alone`: no other step was under way when it was launched; the host's time is then in it.
     """
 
     start_ms: float
@@ -44,6 +52,17 @@ class StepRecord:
     stall_ms: float = 0.0
     others_stalled_ms: float = 0.0
     is_beside: bool = False
+    predicted_ms: float | None = None
+    why_unpredicted: str = ""
+    prediction_source: str = ""
+    kind: str = ""
+    num_decoding: int = 0
+    num_prompt_tokens: int = 0
+    num_adapters: int = 0
+    lora_rank_sum: int = 0
+    lora_rank_max: int = 0
+    kv_tokens: int = 0
+    is_alone: bool = False
 
 
 class EventSink(Protocol):

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.bench.assist_bench import LATE_MS, AssistBench, Op
-from caraserve_cli.bench.kernel_bench import largest_error
 from caraserve_cli.coldstart.assistant import AssistedSegment
 from caraserve_cli.coldstart.worker_pool import AssistRows, Ticket
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_cli.errors import InputError
+from caraserve_cli.fleet.kernel_place import largest_error
 
 # A prefill of which a result came too late is computed again with another adapter, so many times.
 _NUM_TRIES = 5

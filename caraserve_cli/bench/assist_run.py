@@ -19,7 +19,6 @@ from caraserve_cli.bench.assist_trace import trace_prefill
 from caraserve_cli.bench.bench_device import bench_device, free_memory
 from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.facts import code_commit, installed_versions
-from caraserve_cli.bench.kernel_bench import TOLERANCES
 from caraserve_cli.coldstart.cpu_lora import choose_compute_dtype
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.cold_start import (
@@ -29,6 +28,7 @@ from caraserve_cli.fleet.cold_start import (
     find_profile,
     make_break_even,
 )
+from caraserve_cli.fleet.kernel_place import TOLERANCES
 from caraserve_cli.fleet.machine import choose_dtype, describe_device
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.model.resolve import resolve_base

@@ -17,9 +17,9 @@ from torch import Tensor
 from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.bench.assist_bench import AssistBench, AssistSetup
 from caraserve_cli.bench.assist_prefill import lora_reference
-from caraserve_cli.bench.kernel_bench import largest_error
 from caraserve_cli.coldstart.cpu_lora import choose_compute_dtype
 from caraserve_cli.core import FUSED_MODULES
+from caraserve_cli.fleet.kernel_place import largest_error
 
 # Large enough that neither reading nor a start counts; on a machine without a GPU a tenth of a second.
 _PEAK_SIZE = {"cuda": 4096, "cpu": 1024}

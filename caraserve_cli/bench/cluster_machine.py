@@ -16,7 +16,8 @@ or
 
 and beside either of them
 
-    kv_token_ms = 0.0009                    # optional: of each token in the cache, in a decoding step
+    kv_token_ms = 0.0009                    # optional, of each token in the cache, in a decoding step; a
+                                            # profile may have it itself
     [lora_kernel.bgmv]                      # what an adapter adds to a step; a profile may have it itself
     alpha_ms = 0.009
     beta_ms = 0
@@ -52,13 +53,13 @@ class SimulatedMachine:
     Attributes:
         name: in words.
         is_measured: whether its profile is; constants otherwise.
-        kv_token_ms: as in `StepModel`.
+        kv_token_ms: as in `StepModel.of`.
     """
 
     name: str
     is_measured: bool
     profile: MachineProfile
-    kv_token_ms: float
+    kv_token_ms: float | None
 
     @property
     def kv_token_bytes(self) -> int:
@@ -101,7 +102,7 @@ def parse_machine(table: RecipeTable, path: Path, kernels: tuple[str, ...]) -> S
         name=name,
         is_measured=named is not None,
         profile=profile,
-        kv_token_ms=table.optional_positive("kv_token_ms") or 0.0,
+        kv_token_ms=table.optional_positive("kv_token_ms"),
     )
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from caraserve_cli.bench.attention_peers import AttentionData, measure_attention_peers
-from caraserve_cli.bench.kernel_bench import KernelBench, largest_error
+from caraserve_cli.bench.kernel_bench import KernelBench
 from caraserve_cli.bench.kernel_cases import AttentionCase, Phase
 from caraserve_cli.bench.kernel_result import OperatorResult
-from caraserve_cli.bench.kernel_timer import SCRUB_BYTES
+from caraserve_cli.fleet.device_timer import SCRUB_BYTES
+from caraserve_cli.fleet.kernel_place import largest_error
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_kernels.paged_decode import (
     DecodeScratch,

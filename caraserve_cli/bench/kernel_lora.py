@@ -12,13 +12,13 @@ from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
 from caraserve_cli.bench.kernel_cases import FormsCase, LoraCase, Phase
 from caraserve_cli.bench.kernel_peers import is_installed, measure_peer
-from caraserve_cli.bench.kernel_pool import PoolStep, RandomPool, even_segments
 from caraserve_cli.bench.kernel_result import FormsResult, OperatorResult, PeerTime
-from caraserve_cli.bench.kernel_timer import Work
 from caraserve_cli.core import FUSED_MODULES
+from caraserve_cli.fleet.device_timer import Work
+from caraserve_cli.fleet.kernel_batches import BGMV, MBGMV
+from caraserve_cli.fleet.kernel_pool import PoolStep, RandomPool, even_segments
 
 PEFT = "PEFT"
-MBGMV, BGMV = UnpaddedForm.kernel, PaddedForm.kernel
 
 
 def measure_lora(bench: KernelBench, case: LoraCase, max_tokens: int) -> OperatorResult:

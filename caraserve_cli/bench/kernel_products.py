@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from caraserve_cli.bench.kernel_bench import KernelBench, largest_error
+from caraserve_cli.bench.kernel_bench import KernelBench
 from caraserve_cli.bench.kernel_cases import ProductCase
 from caraserve_cli.bench.kernel_result import OperatorResult, PeerTime
 from caraserve_cli.core import FUSED_MODULES
+from caraserve_cli.fleet.kernel_place import largest_error
 from caraserve_kernels.linear import linear, linear_reference
 
 TORCH = "torch"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
 from caraserve_cli.bench.kernel_cases import LoraCase, Phase
-from caraserve_cli.bench.kernel_timer import Work
+from caraserve_cli.fleet.device_timer import Work
 
 # A mixed batch of many adapters takes a second.
 _MOST_REPEATS = 3

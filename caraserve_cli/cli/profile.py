@@ -35,8 +35,9 @@ def profile(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the profile there too.")
     ] = None,
 ) -> None:
-    """Measure this machine with a base: link, steps, LoRA on the CPU. Fits the models by which cold starts
-    are decided, prints them with the break-even chart, and stores them for runs.
+    """Measure this machine with a base: link, steps, LoRA in steps and on CPU workers. Fits the models by
+    which steps are predicted and cold starts decided, prints them with the break-even chart, and stores them
+    for runs.
     """
     from rich.console import Console
 
@@ -55,6 +56,9 @@ def profile(
         stop.check()
         typer.echo(f"measuring: {part}", err=True)
 
+    def tell_left_out(what: str) -> None:
+        typer.echo(f"left out: {what}", err=True)
+
     if json_file is not None:
         check_writable(json_file, "--json")
     options = ReplicaOptions(
@@ -68,7 +72,7 @@ def profile(
         cold_start="stream",  # no strategy that would ask for the profile that is being made
         cpu_workers=0,
     )
-    measured = measure_profile(options, code_commit(), tell)
+    measured = measure_profile(options, code_commit(), tell, tell_left_out)
     if json_file is not None:
         _write(json_file, to_json(measured))
     path = ProfileStore(default_folder()).save(this_machine(measured.measured_on.device), measured)

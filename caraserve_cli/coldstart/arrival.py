@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caraserve_cli.core import ColdStart
+from caraserve_cli.perf.batch_load import NO_RANKS, RankSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Arrival:
         ahead_bytes: of other adapters that are loaded by the same plan and copied before this one.
         link_bytes_per_ms: how fast copies were lately; None where only the profile is known.
         beside_wait_ms: how long until it could be computed beside the others' steps; None where nothing can.
+        decoding_ranks: of the distinct adapters of those who decode.
+        decoding_kv_tokens: in the cache of those who decode.
     """
 
     prompt_tokens: int
@@ -43,6 +46,8 @@ class Arrival:
     ahead_bytes: int = 0
     link_bytes_per_ms: float | None = None
     beside_wait_ms: float | None = None
+    decoding_ranks: RankSums[int] = NO_RANKS
+    decoding_kv_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,11 @@ from caraserve_cli.coldstart.arrival import Arrival, Decision
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import ColdStart
 from caraserve_cli.perf.adapter_ops import AdapterOp, adapter_ops
+from caraserve_cli.perf.batch_load import BatchLoad
 from caraserve_cli.perf.cpu_ops import cpu_ops_ms
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.profile import MachineProfile
+from caraserve_cli.perf.step_model import StepModel
 
 # What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. H100, Llama-2-7B's
 # shape, 9 cold arrivals a second, 16 tokens, rank 64, a link of 3 GB/s emulated, mean TTFT / latency in ms:
@@ -74,15 +76,19 @@ class BreakEven:
     Args:
         profile: of the machine and base.
         prefill_chunk_tokens: the most prompt tokens of one request in one step.
+        is_padded: which LoRA kernel runs there.
     """
 
-    def __init__(self, profile: MachineProfile, prefill_chunk_tokens: int = 512) -> None:
+    def __init__(
+        self, profile: MachineProfile, prefill_chunk_tokens: int = 512, *, is_padded: bool = False
+    ) -> None:
         self.profile = profile
-        self._chunk_tokens = prefill_chunk_tokens
+        self._chunk_tokens, self._is_padded = prefill_chunk_tokens, is_padded
+        self._steps = StepModel.of(profile, is_padded=is_padded, max_batch_tokens=prefill_chunk_tokens)
 
     def emulated(self, link_gbps: float) -> BreakEven:
         """Of the same machine with its link slowed down to `link_gbps` GB/s."""
-        return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens)
+        return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens, is_padded=self._is_padded)
 
     def race(self, arrival: Arrival, *, in_turn: bool = False, beside: bool = False) -> LayerRace:
         """The times of an arrival's first step and of its copies.
@@ -99,7 +105,9 @@ class BreakEven:
             together_bytes, ahead_bytes = 0, ahead_bytes + together_bytes
         num_tokens = self._first_tokens(arrival)
         step_ms = profile.prefill.step_ms(num_tokens + (0 if beside else arrival.batch_tokens))
-        if beside and arrival.num_decoding:
+        if not beside:
+            step_ms += self._decoding_beside_ms(arrival)
+        elif arrival.num_decoding:
             step_ms *= _SHARED_GPU
         gpu_layer_ms = step_ms / arrival.num_layers
         layer_bytes = (arrival.adapter_bytes + together_bytes) / arrival.num_layers
@@ -197,7 +205,9 @@ class BreakEven:
         wait_ms, step_ms = arrival.beside_wait_ms or 0.0, self.profile.prefill.step_ms
         begun = replace(race, copies_begin_ms=race.copies_begin_ms - wait_ms)
         beside_ms, num_tokens = begun.prefill_ms(cpu_layers), self._first_tokens(arrival)
-        added_ms = step_ms(num_tokens + arrival.batch_tokens) - self._ahead_ms(arrival)
+        added_ms = step_ms(num_tokens + arrival.batch_tokens) - self.profile.decode.step_ms(
+            arrival.num_decoding
+        )
         # That it has ended is seen between two of the others' steps.
         ttft_ms = wait_ms + beside_ms + self._boundary_ms(arrival) + later_ms
         return Prediction(
@@ -230,14 +240,24 @@ class BreakEven:
         """The further steps of a long prompt, the same in all ways."""
         left = arrival.prompt_tokens - self._first_tokens(arrival)
         full, rest = divmod(left, self._chunk_tokens)
-        step_ms = self.profile.prefill.step_ms
-        later_ms = full * step_ms(self._chunk_tokens + arrival.batch_tokens)
-        return later_ms + step_ms(rest + arrival.batch_tokens) if rest else later_ms
+        step_ms, beside_ms = self.profile.prefill.step_ms, self._decoding_beside_ms(arrival)
+        later_ms = full * (step_ms(self._chunk_tokens + arrival.batch_tokens) + beside_ms)
+        return later_ms + step_ms(rest + arrival.batch_tokens) + beside_ms if rest else later_ms
+
+    def _decode_ms(self, arrival: Arrival) -> float:
+        """A step of those who decode, with their contexts and adapters."""
+        return self._steps.decode_ms(
+            BatchLoad(arrival.num_decoding, arrival.decoding_ranks, arrival.decoding_kv_tokens)
+        )
+
+    def _decoding_beside_ms(self, arrival: Arrival) -> float:
+        """What their contexts and adapters add to a step with prompts."""
+        return self._decode_ms(arrival) - self.profile.decode.step_ms(arrival.num_decoding)
 
     def _ahead_ms(self, arrival: Arrival) -> float:
         """How long before a step begins it is planned, and its copies are begun: while the one before it is
         computed."""
-        return self.profile.decode.step_ms(arrival.num_decoding)
+        return self._decode_ms(arrival)
 
     def _begin_ms(self, arrival: Arrival, link: LinkModel, ahead_bytes: int, bytes_per_ms: float) -> float:
         """When the first of its copies begins, after those of `ahead_bytes`."""
@@ -246,7 +266,7 @@ class BreakEven:
 
     def _boundary_ms(self, arrival: Arrival) -> float:
         """From a moment to the next step's begin, on average: half a decoding step."""
-        return self.profile.decode.step_ms(arrival.num_decoding) / 2
+        return self._decode_ms(arrival) / 2
 
     def _ops(self, arrival: Arrival) -> tuple[AdapterOp, ...]:
         rank_bytes = max(1, arrival.lora_rank) * arrival.num_layers * self.profile.dtype_bytes

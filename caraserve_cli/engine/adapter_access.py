@@ -14,8 +14,10 @@ from caraserve_cli.engine.adapter_drain import AdapterDrain, AdapterUse
 from caraserve_cli.engine.cold_starts import ColdStarts
 from caraserve_cli.engine.holdings import Holdings
 from caraserve_cli.engine.plan_draft import PlanDraft
+from caraserve_cli.engine.plan_load import chunks_load, chunks_ranks
 from caraserve_cli.engine.plan_waits import WaitFor
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.perf.step_load import NO_LOAD, StepLoad
 
 
 class AdapterAccess:
@@ -41,14 +43,20 @@ class AdapterAccess:
         self._chunk_tokens, self._find_users = prefill_chunk_tokens, find_users
         self._drain = AdapterDrain(residency, self._adapter_uses)
         self._adapters: dict[str, AdapterInfo] = {}
+        self._of_chunks = 0, NO_LOAD  # how many chunks the plan had when its load was told last, and that
 
     def know(self, adapter: AdapterInfo) -> None:
         """A sequence that was queued asks for this one."""
         self._adapters[adapter.name] = adapter
 
+    def lora_rank(self, adapter: str) -> int:
+        """The largest rank of an adapter that some sequence has asked for."""
+        return self._adapters[adapter].lora_rank
+
     def begin_plan(self) -> None:
         """Sequences are asked about from here on, in the order in which they are to be served."""
         self._drain.begin_plan()
+        self._of_chunks = 0, NO_LOAD
 
     def end_plan(self) -> None:
         """All that wait had their turn."""
@@ -90,7 +98,15 @@ class AdapterAccess:
             count_cached_tokens=self._holdings.num_cached_tokens,
             batch_tokens=draft.num_tokens,
             num_decoding=len(draft.chunks),
+            beside=self._load(draft),
         )
+
+    def _load(self, draft: PlanDraft) -> StepLoad:
+        """Of the step so far. All that wait ask for it, and few of them join."""
+        if self._of_chunks[0] != len(draft.chunks):
+            ranks = chunks_ranks(draft.chunks, self.lora_rank)
+            self._of_chunks = len(draft.chunks), chunks_load(draft.chunks, ranks)
+        return self._of_chunks[1]
 
     def waits_for_copies(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> bool:
         """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with

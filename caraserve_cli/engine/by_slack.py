@@ -35,6 +35,7 @@ from caraserve_cli.engine.step_room import MIN_CHUNK_TOKENS, StepRoom
 from caraserve_cli.errors import OptionError
 from caraserve_cli.perf.batch_load import NO_RANKS, BatchLoad, RankSums
 from caraserve_cli.perf.step_model import StepModel
+from caraserve_cli.perf.step_predictor import StepPredictor
 
 # How long a patient request may be passed by all whose bounds can be met. Chosen, not measured.
 PATIENCE_MS = 10_000.0
@@ -51,13 +52,13 @@ class BySlack:
 
     Args:
         config: sizes of the replica.
-        model: of its steps; None where nothing was measured.
+        predictor: of its steps: their corrected model is what is planned by, if there is one.
     """
 
     name: ClassVar[str] = "slack"
 
-    def __init__(self, config: EngineConfig, model: StepModel | None) -> None:
-        self._config, self._model = config, model
+    def __init__(self, config: EngineConfig, predictor: StepPredictor) -> None:
+        self._config, self._predictor = config, predictor
         self._lag = FirstTokenLag()
         self._lora_ranks: dict[str, int] = {}
         self._num_added = 0
@@ -192,13 +193,17 @@ class BySlack:
         later_ms = self._now_ms + token_ms + starts.num_chunks * self._lag.chunk_ms
         return later_ms <= starts.last_chance_ms
 
+    @property
+    def _model(self) -> StepModel | None:
+        return self._predictor.model
+
     def _room(self) -> StepRoom | None:
         """Of this plan; None where nothing bounds its steps."""
-        if self._model is None or not self._num_tpot_bounds:
+        if not self._num_tpot_bounds or (model := self._model) is None:
             return None
         if self._step_room is None:
             self._step_room = StepRoom(
-                self._model, self._running, self._lora_ranks, self._now_ms, self._config.max_batch_tokens
+                model, self._running, self._lora_ranks, self._now_ms, self._config.max_batch_tokens
             )
         return self._step_room
 
@@ -206,18 +211,16 @@ class BySlack:
         return -(-sequence.num_prompt_tokens // self._config.prefill_chunk_tokens)
 
     def _prefill_ms(self, sequence: Sequence) -> float:
-        if self._model is None:
+        if (model := self._model) is None:
             return 0.0
-        return self._model.prompts_ms(
-            sequence.num_prompt_tokens, self._ranks_of(sequence), len(self._running)
-        )
+        return model.prompts_ms(sequence.num_prompt_tokens, self._ranks_of(sequence), len(self._running))
 
     def _token_ms(self, sequence: Sequence) -> float:
         """Of a decoding step of the batch as it is, and this one; the adapters of the others are left out,
         for they come and go before it ends."""
-        if self._model is None:
+        if (model := self._model) is None:
             return 0.0
-        return self._model.decode_ms(BatchLoad(len(self._running) + 1, self._ranks_of(sequence)))
+        return model.decode_ms(BatchLoad(len(self._running) + 1, self._ranks_of(sequence)))
 
     def _ranks_of(self, sequence: Sequence) -> RankSums[int]:
         adapter = sequence.request.adapter
@@ -227,19 +230,19 @@ class BySlack:
         return RankSums(1, lora_rank, lora_rank)
 
 
-def make_scheduling_policy(name: str, config: EngineConfig, model: StepModel | None) -> SchedulingPolicy:
+def make_scheduling_policy(name: str, config: EngineConfig, predictor: StepPredictor) -> SchedulingPolicy:
     """What `--scheduling` names.
 
     Args:
         name: one of SCHEDULING_NAMES.
         config: sizes of the replica.
-        model: of its steps; None where nothing was measured.
+        predictor: as in `BySlack`.
 
     Raises:
         OptionError: there is no such policy.
     """
     if name == BySlack.name:
-        return BySlack(config, model)
+        return BySlack(config, predictor)
     if name == FirstComeFirstServed.name:
         return FirstComeFirstServed()
     raise OptionError(f"--scheduling: no policy '{name}'; choose from {', '.join(SCHEDULING_NAMES)}")

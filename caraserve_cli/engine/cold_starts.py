@@ -16,6 +16,7 @@ from caraserve_cli.core import AdapterInfo, ColdStart, LoadTime, Sequence
 from caraserve_cli.engine.beside_lane import BesideLane
 from caraserve_cli.engine.plan_waits import PlanWaits
 from caraserve_cli.engine.residency import AdapterResidency
+from caraserve_cli.perf.step_load import NO_LOAD, StepLoad
 from caraserve_cli.step_plan import ScheduledChunk
 
 
@@ -161,6 +162,7 @@ class ColdStarts:
         count_cached_tokens: Callable[[Sequence], int],
         batch_tokens: int,
         num_decoding: int,
+        beside: StepLoad = NO_LOAD,
     ) -> Decision:
         """How the adapter of a sequence comes to the device; if it is on its way, as was decided then.
 
@@ -170,6 +172,7 @@ class ColdStarts:
             count_cached_tokens: of a sequence, those that need not be computed.
             batch_tokens: of other sequences in the step that it would join.
             num_decoding: running sequences that a longer step would delay.
+            beside: what these sequences compute: their adapters and contexts lengthen every step.
         """
         under_way = self._under_way.get(info.name)
         if under_way is not None:
@@ -183,6 +186,8 @@ class ColdStarts:
                 num_layers=self._num_layers,
                 batch_tokens=batch_tokens,
                 num_decoding=num_decoding,
+                decoding_ranks=beside.ranks,
+                decoding_kv_tokens=beside.kv_tokens,
                 link_backlog_ms=self.supply.link_backlog_ms,
                 free_workers=self.supply.free_workers,
                 can_assist=self.supply.can_assist(info.name),

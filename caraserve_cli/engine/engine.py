@@ -33,6 +33,7 @@ from caraserve_cli.engine.steps_under_way import BesideResult, StepResult, Steps
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
+from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, ScheduledChunk, StepPlan
 
 
@@ -101,6 +102,7 @@ class Engine:
         clock_ms: milliseconds since the start of the run.
         events: told of every step.
         num_layers: of the base.
+        predictor: of its steps' times; None for one that learns them from the steps alone.
         policy: in which order those that wait are taken; by default first come, first served.
     """
 
@@ -114,6 +116,7 @@ class Engine:
         clock_ms: Callable[[], float],
         events: EventSink,
         num_layers: int = 1,
+        predictor: StepPredictor | None = None,
         policy: SchedulingPolicy | None = None,
     ) -> None:
         self.config = config
@@ -129,7 +132,9 @@ class Engine:
         self._missed_deadlines = MissedDeadlines() if config.drop_missed else None
         self._texts: dict[Sequence, TextStream] = {}
         self._attempts: list[Attempt] = []  # at the next step, none of which fitted so far
-        self._steps = StepsUnderWay(self.scheduler, runner.adapters, self._take, clock_ms, events)
+        self._steps = StepsUnderWay(
+            self.scheduler, runner.adapters, self._take, clock_ms, events, predictor or StepPredictor()
+        )
 
     @property
     def has_work(self) -> bool:

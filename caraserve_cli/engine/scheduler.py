@@ -18,13 +18,12 @@ A waiting sequence holds its adapter from when its copying begins, if it has to 
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 from caraserve_cli.coldstart.policy import Decision
 from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import AdapterInfo, ColdStart, Sequence, SequenceStatus
+from caraserve_cli.core import AdapterInfo, Sequence
 from caraserve_cli.engine.adapter_access import AdapterAccess
 from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool
@@ -35,6 +34,9 @@ from caraserve_cli.engine.plan_draft import PlanDraft
 from caraserve_cli.engine.plan_waits import WaitFor
 from caraserve_cli.engine.residency import AdapterResidency
 from caraserve_cli.engine.scheduling import FirstComeFirstServed, SchedulingPolicy
+from caraserve_cli.engine.sequence_books import SequenceBooks
+from caraserve_cli.engine.waiting_order import WaitingOrder
+from caraserve_cli.perf.step_load import StepLoad
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 # Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
@@ -59,7 +61,6 @@ class Scheduler:
         policy: SchedulingPolicy | None = None,
     ) -> None:
         self._config = config
-        self._policy = policy or FirstComeFirstServed()
         self._clock_ms = clock_ms
         self._batch_limit = BatchLimit(config.max_batch_tokens)
         self.blocks = BlockPool(config.num_kv_blocks)
@@ -73,20 +74,20 @@ class Scheduler:
             config.prefill_chunk_tokens,
             lambda: (*self.running, *self.waiting),
         )
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
-        self.ending: set[Sequence] = set()
-        self._num_added = 0
-        self._order: dict[Sequence, int] = {}
+        self._books = SequenceBooks(self._holdings, self.residency, self.cold_starts, self._access.lora_rank)
+        self.waiting, self.running = self._books.waiting, self._books.running
+        self.ending = self._books.ending
+        self._policy = policy or FirstComeFirstServed()
+        self._line = WaitingOrder(self._policy, self.waiting, self.running, clock_ms)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._order)
+        return self._books.num_unfinished > 0
 
     @property
     def num_unfinished(self) -> int:
         """Sequences that wait, run, or have their last token under way."""
-        return len(self._order)
+        return self._books.num_unfinished
 
     @property
     def is_tight(self) -> bool:
@@ -97,10 +98,8 @@ class Scheduler:
         """Queue a sequence that the caller has checked to fit the cache and the adapter pool alone."""
         if adapter is not None:
             self._access.know(adapter)
-        self._order[sequence] = self._num_added
-        self._num_added += 1
-        self.waiting.append(sequence)
-        self.residency.note_waiting(sequence.request.adapter, +1)
+        self._books.add(sequence)
+        self._line.note_newcomer()
         self._policy.add(sequence, adapter, self._clock_ms())
 
     def use_policy(self, policy: SchedulingPolicy) -> None:
@@ -112,12 +111,13 @@ class Scheduler:
         if self.has_work:
             raise ValueError("sequences are unfinished that another policy was told of")
         self._policy = policy
+        self._line = WaitingOrder(policy, self.waiting, self.running, self._clock_ms)
 
     def plan(self) -> StepPlan:
         """Choose the chunks of the next step. Empty when nothing can be computed before a token under way is
         known, or an adapter has arrived."""
         self.cold_starts.begin_plan()
-        self._policy.begin_plan(self.running, self._clock_ms())
+        self._line.begin_plan()
         cold_starts = self.cold_starts
         # CPU workers may be at work for the step that is beside this one.
         assisted_tokens = 0 if cold_starts.lane.is_taken else cold_starts.supply.most_assisted_tokens
@@ -125,13 +125,17 @@ class Scheduler:
         self._plan_running(draft)
         if not draft.num_preempted:
             self._plan_waiting(draft)
+        self._line.end_plan()
         return draft.freeze()
+
+    def load(self, chunks: SequenceOf[ScheduledChunk]) -> StepLoad:
+        """What a step of these chunks computes; asked before they are committed."""
+        return self._books.load(chunks)
 
     def wanted_adapters(self) -> list[str]:
         """Adapters of the next sequences that wait, in the order in which they will be needed, without those
         that have a place on the device."""
-        in_line = self._policy.order(self.waiting)[:LOOKAHEAD_SEQUENCES]
-        ahead = (sequence.request.adapter for sequence in in_line)
+        ahead = (sequence.request.adapter for sequence in self._line.first(LOOKAHEAD_SEQUENCES))
         names = dict.fromkeys(name for name in ahead if name is not None)
         return [name for name in names if not self.residency.is_resident(name)]
 
@@ -144,72 +148,26 @@ class Scheduler:
         its keys and values. So a sequence whose last token it computes gives back all that it holds: what is
         computed or copied there later comes after it."""
         self._batch_limit.note_step()
-        for chunk in plan.chunks:
-            sequence = chunk.sequence
-            self._book(chunk)
-            sequence.is_unchecked = chunk.cpu_layers > 0
-            if sequence.is_unchecked:
-                continue  # it holds all until it is known that it need not be computed again
-            self._holdings.remember(sequence)
-            if sequence.is_ending:
-                self._begin_end(sequence)
-
-    def _begin_end(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._holdings.take_back(sequence)
-        sequence.status = SequenceStatus.ENDING
-        self.ending.add(sequence)
+        self._books.commit(plan)
 
     def commit_beside(self, chunks: SequenceOf[ScheduledChunk]) -> None:
         """Book the tokens of chunks that are under way beside the steps: no step comes after them before they
         were checked, and until then they hold all that they have."""
-        self.cold_starts.note_beside(chunks)
-        for chunk in chunks:
-            self._book(chunk)
-            chunk.sequence.is_unchecked = True
+        self._books.commit_beside(chunks)
 
     def check(self, chunk: ScheduledChunk, *, in_time: bool) -> None:
         """A chunk was computed beside the steps, or CPU workers had a part in it, and that came in time; if
         not, it is computed again when the adapter has arrived, and its token is void."""
-        sequence = chunk.sequence
-        if not sequence.is_unchecked:
-            return
-        sequence.is_unchecked = False
-        if sequence.status is SequenceStatus.FINISHED:
-            return  # it was taken out meanwhile, and holds nothing
-        if in_time:
-            self._holdings.remember(sequence)
-            return
-        assert sequence.request.adapter is not None
-        # A preempted one starts anew anyway.
-        sequence.num_computed_tokens = min(chunk.start, sequence.num_computed_tokens)
-        sequence.num_pending_tokens -= chunk.yields_token
-        sequence.num_failed_assists += 1
-        sequence.cold_start = ColdStart.ON_DEMAND
-        self.cold_starts.note_failed_assist(sequence.request.adapter)
+        self._books.check(chunk, in_time=in_time)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out and give back all that it holds."""
-        if sequence.status is SequenceStatus.RUNNING:
-            self.running.remove(sequence)
-            self._holdings.take_back(sequence)
-        elif sequence.status is SequenceStatus.ENDING:
-            self.ending.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
-            self.residency.note_waiting(sequence.request.adapter, -1)
-            self._holdings.take_back(sequence)
-        sequence.status = SequenceStatus.FINISHED
-        del self._order[sequence]
+        self._books.finish(sequence)
         self._policy.remove(sequence)
 
     def users_of(self, adapter: str) -> list[Sequence]:
         """Every sequence that runs or waits and asked for `adapter`."""
         return [s for s in (*self.running, *self.waiting) if s.request.adapter == adapter]
-
-    def _book(self, chunk: ScheduledChunk) -> None:
-        chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-        chunk.sequence.num_pending_tokens += chunk.yields_token
 
     # Steps that are all alike
 
@@ -239,7 +197,7 @@ class Scheduler:
             self._batch_limit.note_step()
         book_tokens(self.running, self._holdings, num_steps, token_id)
         for sequence in [each for each in self.running if each.is_ending]:
-            self._begin_end(sequence)
+            self._books.begin_end(sequence)
 
     # Running sequences
 
@@ -269,22 +227,13 @@ class Scheduler:
         num_missing = self._holdings.num_missing_blocks(sequence, num_tokens)
         while num_missing > self.blocks.num_free:
             victim = next(each for each in reversed(self.running) if not each.is_unchecked)
-            self._preempt(victim)
+            self._books.preempt(victim)
+            self._line.note_newcomer()
             draft.num_preempted += 1
             if victim is sequence:
                 return False
         self._holdings.give_blocks(sequence, num_tokens)
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue, at its place by arrival; its tokens stay, their cache is computed again."""
-        self.running.remove(sequence)
-        self._holdings.take_back(sequence)
-        sequence.status = SequenceStatus.WAITING
-        sequence.num_computed_tokens = 0
-        sequence.num_preemptions += 1
-        insort(self.waiting, sequence, key=self._order.__getitem__)
-        self.residency.note_waiting(sequence.request.adapter, +1)
 
     # Waiting sequences
 
@@ -292,7 +241,7 @@ class Scheduler:
         self._access.begin_plan()
         if self.waiting and (not draft.budget_tokens or len(self.running) >= self._config.max_running):
             return
-        for sequence in self._policy.order(self.waiting):
+        for sequence in self._line.in_plan():
             if not draft.budget_tokens or len(self.running) >= self._config.max_running:
                 return
             if sequence.is_unchecked:
@@ -319,10 +268,7 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         draft.num_cached_tokens += sequence.num_computed_tokens
         self._access.acquire(sequence, decision, draft)
-        self.waiting.remove(sequence)
-        self.residency.note_waiting(sequence.request.adapter, -1)
-        self.running.append(sequence)
-        sequence.status = SequenceStatus.RUNNING
+        self._books.admit(sequence)
         self._policy.note_admitted(sequence, self._clock_ms())
         num_tokens = min(self._most_tokens(sequence, draft), most_tokens)
         self._holdings.give_blocks(sequence, num_tokens)
@@ -358,9 +304,5 @@ class Scheduler:
         """
         self.blocks.check_integrity(s.block_table for s in self.running)
         self.residency.check_integrity(s.request.adapter for s in self.waiting)
-        assert not any(s.block_table for s in self.waiting)
-        assert set(self._order) == {*self.waiting, *self.running, *self.ending}
-        assert all(not s.block_table and s.adapter_slot is None for s in self.ending)
+        self._books.check_integrity()
         assert len(self.running) <= self._config.max_running
-        orders = [self._order[s] for s in self.waiting]
-        assert orders == sorted(orders), "the queue is out of order"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from caraserve_cli.core import SequenceStatus
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.events import StepRecord
+from caraserve_cli.perf.step_predictor import StepPrediction
 from caraserve_cli.step_plan import AdapterLoad, StepPlan
 
 
@@ -85,11 +86,14 @@ def make_record(
     tokens: StepTokens,
     cold_costs: ColdCosts,
     scheduler: Scheduler,
+    prediction: StepPrediction,
+    prediction_source: str,
     start_ms: float,
     end_ms: float,
 ) -> StepRecord:
     """What is told of a step that has ended; the last of `attempts` fitted."""
     plans = [attempt.plan for attempt in attempts]
+    load = prediction.load
     return StepRecord(
         start_ms=start_ms,
         end_ms=end_ms,
@@ -108,4 +112,15 @@ def make_record(
         num_memory_retries=len(attempts) - 1,
         num_kv_blocks_used=scheduler.blocks.num_used,
         num_kv_blocks=scheduler.blocks.num_blocks,
+        predicted_ms=prediction.ms,
+        why_unpredicted=prediction.why_not.value if prediction.why_not else "",
+        prediction_source=prediction_source,
+        kind=load.kind.value,
+        num_decoding=load.num_decoding,
+        num_prompt_tokens=load.prompt_tokens,
+        num_adapters=load.ranks.num_adapters,
+        lora_rank_sum=load.ranks.lora_rank_sum,
+        lora_rank_max=load.ranks.lora_rank_max,
+        kv_tokens=load.kv_tokens,
+        is_alone=prediction.is_alone,
     )

@@ -15,6 +15,7 @@ from caraserve_cli.core import Sequence
 from caraserve_cli.engine.due_times import is_in_time
 from caraserve_cli.engine.plan_draft import PlanDraft
 from caraserve_cli.perf.batch_load import NO_RANKS, BatchLoad, RankSums
+from caraserve_cli.perf.step_load import StepLoad
 from caraserve_cli.perf.step_model import StepModel
 
 # Fewest tokens of a prompt in a step, however tight the bounds are: a prompt that was begun goes on. A step
@@ -140,7 +141,8 @@ class StepRoom:
         low, high = 0, most + 1  # `low` fits, `high` does not
         while high - low > 1:
             middle = (low + high) // 2
-            if self._model.prompts_ms(middle, self._ranks, self._num_decoding) <= self._step_ms:
+            load = StepLoad(self._num_decoding, middle, self._ranks, self._kv_tokens)
+            if self._model.step_ms(load) <= self._step_ms:
                 low = middle
             else:
                 high = middle

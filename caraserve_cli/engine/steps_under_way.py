@@ -16,6 +16,7 @@ from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.step_record import Attempt, ColdCosts, LoadCount, count_tokens, make_record
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.perf.step_predictor import StepPrediction, StepPredictor, Unpredicted
 from caraserve_cli.step_plan import AssistOutcome, ScheduledChunk, StepPlan
 
 
@@ -51,13 +52,15 @@ class BesideResult(StepResult, Protocol):
 class _Launched:
     """A step under way; the last of `attempts` is its own, those before it did not fit the device.
 
-    `stall`: for what it stands still; `cold_adapters`: those that were on their way when it was launched.
+    `prediction`: what was said of its time then. `stall`: for what it stands still;
+    `cold_adapters`: those that were on their way when it was launched.
     """
 
     attempts: tuple[Attempt, ...]
     result: StepResult
     stall: Stall
     cold_adapters: frozenset[str]
+    prediction: StepPrediction
 
     @property
     def plan(self) -> StepPlan:
@@ -74,6 +77,7 @@ class StepsUnderWay:
             a failure if it came too late.
         clock_ms: milliseconds since the start of the run.
         events: told of every step.
+        predictor: asked about every step before it is computed, and told what it took.
 
     Attributes:
         loads: those that no record tells of yet.
@@ -86,9 +90,11 @@ class StepsUnderWay:
         take_token: Callable[[Sequence, Sampled, float], Completion | Failure | None],
         clock_ms: Callable[[], float],
         events: EventSink,
+        predictor: StepPredictor,
     ) -> None:
         self._scheduler, self._depot, self._take_token = scheduler, depot, take_token
         self._clock_ms, self._events = clock_ms, events
+        self._predictor = predictor
         self.loads = LoadCount()
         self._num_lost_workers = 0
         self._steps: deque[_Launched] = deque()
@@ -104,7 +110,12 @@ class StepsUnderWay:
 
     def add_beside(self, plan: StepPlan, start_ms: float, result: BesideResult) -> None:
         """A step was launched right now that is computed beside the others."""
-        self._beside = self._launched((Attempt(plan, start_ms),), result), result
+        beside = self._launched((Attempt(plan, start_ms),), result, Unpredicted.BESIDE)
+        self._beside = beside, result
+        # Those under way share the device with it from here on.
+        self._steps = deque(
+            replace(step, prediction=step.prediction.without(Unpredicted.SHARING)) for step in self._steps
+        )
 
     def take_beside(self) -> list[Completion | Failure]:
         """What ended with the step beside the others, if that has ended; never waits."""
@@ -131,9 +142,20 @@ class StepsUnderWay:
         self._last_end_ms = now_ms
         return self._take_tokens(step, sampled, start_ms, now_ms)
 
-    def _launched(self, attempts: tuple[Attempt, ...], result: StepResult) -> _Launched:
+    def _launched(
+        self, attempts: tuple[Attempt, ...], result: StepResult, why_not: Unpredicted | None = None
+    ) -> _Launched:
+        """With what is said of its time; nothing, if it is known `why_not`."""
+        if why_not is None and len(attempts) > 1:
+            why_not = Unpredicted.RETRIED
+        if why_not is None and self._beside is not None:
+            why_not = Unpredicted.SHARING
+        load = self._scheduler.load(attempts[-1].plan.chunks)
+        prediction = self._predictor.predict(load, is_alone=not self._steps)
+        if why_not is not None:
+            prediction = prediction.without(why_not)
         cold_adapters = self._scheduler.cold_starts.under_way
-        return _Launched(attempts, result, self._depot.take_stall(), cold_adapters)
+        return _Launched(attempts, result, self._depot.take_stall(), cold_adapters, prediction)
 
     def _take_tokens(
         self,
@@ -156,8 +178,19 @@ class StepsUnderWay:
             if _holds(chunk, outcome) and (done := self._take_token(chunk.sequence, token, end_ms))
         ]
         loads = self.loads.take(step.result.adapter_copy_ms, self._depot.copied_bytes)
-        record = make_record(step.attempts, loads, tokens, cold_costs, self._scheduler, start_ms, end_ms)
+        record = make_record(
+            step.attempts,
+            loads,
+            tokens,
+            cold_costs,
+            self._scheduler,
+            step.prediction,
+            self._predictor.source,
+            start_ms,
+            end_ms,
+        )
         self._events.on_step(replace(record, is_beside=is_beside))
+        self._predictor.learn(step.prediction, end_ms - start_ms - cold_costs.stall_ms)
         return outcomes
 
     def _cold_costs(self, step: _Launched, outcome: AssistOutcome, step_ms: float) -> ColdCosts:

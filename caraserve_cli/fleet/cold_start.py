@@ -12,7 +12,7 @@ import torch
 
 from caraserve_cli.adapters.copy_lane import CopyLane, EmulatedLink, open_lane
 from caraserve_cli.adapters.host_store import HostStore
-from caraserve_cli.adapters.packing import fused_groups
+from caraserve_cli.adapters.packing import UnpaddedForm, fused_groups
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.coldstart.assisted_ops import LinkWays
 from caraserve_cli.coldstart.break_even import BreakEven
@@ -96,7 +96,8 @@ def make_break_even(
     copied."""
     if profile is None or device.type != "cuda":
         return None
-    return BreakEven(profile, options.prefill_chunk_tokens)
+    is_padded = options.lora_kernel != UnpaddedForm.kernel
+    return BreakEven(profile, options.prefill_chunk_tokens, is_padded=is_padded)
 
 
 def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:

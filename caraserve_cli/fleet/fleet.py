@@ -208,6 +208,8 @@ class Fleet:
             loads.places.note_gone(adapter, replica)
         if news.link_free_ms is not None:
             loads.note_link_busy(replica, news.link_free_ms)
+        if news.corrections is not None and self._is_measured:
+            loads.note_corrections(replica, news.corrections)
         for record in news.records:
             self._events.on_step(record)
             account.add_step(record)
@@ -258,6 +260,7 @@ class Fleet:
             self._loads = self._remake_loads(open_again=replica)
 
     def _make_loads(self) -> ReplicaLoads:
+        self._is_measured = has_measured_models(self._descriptions)
         facts = fleet_facts(self._crew.names, self._descriptions, moves_requests=self._mover is not None)
         return ReplicaLoads(facts, self._clock_ms)
 

@@ -175,6 +175,7 @@ class HostedReplica:
         started = engine.take_started()
         came, left = engine.take_moved_adapters()
         link_free_ms = engine.link_free_ms()
+        corrections = engine.replica.step_corrections
         with self._changed:
             news = self._news
             news.outcomes += outcomes
@@ -182,6 +183,7 @@ class HostedReplica:
             _merge(came, news.adapters_came, news.adapters_left)
             _merge(left, news.adapters_left, news.adapters_came)
             news.link_free_ms = link_free_ms
+            news.corrections = corrections
             news.num_running = engine.replica.num_running
             if outcomes or started:
                 self._changed.notify_all()

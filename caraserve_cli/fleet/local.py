@@ -32,6 +32,8 @@ from caraserve_cli.model.checkpoint import load_decoder, random_decoder
 from caraserve_cli.model.decoder import Decoder
 from caraserve_cli.model.detokenizer import Detokenizer
 from caraserve_cli.model.rope import Rope
+from caraserve_cli.perf.step_correction import StepCorrections
+from caraserve_cli.perf.step_predictor import StepPredictor
 
 
 class NoEvents:
@@ -90,6 +92,7 @@ class LocalReplica:
         config = surroundings.engine_config
         self._runner = self._make_runner(decoder, config)
         rope: Rope = decoder.rope
+        self._predictor = StepPredictor(surroundings.step_model)
         self._engine = Engine(
             config,
             self._runner,
@@ -99,7 +102,8 @@ class LocalReplica:
             clock_ms,
             events,
             base.config.shape.num_layers,
-            make_scheduling_policy(options.scheduling, config, surroundings.step_model),
+            self._predictor,
+            make_scheduling_policy(options.scheduling, config, self._predictor),
         )
         self._cold_start: str = options.cold_start
         self.emulate_link(options.emulate_link_gbps)
@@ -131,6 +135,11 @@ class LocalReplica:
     def link_backlog_ms(self) -> float:
         """How long the copies under way will still take."""
         return self._engine.scheduler.cold_starts.supply.link_backlog_ms
+
+    @property
+    def step_corrections(self) -> StepCorrections:
+        """What its steps so far say of the measured model of its machine."""
+        return self._predictor.corrections
 
     @property
     def num_cpu_workers(self) -> int:
@@ -181,7 +190,7 @@ class LocalReplica:
         Raises:
             OptionError: there is no such policy.
         """
-        policy = make_scheduling_policy(name, self._engine.config, self._surroundings.step_model)
+        policy = make_scheduling_policy(name, self._engine.config, self._predictor)
         self._engine.scheduler.use_policy(policy)
 
     def emulate_link(self, gbps: float | None) -> None:

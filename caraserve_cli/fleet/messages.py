@@ -8,6 +8,7 @@ from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import BaseShape, Completion, Failure
 from caraserve_cli.events import StepRecord
 from caraserve_cli.perf.profile import MachineProfile
+from caraserve_cli.perf.step_correction import StepCorrections
 
 Outcome = Completion | Failure
 
@@ -103,6 +104,7 @@ class ReplicaNews:
         adapters_came, adapters_left: by name, to the device or on their way there, and off it; none is in
             both.
         link_free_ms: when its link will have done all that it has to copy, on the run's clock.
+        corrections: what its steps so far say of the model of its machine.
         num_running: requests that were part of its last step.
     """
 
@@ -112,4 +114,5 @@ class ReplicaNews:
     adapters_came: list[str] = field(default_factory=list)
     adapters_left: list[str] = field(default_factory=list)
     link_free_ms: float | None = None
+    corrections: StepCorrections | None = None
     num_running: int = 0

@@ -13,6 +13,7 @@ from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.perf.kv_cost import ContextStep
 
 # Tokens of the prefill steps that are measured, as far as the options and the base's context allow.
 PREFILL_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
@@ -20,6 +21,10 @@ PREFILL_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
 _PREFILL_STEPS = 7
 _DECODE_STEPS = 24
 _DECODE_PROMPT_TOKENS = 16
+# Batches and prompts of the decoding steps that tell what contexts cost. Chosen, not measured.
+_CONTEXT_BATCH_SIZES = (8, 32)
+_CONTEXT_PROMPT_TOKENS = (128, 512, 1536)
+_CONTEXT_STEPS = 8
 
 
 class _StepLog:
@@ -63,21 +68,45 @@ class StepProfiler:
             measured[num_tokens] = _median_ms(steps[1:])
         return measured
 
-    def decode_steps(self) -> dict[int, float]:
-        """Requests that decode in a step -> its median milliseconds."""
-        measured: dict[int, float] = {}
+    def decode_steps(self) -> dict[ContextStep, float]:
+        """Steps that decode after short prompts, one for each batch size -> its median milliseconds."""
+        measured: dict[ContextStep, float] = {}
         prompt_tokens = max(1, min(_DECODE_PROMPT_TOKENS, self._config.max_context_tokens // 2))
         output_tokens = min(_DECODE_STEPS + 2, self._config.max_context_tokens - prompt_tokens)
         for batch_size in batch_sizes(self._config.max_running):
             if not self._fits(batch_size, prompt_tokens + output_tokens):
                 break
-            steps = self._answer([prompt_tokens] * batch_size, output_tokens)
-            full = [
-                step for step in steps if step.num_decode_tokens == batch_size and not step.num_prefill_tokens
-            ]
-            if full:
-                measured[batch_size] = _median_ms(full[1:] or full)
+            measured |= self._decode(batch_size, prompt_tokens, output_tokens)
         return measured
+
+    def context_steps(self) -> dict[ContextStep, float]:
+        """Steps of the same batches after prompts of several lengths, as far as they fit -> median ms."""
+        config = self._config
+        measured: dict[ContextStep, float] = {}
+        for batch_size in _CONTEXT_BATCH_SIZES:
+            for prompt_tokens in _CONTEXT_PROMPT_TOKENS:
+                # The first to decode must not have ended when the last prompt is computed.
+                room = max(1, config.max_batch_tokens - batch_size)
+                num_prefills = -(-batch_size * prompt_tokens // room) - (
+                    -prompt_tokens // config.prefill_chunk_tokens
+                )
+                num_tokens = prompt_tokens + num_prefills + _CONTEXT_STEPS
+                if num_tokens > config.max_context_tokens or not self._fits(batch_size, num_tokens):
+                    break
+                measured |= self._decode(batch_size, prompt_tokens, num_tokens - prompt_tokens)
+        return measured
+
+    def _decode(self, batch_size: int, prompt_tokens: int, output_tokens: int) -> dict[ContextStep, float]:
+        """The steps in which all of the batch decode, as one; empty where there is none."""
+        steps = self._answer([prompt_tokens] * batch_size, output_tokens)
+        full = [
+            step for step in steps if step.num_decode_tokens == batch_size and not step.num_prefill_tokens
+        ]
+        counted = full[1:] or full
+        if not counted:
+            return {}
+        kv_tokens = statistics.median(step.kv_tokens for step in counted)
+        return {ContextStep(batch_size, kv_tokens): _median_ms(counted)}
 
     def _fits(self, num_requests: int, num_tokens: int) -> bool:
         """Whether so many requests of so many tokens each can run at once."""

@@ -16,32 +16,43 @@ from caraserve_cli.errors import ProfileError
 from caraserve_cli.fleet.cold_start import TOKENS_PER_WORKER, choose_cores, profile_base
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_cpu_lora import measure_round_trips
+from caraserve_cli.fleet.profile_kernels import measure_kernels
 from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
 from caraserve_cli.fleet.profile_steps import StepProfiler
 from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.kv_cost import ContextStep, KvCost
 from caraserve_cli.perf.link import LinkModel
+from caraserve_cli.perf.lora_kernels import KernelTimes, LoraKernelModel
 from caraserve_cli.perf.prefill import PrefillModel
 from caraserve_cli.perf.profile import MachineProfile, MeasuredOn
 
 # Told before each part, so that a long measurement is seen to move.
 OnPart = Callable[[str], None]
+# Told of each model that the profile goes without, why, and what follows from it.
+OnLeftOut = Callable[[str], None]
 
 # CPU workers share their machine with others, who slow them down for seconds: what follows no model is
 # measured again, and of all measurements of an op the (lower) median counts.
 _MOST_TRIES = 3
+# What is told with a model that is left out.
+_NO_RANKS_COUNT = "ranks count in predictions only as the steps of a run show it"
+_NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
 
-def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart) -> MachineProfile:
+def measure_profile(
+    options: ReplicaOptions, commit: str | None, on_part: OnPart, on_left_out: OnLeftOut
+) -> MachineProfile:
     """Measure and fit.
 
     Args:
         options: the base, and how a run would use it.
         commit: of the program; None where nothing says it.
         on_part: is told what is measured next.
+        on_left_out: is told what the profile goes without.
 
     Raises:
         OptionError: an option cannot be met on this machine.
@@ -59,6 +70,8 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
         on_part("link")
         link = _fit_link("link", measure_copies(device))
         exchange = _fit_link("exchange", measure_exchange(device, shape.hidden_size, dtype))
+    on_part("LoRA in decoding steps")
+    kernels = _fit_kernels(_measure_kernels(surroundings, on_left_out), on_left_out)
     on_part("prefill steps")
     profiler = StepProfiler(surroundings, options)
     prefill_ms = profiler.prefill_steps()
@@ -69,6 +82,9 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
             f"base '{options.base}': its context or the KV cache is too small for the steps that "
             "are measured; give more --kv-memory, or another base"
         )
+    on_part("contexts of decoding steps")
+    kv_cost = _fit_kv_cost(profiler.context_steps(), on_left_out)
+    decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out)
     first = fused_groups(shape)[0]
     return MachineProfile(
         measured_on=MeasuredOn(
@@ -84,7 +100,10 @@ def measure_profile(options: ReplicaOptions, commit: str | None, on_part: OnPart
         link=link,
         exchange=exchange,
         prefill=PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())),
-        decode=DecodeModel.fit(list(decode_ms), list(decode_ms.values())),
+        decode=decode,
+        padded_kernel=kernels.get(True),
+        unpadded_kernel=kernels.get(False),
+        kv_cost=kv_cost,
         cpu_lora=cpu_lora,
         tokens_per_worker=TOKENS_PER_WORKER
         if cpu_lora is None
@@ -114,6 +133,59 @@ def _measure_cpu_lora(surroundings: Surroundings, cores: Sequence[int]) -> CpuLo
             if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
+
+
+def _measure_kernels(surroundings: Surroundings, on_left_out: OnLeftOut) -> list[KernelTimes]:
+    """Before the base is loaded, which takes the device's memory."""
+    try:
+        return measure_kernels(surroundings.base.config.shape, surroundings.dtype, surroundings.device)
+    except ProfileError as error:
+        on_left_out(f"{error}; {_NO_RANKS_COUNT}")
+        return []
+
+
+def _fit_kernels(measured: Sequence[KernelTimes], on_left_out: OnLeftOut) -> dict[bool, LoraKernelModel]:
+    """Whether it pads → each kernel whose times follow its line."""
+    kernels: dict[bool, LoraKernelModel] = {}
+    for times in measured:
+        try:
+            kernels[times.is_padded] = LoraKernelModel.fit(
+                times.batches, times.times_ms, is_padded=times.is_padded
+            )
+        except ProfileError as error:
+            on_left_out(f"{error}; {_NO_RANKS_COUNT}")
+    return kernels
+
+
+def _fit_kv_cost(measured: Mapping[ContextStep, float], on_left_out: OnLeftOut) -> KvCost | None:
+    """None where contexts of two lengths do not fit, or their steps follow no line: it is told why."""
+    try:
+        return KvCost.fit(list(measured), list(measured.values()))
+    except ProfileError as error:
+        on_left_out(f"{error}; {_NO_CONTEXTS_COUNT}")
+        return None
+
+
+def _fit_decode(
+    measured: Mapping[ContextStep, float], kv_cost: KvCost | None, on_left_out: OnLeftOut
+) -> tuple[DecodeModel, KvCost | None]:
+    """Without what their short contexts took, for `kv_cost` counts all tokens in the cache; and `kv_cost`.
+
+    A context cannot take all of a step, or more: where it seems to, one of the two measurements is noise, and
+    it is the difference that is not believed.
+    """
+    base_ms = {step: time_ms - _kv_ms(kv_cost, step) for step, time_ms in measured.items()}
+    if min(base_ms.values()) <= 0:
+        on_left_out(
+            "contexts of decoding steps: tokens in the cache seem to take longer than whole steps; "
+            f"{_NO_CONTEXTS_COUNT}"
+        )
+        base_ms, kv_cost = dict(measured), None
+    return DecodeModel.fit([step.batch_size for step in base_ms], list(base_ms.values())), kv_cost
+
+
+def _kv_ms(kv_cost: KvCost | None, step: ContextStep) -> float:
+    return kv_cost.token_ms * step.kv_tokens if kv_cost else 0.0
 
 
 def _fit_link(what: str, measured: Mapping[int, float]) -> LinkModel:

@@ -86,6 +86,7 @@ class Surroundings:
     adapters: AdapterSource
     host_store: HostStore
     memory: MemoryPlan
+    profile: MachineProfile | None
     break_even: BreakEven | None
     step_model: StepModel | None
     device: torch.device
@@ -131,6 +132,7 @@ class Surroundings:
             source,
             host_store,
             memory,
+            profile,
             break_even,
             _make_step_model(profile, options),
             device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import median
 
 import numpy as np
 
@@ -40,11 +41,13 @@ class FitQuality:
             variation (`of_relative`).
         largest_residual: the largest distance of a point, as a share of the point's own value.
         num_points: how many there were.
+        median_residual: the median of these distances; None in an older profile.
     """
 
     r2: float
     largest_residual: float
     num_points: int
+    median_residual: float | None = None
 
     @staticmethod
     def of(predicted: Sequence[float], measured: Sequence[float]) -> FitQuality:
@@ -52,8 +55,9 @@ class FitQuality:
         mean = sum(measured) / len(measured)
         left = sum((y - p) ** 2 for y, p in zip(measured, predicted, strict=True))
         total = sum((y - mean) ** 2 for y in measured)
-        largest = max(abs(y - p) / y for y, p in zip(measured, predicted, strict=True))
-        return FitQuality(1 - left / total if total else 1.0, largest, len(measured))
+        residuals = [abs(y - p) / y for y, p in zip(measured, predicted, strict=True)]
+        r2 = 1 - left / total if total else 1.0
+        return FitQuality(r2, max(residuals), len(measured), median(residuals))
 
     @staticmethod
     def of_relative(predicted: Sequence[float], measured: Sequence[float]) -> FitQuality:
@@ -65,24 +69,26 @@ class FitQuality:
         left = sum(error**2 for error in errors)
         total = sum((constant / y - 1) ** 2 for y in measured)
         does_vary = min(measured) < max(measured)
-        return FitQuality(1 - left / total if does_vary else 1.0, max(map(abs, errors)), len(measured))
+        residuals = [abs(error) for error in errors]
+        r2 = 1 - left / total if does_vary else 1.0
+        return FitQuality(r2, max(residuals), len(measured), median(residuals))
 
     @property
     def is_good(self) -> bool:
         """Whether the model may be used."""
         return self.r2 >= LEAST_R2 or self.largest_residual <= SMALL_RESIDUAL
 
-    def require(self, what: str) -> None:
-        """Refuse a model that its points do not follow.
+    def require(self, what: str, least_r2: float | None = None) -> None:
+        """Refuse a model that its points do not follow; with `least_r2`, one that explains less than that.
 
         Raises:
             ProfileError: the fit is not good; the message names `what` was modelled.
         """
-        if not self.is_good:
+        if not (self.is_good if least_r2 is None else self.r2 >= least_r2):
             raise ProfileError(
                 f"{what}: the {self.num_points} measured points follow no model (R² {self.r2:.2f}, at least "
-                f"{LEAST_R2:g} is needed; the worst is {self.largest_residual:.0%} off); stop other work on "
-                "this machine and run `caraserve profile` again"
+                f"{least_r2 or LEAST_R2:g} is needed; the worst is {self.largest_residual:.0%} off); stop "
+                "other work on this machine and run `caraserve profile` again"
             )
 
 

@@ -12,6 +12,24 @@ from dataclasses import dataclass
 from caraserve_cli.perf.batch_load import RankSums
 from caraserve_cli.perf.least_squares import FitQuality, fit_costs
 
+# The paper's own fits; a line that explains less is not believed.
+LEAST_KERNEL_R2 = 0.96
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTimes:
+    """What a kernel was measured to add to decoding steps.
+
+    Attributes:
+        is_padded: which kernel.
+        batches: of each step, the ranks of its adapters.
+        times_ms: of each step's LoRA part, all layers, above 0.
+    """
+
+    is_padded: bool
+    batches: tuple[tuple[int, ...], ...]
+    times_ms: tuple[float, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class LoraKernelModel:
@@ -35,12 +53,12 @@ class LoraKernelModel:
             is_padded: which kernel was measured.
 
         Raises:
-            ProfileError: the points follow no such line.
+            ProfileError: the line explains less than LEAST_KERNEL_R2 of what was measured.
         """
         rows = [(float(_work(_sums(lora_ranks), is_padded)), 1.0) for lora_ranks in batches]
         alpha_ms, beta_ms = fit_costs(rows, times_ms)
         quality = FitQuality.of([alpha_ms * work + beta_ms for work, _ in rows], times_ms)
-        quality.require("padded LoRA kernel" if is_padded else "unpadded LoRA kernel")
+        quality.require("padded LoRA kernel" if is_padded else "unpadded LoRA kernel", LEAST_KERNEL_R2)
         return LoraKernelModel(is_padded, alpha_ms, beta_ms, quality)
 
     def batch_ms(self, lora_ranks: Sequence[int]) -> float:

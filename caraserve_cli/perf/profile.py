@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from caraserve_cli.core import BaseShape
 from caraserve_cli.perf.cpu_lora import CpuLoraModel
 from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.kv_cost import KvCost
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.lora_kernels import LoraKernelModel
 from caraserve_cli.perf.prefill import PrefillModel
@@ -55,7 +56,10 @@ class MachineProfile:
             were not measured, and no worker then assists.
         tokens_per_worker: c of ⌈tokens / c⌉ workers.
         padded_kernel: BGMV; None without a GPU.
-        unpadded_kernel: MBGMV; None without a GPU.
+        unpadded_kernel: MBGMV; None without a GPU, or where the measured times follow no line. Both are of
+            whole steps with adapters on q, k, v and o.
+        kv_cost: what contexts add to decoding steps; `decode` is then without them. None where it was not
+            measured, and `decode` then has that of short contexts in it.
     """
 
     measured_on: MeasuredOn
@@ -70,6 +74,7 @@ class MachineProfile:
     tokens_per_worker: int
     padded_kernel: LoraKernelModel | None = None
     unpadded_kernel: LoraKernelModel | None = None
+    kv_cost: KvCost | None = None
 
     @property
     def dtype_bytes(self) -> int:

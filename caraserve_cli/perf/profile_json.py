@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import types
 import typing
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 
 import orjson
 
 from caraserve_cli.errors import ProfileError
 from caraserve_cli.perf.profile import MachineProfile
 
-# Goes up with every change of what a profile holds or of what its numbers mean.
+# Goes up with every change of what a profile's numbers mean. A field that is new has a default: profiles of
+# before it are read, and lack what it says.
 PROFILE_VERSION = 2
 
 _PROFILE_AGAIN = "run `caraserve profile` again"
@@ -81,7 +82,8 @@ def _read_dataclass(kind: typing.Any, value: object, key: str) -> object:
         raise ValueError(f"'{key}' is no object")
     hints = typing.get_type_hints(kind)
     names = [field.name for field in fields(kind)]
-    if set(value) != set(names):
-        wrong = ", ".join(sorted(set(value) ^ set(names)))
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if not needed <= set(value) <= set(names):
+        wrong = ", ".join(sorted((needed - set(value)) | (set(value) - set(names))))
         raise ValueError(f"'{key}' lacks or does not know: {wrong}")
-    return kind(**{name: _read(hints[name], value[name], name) for name in names})
+    return kind(**{name: _read(hints[name], value[name], name) for name in names if name in value})

@@ -11,6 +11,7 @@ import numpy as np
 
 from caraserve_cli.perf.batch_load import BatchLoads, FloatArray, IntArray, RankSums
 from caraserve_cli.perf.lora_kernels import LoraKernelModel
+from caraserve_cli.perf.step_correction import CorrectionArrays, StepCorrection, StepCorrections
 from caraserve_cli.perf.step_model import StepModel
 
 
@@ -50,13 +51,34 @@ class StepModels:
         self._lora_beta_ms = lora_column(lambda kernel: kernel.beta_ms)
         self._has_padded, self._has_unpadded = self._padded_alpha_ms.any(), self._unpadded_alpha_ms.any()
 
+        # Looked at once a replica has told of its steps.
+        self._is_corrected = False
+        all_corrections = [model.corrections for model in models]
+        self._of_decode = _make_arrays([each.decode for each in all_corrections])
+        self._of_prompts = _make_arrays([each.prompts for each in all_corrections])
+        for replica, corrections in enumerate(all_corrections):
+            self.correct(replica, corrections)
+
+    def correct(self, replica: int, corrections: StepCorrections) -> None:
+        """What the steps of a replica say of its model, in place of what they said before."""
+        for of_kind, correction in zip((self._of_decode, self._of_prompts), corrections, strict=True):
+            for array, value in zip(of_kind, correction, strict=True):
+                array[replica] = value
+        self._is_corrected = self._is_corrected or corrections != StepCorrections()
+
     def decode_ms(self, batches: BatchLoads) -> FloatArray:
         """`StepModel.decode_ms` of each replica's batch, of at most `most_requests` requests, shape [N]."""
         step_ms = self._decode_ms.take(self._decode_row + batches.num_requests)
-        step_ms += self._lora_ms(batches.ranks)
+        lora_ms = self._lora_ms(batches.ranks)
+        step_ms += lora_ms
         if self._has_kv_cost:
             step_ms += self._kv_token_ms * batches.kv_tokens
-        return step_ms
+        if not self._is_corrected:
+            return step_ms
+        of = self._of_decode
+        corrected_ms = of.times * step_ms + of.lora_times * lora_ms + of.kv_token_ms * batches.kv_tokens
+        corrected_ms += of.lora_rank_ms * batches.ranks.lora_rank_sum + of.constant_ms
+        return np.where(batches.num_requests > 0, np.maximum(corrected_ms, 0.0), step_ms)
 
     def prompts_ms(
         self, prompt_tokens: FloatArray, ranks: RankSums[FloatArray], num_decoding: IntArray
@@ -72,14 +94,27 @@ class StepModels:
         prompts_ms *= rest > 0
         if full is not None:
             prompts_ms += full * self._prefill_ms(self._max_batch_tokens + num_decoding)
-        prompts_ms += self._lora_ms(ranks)
-        return prompts_ms
+        lora_ms = self._lora_ms(ranks)
+        prompts_ms += lora_ms
+        if not self._is_corrected:
+            return prompts_ms
+        of = self._of_prompts
+        first_ms = of.times * prompts_ms + of.lora_times * lora_ms + of.lora_rank_ms * ranks.lora_rank_sum
+        first_ms += of.constant_ms
+        num_more = (rest > 0) - 1.0 if full is None else full + (rest > 0) - 1.0
+        corrected_ms = np.maximum(np.maximum(first_ms, 0.0) + num_more * of.constant_ms, 0.0)
+        return np.where(prompt_tokens > 0, corrected_ms, prompts_ms)
 
     def interruption_ms(self, prompt_tokens: int, num_requests: IntArray) -> FloatArray:
         """`StepModel.interruption_ms` of each replica, of batches of at most `most_requests` requests, shape
         [N]."""
         interruption_ms = self._prefill_ms(num_requests.astype(np.float64) + (prompt_tokens - 1))
-        interruption_ms -= self._decode_ms.take(self._decode_row + num_requests)
+        decode_ms = self._decode_ms.take(self._decode_row + num_requests)
+        if self._is_corrected:
+            prompts, decode = self._of_prompts, self._of_decode
+            interruption_ms = np.maximum(prompts.times * interruption_ms + prompts.constant_ms, 0.0)
+            decode_ms = np.maximum(decode.times * decode_ms + decode.constant_ms, 0.0)
+        interruption_ms -= decode_ms
         return np.maximum(interruption_ms, 0.0, out=interruption_ms)
 
     def _prefill_ms(self, num_tokens: FloatArray) -> FloatArray:
@@ -98,3 +133,8 @@ class StepModels:
         if self._has_padded:
             lora_ms += self._padded_alpha_ms * ranks.num_adapters * ranks.lora_rank_max
         return lora_ms
+
+
+def _make_arrays(corrections: Sequence[StepCorrection]) -> CorrectionArrays:
+    """Room for one of each replica, filled."""
+    return CorrectionArrays(*np.array(corrections, dtype=np.float64).reshape(-1, 5).T.copy())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from caraserve_cli.perf.batch_load import BatchLoad, BatchLoads, BoolArray, FloatArray, RankSums
+from caraserve_cli.perf.step_correction import StepCorrections
 from caraserve_cli.perf.step_models import StepModels
 from caraserve_cli.placement.adapter_places import AdapterPlaces
 from caraserve_cli.placement.bound_tally import BoundTally
@@ -70,9 +71,8 @@ class ReplicaLoads:
             [config.adapter_memory_bytes for config in configs], dtype=np.float64
         )
         # One request more than are there is asked about.
-        self.step_models = StepModels(
-            [replica.step_model for replica in replicas], 1 + max(self.max_requests, default=0)
-        )
+        self._models = [replica.step_model for replica in replicas]
+        self.step_models = StepModels(self._models, 1 + max(self.max_requests, default=0))
         self.cold_times = ColdTimes(replicas)
         self.places = AdapterPlaces(num_replicas)
         self.token_bounds = BoundTally(num_replicas)
@@ -110,7 +110,7 @@ class ReplicaLoads:
         if self.num_requests[replica] >= self.max_requests[replica] or not self.is_open[replica]:
             raise ValueError(f"replica '{self.replicas[replica].name}' takes no more requests")
         now_ms = self.now_ms
-        interruption_ms = self.replicas[replica].step_model.interruption_ms(
+        interruption_ms = self._models[replica].interruption_ms(
             request.prompt_tokens, int(self.num_requests[replica]) + 1
         )
         placed = _Placed(request, replica, request.token_bound_ms(now_ms), interruption_ms)
@@ -174,6 +174,12 @@ class ReplicaLoads:
     def note_link_busy(self, replica: int, until_ms: float) -> None:
         """A replica reports when its link will have done all that it has to copy."""
         self.link_free_ms[replica] = until_ms
+
+    def note_corrections(self, replica: int, corrections: StepCorrections) -> None:
+        """A replica reports what its steps say of its model."""
+        self._models[replica] = self._models[replica].corrected(corrections)
+        self.step_models.correct(replica, corrections)
+        self._predict(replica)
 
     def note_cpu_busy(self, replica: int, until_ms: float) -> None:
         """A replica reports when its CPU workers will have computed all that they have to."""
@@ -276,7 +282,7 @@ class ReplicaLoads:
 
     def _predict(self, replica: int) -> None:
         """A replica's own times change with what happens there, and not with what is asked."""
-        model = self.replicas[replica].step_model
+        model = self._models[replica]
         kv_tokens = self.prompt_tokens[replica] + self.output_tokens[replica] / 2
         batch = BatchLoad(int(self.num_requests[replica]), self._adapters.of(replica), float(kv_tokens))
         self.decode_ms[replica] = model.decode_ms(batch)

@@ -37,6 +37,8 @@ def render_profile(profile: MachineProfile) -> RenderableType:
         f"torch {on.torch_version}{emulated}"
     )
     parts: list[RenderableType] = [head, "", _models_table(profile), ""]
+    if profile.padded_kernel is None and profile.unpadded_kernel is None:
+        parts.append(Text("No LoRA kernel was fitted: ranks count only as the steps of a run show it."))
     if profile.link is None:
         parts.append(Text("No link: the base runs on the CPU, and adapters are used where they are."))
     else:
@@ -74,6 +76,8 @@ def _models(profile: MachineProfile) -> Iterator[tuple[str, str, FitQuality]]:
     if cpu_lora is not None:
         words = f"{_cpu_lora_words(cpu_lora)}; {profile.tokens_per_worker} tokens a worker"
         yield "LoRA on the CPU", words, cpu_lora.quality
+    if profile.kv_cost is not None:
+        yield "contexts", f"{profile.kv_cost.token_ms:.4g} · tokens in the cache", profile.kv_cost.quality
     for kernel in (profile.padded_kernel, profile.unpadded_kernel):
         if kernel is not None:
             yield _kernel_words(kernel)

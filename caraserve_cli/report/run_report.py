@@ -97,6 +97,7 @@ def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, 
         "engine": _engine(summary.engine),
         "cold_starts": _cold_starts(summary.cold, summary.engine),
         "fleet": facts.fleet,
+        "step_predictions": summary.predictions.as_json(),
         "by_lora_rank": _by_lora_rank(summary.tallies, lora_ranks),
         "by_adapter": _by_adapter(summary.tallies, lora_ranks),
     }

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from caraserve_cli.events import StepRecord
 from caraserve_cli.report.cold_totals import ColdTotals
 from caraserve_cli.report.engine_totals import EngineTotals
+from caraserve_cli.report.prediction_totals import PredictionTotals
 from caraserve_cli.report.tally import Counts, Tally
 
 
@@ -26,6 +27,7 @@ class RunSummary:
         self.counts = Counts()
         self.session_counts = Counts()
         self.engine = EngineTotals()
+        self.predictions = PredictionTotals()
         self.cold = ColdTotals()  # of this session, as the engine's
         self.by_finish_reason: Counter[str] = Counter()
         self.by_cold_start: Counter[str] = Counter()
@@ -86,3 +88,4 @@ class RunSummary:
 
     def on_step(self, record: StepRecord) -> None:
         self.engine.on_step(record)
+        self.predictions.on_step(record)

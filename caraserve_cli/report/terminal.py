@@ -97,7 +97,12 @@ def _headline(report: Json) -> list[str]:
     link_gbps = run["emulated_link_gbps"]
     link = "" if link_gbps is None else f", emulated link: {link_gbps:g} GB/s"
     lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}{link}")
-    return lines + _fleet_lines(report["fleet"]) + _cold_start_lines(report["cold_starts"])
+    return [
+        *lines,
+        *_fleet_lines(report["fleet"]),
+        *_cold_start_lines(report["cold_starts"]),
+        *prediction_lines(report),
+    ]
 
 
 def _fleet_lines(fleet: Json | None) -> list[str]:
@@ -141,6 +146,27 @@ def _cold_start_lines(cold: Json) -> list[str]:
     if num_lost := cold["lost_workers"]:
         lines.append(f"CPU workers lost: {num_lost:,}")
     return lines
+
+
+def prediction_lines(report: Json) -> list[str]:
+    """Nothing where there was no step, or the report is older than predictions."""
+    predictions = report.get("step_predictions")
+    if not predictions or predictions["source"] is None:
+        return []
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in predictions["unpredicted"].items())
+    lines = [f"Steps whose time was not predicted: {left_out}"] if left_out else []
+    if not predictions["steps"]:
+        return lines
+    by_kind = ", ".join(
+        f"{kind} {format_share(errors['median_error'])} of {errors['steps']:,}"
+        for kind, errors in predictions["by_kind"].items()
+    )
+    return [
+        f"Step times predicted ({predictions['source']}): median error "
+        f"{format_share(predictions['median_error'])}, p95 {format_share(predictions['p95_error'])} "
+        f"over {predictions['steps']:,} steps ({by_kind})",
+        *lines,
+    ]
 
 
 def _times_table(times: Json) -> Table:

@@ -10,6 +10,7 @@ from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
 from caraserve_cli.perf.adapter_ops import adapter_ops
 from caraserve_cli.perf.batch_load import BatchLoad, RankSums
 from caraserve_cli.perf.cpu_ops import cpu_ops_ms
+from caraserve_cli.perf.step_load import StepLoad
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
@@ -60,8 +61,8 @@ class StepTimes:
                 names.add(sequence.request.adapter)
                 if self._depot.coming(sequence.adapter_slot) is not None:
                     cold.append(chunk)
-        batch = BatchLoad(num_decoding, _rank_sums(names, adapters), kv_tokens)
-        computing_ms = self._model.step_ms(prompt_tokens, batch)
+        load = StepLoad(num_decoding, prompt_tokens, _rank_sums(names, adapters), kv_tokens)
+        computing_ms = self._model.step_ms(load)
         return self._with_cold(cold, adapters, computing_ms, begin_ms) if cold else computing_ms
 
     def _with_cold(

@@ -10,11 +10,12 @@ import torch
 
 from caraserve_cli.adapters.packing import LoraForm, PaddedForm, UnpaddedForm
 from caraserve_cli.bench.floor import DeviceSpeed
-from caraserve_cli.bench.kernel_bench import KernelBench, largest_error
-from caraserve_cli.bench.kernel_fit import rank_mixes
-from caraserve_cli.bench.kernel_pool import PoolStep, RandomPool, even_segments
+from caraserve_cli.bench.kernel_bench import KernelBench
 from caraserve_cli.bench.kernel_timer import KernelTimer
 from caraserve_cli.core import BaseShape
+from caraserve_cli.fleet.kernel_batches import rank_mixes
+from caraserve_cli.fleet.kernel_place import largest_error
+from caraserve_cli.fleet.kernel_pool import PoolStep, RandomPool, even_segments
 from caraserve_kernels import lora_pool
 
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ import itertools
 
 import torch
 
-from caraserve_cli.bench.kernel_timer import KernelTimer, Work
+from caraserve_cli.bench.kernel_timer import KernelTimer
+from caraserve_cli.fleet.device_timer import Work
 
 CPU = torch.device("cpu")
 

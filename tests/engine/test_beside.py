@@ -210,6 +210,17 @@ def test_no_answer_changes(num_kv_blocks: int, length: int, num_late: int) -> No
     assert (records.total("num_preempted") > 0) == (num_kv_blocks < 200)
 
 
+def test_steps_that_share_the_device_are_neither_predicted_nor_learned_from() -> None:
+    """Of all that ran while something was beside it, at any time between launch and end."""
+    _, records, _ = answer(BesideRunner(7))
+    of = {step.why_unpredicted for step in records.steps if step.is_beside}
+    assert of == {"beside"}
+    apart = [step for step in records.steps if not step.is_beside]
+    assert {step.why_unpredicted for step in apart} <= {"sharing", "learning", ""}
+    assert sum(step.why_unpredicted == "sharing" for step in apart) > len(records.steps) / 3
+    assert all((step.predicted_ms is None) == bool(step.why_unpredicted) for step in records.steps)
+
+
 def test_several_prompts_share_a_step_as_far_as_there_is_room() -> None:
     runner = TwoLaneRunner(3)
     answer(runner)

@@ -14,6 +14,7 @@ from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.scheduling import SchedulingPolicy
 from caraserve_cli.engine.step_room import MIN_CHUNK_TOKENS
 from caraserve_cli.perf.step_model import StepModel
+from caraserve_cli.perf.step_predictor import StepPredictor
 from tests.engine.planning import add, chunks_of, make_adapter, make_scheduler, run_step
 from tests.engine.virtual_replica import (
     VirtualReplica,
@@ -25,15 +26,15 @@ from tests.engine.virtual_replica import (
 
 
 def slack(config: EngineConfig) -> SchedulingPolicy:
-    return BySlack(config, step_model())
+    return BySlack(config, StepPredictor(step_model()))
 
 
 def slack_without_model(config: EngineConfig) -> SchedulingPolicy:
-    return BySlack(config, None)
+    return BySlack(config, StepPredictor())
 
 
 def fcfs(config: EngineConfig) -> SchedulingPolicy:
-    return make_scheduling_policy("fcfs", config, None)
+    return make_scheduling_policy("fcfs", config, StepPredictor())
 
 
 @settings(max_examples=100, deadline=None)
@@ -64,7 +65,7 @@ def test_without_bounds_plans_are_those_of_first_come_first_served(
             "max_resident_adapters": most_adapters,
         }
         scheduler = make_scheduler(**changes)
-        scheduler.use_policy(make_scheduling_policy(name, scheduler._config, model))
+        scheduler.use_policy(make_scheduling_policy(name, scheduler._config, StepPredictor(model)))
         return scheduler
 
     adapters = {name: make_adapter(name, 30 + 20 * i) for i, name in enumerate("abcd")}

@@ -15,6 +15,7 @@ from caraserve_cli.core import AdapterInfo, ColdStart, Completion, Request, Samp
 from caraserve_cli.engine.engine import Engine
 from caraserve_cli.engine.model_runner import KnownTokens
 from caraserve_cli.model.sampler import Sampled
+from caraserve_cli.perf.step_predictor import STEPS_TO_LEARN
 from caraserve_cli.step_plan import AdapterLoad, AssistOutcome, StepPlan
 from tests.engine.depots import HandDepot
 from tests.engine.test_pipelining import Records
@@ -120,6 +121,30 @@ def finish(engine: Engine) -> dict[str, Completion]:
             assert isinstance(outcome, Completion)
             done[outcome.request.id] = outcome
     return done
+
+
+def test_steps_are_predicted_without_what_they_stand_still() -> None:
+    """Each step of this runner computes for STEP_MS, on virtual time."""
+    runner = SlowRunner()
+    engine, records = start(runner, Decision(ColdStart.STREAM))
+    for number in range(4):
+        add(engine, str(number), None, max_tokens=20)
+        finish(engine)
+    decoding = [step for step in records.steps if step.kind == "decode"]
+    told = [step.predicted_ms for step in decoding]
+    assert told[:STEPS_TO_LEARN] == [None] * STEPS_TO_LEARN
+    assert {step.why_unpredicted for step in decoding[:STEPS_TO_LEARN]} == {"learning"}
+    assert told[STEPS_TO_LEARN:] == pytest.approx([STEP_MS] * (len(told) - STEPS_TO_LEARN))
+    assert {step.prediction_source for step in records.steps} == {"learned on line"}
+
+
+def test_what_cpu_workers_have_a_part_in_is_not_predicted() -> None:
+    runner = SlowRunner()
+    engine, records = start(runner, Decision(ColdStart.CPU_ASSIST, cpu_layers=1))
+    runner.adapters.most_assisted_tokens = 16
+    add(engine, "cold", "a", max_tokens=3)
+    finish(engine)
+    assert [step.why_unpredicted for step in records.steps if step.num_assists] == ["assisted"]
 
 
 @pytest.mark.parametrize("how", [ColdStart.STREAM, ColdStart.ON_DEMAND_BLOCKING])

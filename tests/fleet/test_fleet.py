@@ -16,6 +16,7 @@ from caraserve_cli.fleet.fleet import MOST_DEATHS, Fleet
 from caraserve_cli.fleet.fleet_facts import AHEAD_REQUESTS, fleet_facts
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.fleet.messages import Outcome, ReplicaNews
+from caraserve_cli.perf.step_correction import StepCorrection, StepCorrections
 from caraserve_cli.placement import catalogue
 from caraserve_cli.placement.catalogue import all_placements, placement
 from tests.fleet.echo_crew import EchoCrew, describe_adapter, description, make_request
@@ -251,6 +252,22 @@ def test_the_driver_counts_what_replicas_tell() -> None:
     finish(fleet)
     fleet.close()
     assert crew.is_closed
+
+
+def test_placement_goes_by_what_replicas_say_of_their_steps() -> None:
+    """Where times are measured: corrections of assumed ones would compare nothing."""
+    slow = StepCorrections(decode=StepCorrection(times=50.0), prompts=StepCorrection(times=50.0))
+    for profile, expected in ((h200_profile(), 0), (None, 10)):
+        crew = EchoCrew([replace(description(), profile=profile)] * 2)
+        crew.most_answers = 0
+        fleet = start(crew, "rank-aware")
+        crew.tell(0, ReplicaNews(corrections=slow))
+        fleet.submit([make_request(-1, None)])
+        fleet.poll()
+        fleet.submit([make_request(number, None) for number in range(20)])
+        fleet.poll()
+        placed = [sum(request.line >= 0 for request in holding) for holding in crew.holding]
+        assert abs(placed[0] - expected) <= 1, placed
 
 
 def test_times_are_measured_ones_only_if_all_are() -> None:

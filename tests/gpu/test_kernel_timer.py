@@ -8,7 +8,8 @@ import weakref
 import pytest
 import torch
 
-from caraserve_cli.bench.kernel_timer import MIN_LAUNCHES, KernelTimer, Work
+from caraserve_cli.bench.kernel_timer import KernelTimer
+from caraserve_cli.fleet.device_timer import MIN_LAUNCHES, Work
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -96,7 +96,7 @@ def test_relative_r2_sees_small_values_beside_a_large_one() -> None:
     predicted = [2.0, 2.0, 2.0, 400.0]
     assert FitQuality.of(predicted, measured).r2 > 0.99
     assert FitQuality.of_relative(predicted, measured).r2 < 0.5
-    assert FitQuality.of_relative(measured, measured) == FitQuality(1.0, 0.0, 4)
+    assert FitQuality.of_relative(measured, measured) == FitQuality(1.0, 0.0, 4, 0.0)
     assert FitQuality.of_relative([4.0, 4.0], [4.0, 4.0]).r2 == 1
 
 

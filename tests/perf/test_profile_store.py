@@ -29,6 +29,15 @@ def test_json_and_back() -> None:
     assert from_json(to_json(on_cpu), "x") == on_cpu
 
 
+def test_a_profile_of_before_the_newer_fields_is_read_without_them() -> None:
+    newer = ("padded_kernel", "unpadded_kernel", "kv_cost")
+    table = orjson.loads(to_json(h200_profile()))
+    for name in newer:
+        del table[name]
+    read = from_json(orjson.dumps(table), "x")
+    assert read == replace(h200_profile(), padded_kernel=None, unpadded_kernel=None, kv_cost=None)
+
+
 def test_an_emulated_link_is_told() -> None:
     slow = h200_profile().emulated(3)
     assert slow.link is not None

@@ -12,6 +12,8 @@ from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.least_squares import FitQuality
 from caraserve_cli.perf.lora_kernels import LoraKernelModel
 from caraserve_cli.perf.prefill import PrefillModel
+from caraserve_cli.perf.step_correction import StepCorrection, StepCorrections
+from caraserve_cli.perf.step_load import StepLoad
 from caraserve_cli.perf.step_model import StepModel
 from caraserve_cli.perf.step_models import StepModels
 from tests.perf.h200 import h200_profile
@@ -39,6 +41,10 @@ MODELS = [
     step_model(UNPADDED, kv_token_ms=0.001),
     step_model(None, max_batch_tokens=64),
     StepModel.of(h200_profile(), is_padded=False, max_batch_tokens=2048),
+    step_model(PADDED, kv_token_ms=0.001).corrected(
+        StepCorrections(StepCorrection(1.2, -0.3, 1e-4, 0.0, -0.5), StepCorrection(0.8, 0.5, 0.0, 0.0, 2.0))
+    ),
+    step_model(None).corrected(StepCorrections(prompts=StepCorrection(1.0, 0.0, 1e-4, 0.01, -3.0))),
 ]
 
 
@@ -81,6 +87,34 @@ def test_the_kernel_that_runs_there_is_taken() -> None:
     assert StepModel.of(profile, is_padded=True, max_batch_tokens=9).lora_kernel is None
 
 
+def test_a_correction_is_of_its_kind_of_steps() -> None:
+    corrections = StepCorrections(
+        StepCorrection(2.0, -1.0, 1e-3, 0.0, 3.0), StepCorrection(1.0, 0, 0, 0.1, 7)
+    )
+    model, before = step_model(UNPADDED).corrected(corrections), step_model(UNPADDED)
+    ranks = RankSums(2, 40, 32)
+    lora_ms = before.decode_ms(BatchLoad(4, ranks)) - before.decode_ms(BatchLoad(4))
+    base_ms = before.decode_ms(BatchLoad(4))
+    assert model.decode_ms(BatchLoad(4, ranks, 500)) == pytest.approx(2 * base_ms + lora_ms + 0.5 + 3)
+    assert model.decode_ms(BatchLoad(0)) == 0
+    # Three steps: the constant counts in each of them, the LoRA part once.
+    prompts_ms = before.prompts_ms(250, ranks, 4)
+    assert model.prompts_ms(250, ranks, 4) == pytest.approx(prompts_ms + 0.1 * 40 + 3 * 7)
+    step_ms = before.step_ms(StepLoad(4, 50, ranks))
+    assert model.step_ms(StepLoad(4, 50, ranks)) == pytest.approx(step_ms + 0.1 * 40 + 7)
+
+
+def test_one_of_many_replicas_is_corrected_later() -> None:
+    models = [step_model(PADDED), step_model(PADDED)]
+    side_by_side = StepModels(models, MOST_REQUESTS)
+    corrections = StepCorrections(decode=StepCorrection(times=3.0))
+    side_by_side.correct(1, corrections)
+    ranks = RankSums(*np.zeros((3, 2)))
+    decode_ms = side_by_side.decode_ms(BatchLoads(np.array([2, 2]), ranks, np.zeros(2)))
+    corrected = models[1].corrected(corrections)
+    assert list(decode_ms) == [models[0].decode_ms(BatchLoad(2)), corrected.decode_ms(BatchLoad(2))]
+
+
 @st.composite
 def batches(draw: st.DrawFn) -> BatchLoad:
     lora_ranks = draw(st.lists(st.sampled_from((8, 16, 64)), max_size=MOST_REQUESTS))
@@ -103,7 +137,9 @@ def test_many_replicas_are_predicted_as_each_one(of_replicas: list[tuple[StepMod
     kv_tokens = np.array([load.kv_tokens for load in loads], dtype=np.float64)
     decode_ms = side_by_side.decode_ms(BatchLoads(num_requests, ranks, kv_tokens))
     prompts_ms = side_by_side.prompts_ms(np.array(tokens, dtype=np.float64), ranks, num_requests)
+    interruption_ms = side_by_side.interruption_ms(64, num_requests)
     for index, (model, load, num_tokens) in enumerate(of_replicas):
         assert decode_ms[index] == pytest.approx(model.decode_ms(load))
         expected_ms = model.prompts_ms(num_tokens, load.ranks, load.num_requests)
         assert prompts_ms[index] == pytest.approx(expected_ms)
+        assert interruption_ms[index] == pytest.approx(model.interruption_ms(64, load.num_requests))

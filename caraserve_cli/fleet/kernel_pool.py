@@ -4,7 +4,7 @@ its pool, its layouts, its work lists, and its choice of how a step runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch import Tensor
 from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.packing import LoraForm
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair, PackedWeights
-from caraserve_cli.bench.kernel_bench import KernelBench, largest_error
 from caraserve_cli.core import FUSED_MODULES, BaseShape
 from caraserve_cli.engine.pool_lora import PoolLora, PoolLoraContext
+from caraserve_cli.fleet.kernel_place import KernelPlace, Projection, largest_error, make_projections
 from caraserve_kernels.lora_layout import AdapterLayout
 from caraserve_kernels.lora_pool import add_pooled_reference
 
@@ -31,18 +31,18 @@ class RandomPool:
     """A device pool of one form, filled with adapters of random content, one slot after the other.
 
     Args:
-        bench: device, dtype, and the modules that every adapter changes.
-        shape: the base's; it may have other layers than the bench's.
+        place: device, dtype, and the modules that every adapter changes.
+        shape: the base's; it may have other layers than the place's.
         form: how adapters are stored.
         room_for: ranks of the adapters that take the most.
     """
 
-    def __init__(self, bench: KernelBench, shape: BaseShape, form: LoraForm, room_for: Sequence[int]) -> None:
-        self.shape, self.form, self._bench = shape, form, bench
+    def __init__(self, place: KernelPlace, shape: BaseShape, form: LoraForm, room_for: Sequence[int]) -> None:
+        self.shape, self.form, self._place = shape, form, place
         self._layouts: dict[int, AdapterLayout] = {}
         num_elements = sum(self._layout(lora_rank).num_elements for lora_rank in room_for)
-        num_bytes = num_elements * bench.dtype.itemsize
-        self.packed = PackedPool(shape, num_bytes, len(room_for), bench.dtype, bench.device)
+        num_bytes = num_elements * place.dtype.itemsize
+        self.packed = PackedPool(shape, num_bytes, len(room_for), place.dtype, place.device)
 
     def fill(self, adapter_ranks: Sequence[int]) -> None:
         """Adapter i, of the rank i says, is in slot i from now on."""
@@ -51,7 +51,7 @@ class RandomPool:
             layout = self._layout(lora_rank)
             packed = PackedWeights(layout, self._random_blob(layout))
             weights = AdapterWeights("random", self._shapes(lora_rank), packed)
-            self.packed.load(adapter_slot, weights, first * self._bench.dtype.itemsize)
+            self.packed.load(adapter_slot, weights, first * self._place.dtype.itemsize)
             # The blob was made, and what lay in its place was read, on this stream.
             self.packed.transfers.mark_stale()
             self.packed.start_copies()
@@ -70,13 +70,13 @@ class RandomPool:
             module: LoraPair(
                 *(torch.empty(lora_rank, width, device="meta") for width in self.shape.module_shape(module))
             )
-            for module in self._bench.modules
+            for module in self._place.modules
         }
         return {(layer, module): pairs[module] for layer in range(self.shape.num_layers) for module in pairs}
 
     def _random_blob(self, layout: AdapterLayout) -> Tensor:
         """On the device: through the host, 16 GB of adapters would take half a minute."""
-        blob = self._bench.random(layout.num_elements, std=_WEIGHT_STD)
+        blob = self._place.random(layout.num_elements, std=_WEIGHT_STD)
         for piece in layout.pieces.values():
             if piece.stored_rank > piece.lora_rank:
                 for offset, width in ((piece.a_offset, piece.in_width), (piece.b_offset, piece.out_width)):
@@ -85,21 +85,12 @@ class RandomPool:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Projection:
-    """A fused projection that adapters change: what goes in, and what they add to."""
-
-    modules: tuple[str, ...]
-    x: Tensor
-    y: Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class StepLaunches:
     """Launches the LoRA part of all layers, on buffers of its own."""
 
     context: PoolLoraContext
     num_layers: int
-    projections: tuple[_Projection, ...]
+    projections: tuple[Projection, ...]
 
     def __call__(self) -> None:
         for layer in range(self.num_layers):
@@ -126,20 +117,20 @@ class PoolStep:
     """The LoRA part of steps on a pool: one set of buffers, whose work lists are written for each step.
 
     Args:
-        bench: where.
+        place: where.
         pool: the adapters.
         max_tokens: of a step. It decides how the engine's scratch memory is laid out, for which the kernels
             are compiled: with the same for all steps they are compiled once.
         decoding: whether the steps are decoding ones.
     """
 
-    def __init__(self, bench: KernelBench, pool: RandomPool, max_tokens: int, *, decoding: bool) -> None:
-        self._bench, self._pool = bench, pool
+    def __init__(self, place: KernelPlace, pool: RandomPool, max_tokens: int, *, decoding: bool) -> None:
+        self._place, self._pool = place, pool
         capacity = PoolLora.work_capacity(max_tokens, max_tokens, decoding=decoding)
-        self._work = torch.zeros(capacity, dtype=torch.int32, device=bench.device)
+        self._work = torch.zeros(capacity, dtype=torch.int32, device=place.device)
         self._host_work = np.zeros(capacity, np.int32)
         self._lora = PoolLora(
-            pool.packed, pool.form, self._work, max_tokens, bench.num_sms, decoding=decoding
+            pool.packed, pool.form, self._work, max_tokens, place.num_sms, decoding=decoding
         )
 
     def write(self, segments: Ints) -> PoolLoraContext:
@@ -151,12 +142,16 @@ class PoolStep:
 
     def launches(self, context: PoolLoraContext, num_tokens: int) -> StepLaunches:
         """The LoRA part of all layers, for whatever work lists were written last."""
-        return StepLaunches(context, self._pool.shape.num_layers, tuple(self._projections(num_tokens)))
+        return StepLaunches(
+            context,
+            self._pool.shape.num_layers,
+            tuple(make_projections(self._place, self._pool.shape, num_tokens)),
+        )
 
     def error(self, context: PoolLoraContext, num_tokens: int) -> float:
         """The largest error in the last layer, launched alone, of the largest value that the adapters add."""
         layer, errors = self._pool.shape.num_layers - 1, [0.0]
-        for each in self._projections(num_tokens):
+        for each in make_projections(self._place, self._pool.shape, num_tokens):
             group = FUSED_MODULES.index(each.modules)
             expected = add_pooled_reference(context.pooled, layer, group, each.x, each.y)
             added = expected - each.y.float()
@@ -164,15 +159,6 @@ class PoolStep:
             context.add(layer, each.modules, each.x, each.y)
             errors.append(largest_error(each.y, expected, added))
         return max(errors)
-
-    def _projections(self, num_tokens: int) -> Iterator[_Projection]:
-        shape = self._pool.shape
-        for modules in FUSED_MODULES:
-            if not set(modules).isdisjoint(self._bench.modules):
-                in_width = shape.module_shape(modules[0])[0]
-                out_width = sum(shape.module_shape(module)[1] for module in modules)
-                x = self._bench.random(num_tokens, in_width)
-                yield _Projection(modules, x, self._bench.random(num_tokens, out_width, std=_Y_STD))
 
 
 def even_segments(num_tokens: int, num_adapters: int) -> Ints:
