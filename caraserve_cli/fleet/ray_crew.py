@@ -32,8 +32,8 @@ from caraserve_cli.fleet.parcels import Parcels
 _POLL_S = 1.0
 # Until all processes are there; a busy machine takes a while to import torch. Chosen, not measured.
 _PLACES_S = 300.0
-# Who answers nothing for so long is taken for dead: it is stopped, or its machine is out of reach. A base is loaded
-# in less. Chosen, not measured.
+# Who answers nothing for so long is taken for dead: it is stopped, or its machine is out of reach. A base
+# is loaded in less. Chosen, not measured.
 _MOST_SILENCE_S = {"where": _PLACES_S, "start": 1800.0, "submit": 1800.0, "poll": 60.0}
 # After so long it is asked whether any machine of the cluster is there. Chosen, not measured.
 _QUIET_S = 10.0
