@@ -19,6 +19,7 @@ from caraserve_cli.fleet.fleet_facts import fleet_facts, has_measured_models, mo
 from caraserve_cli.fleet.messages import Outcome, ReplicaNews
 from caraserve_cli.fleet.suspects import GUILTY_LOSSES, Suspects, Verdict
 from caraserve_cli.fleet.waiting_line import Waiting, WaitingLine
+from caraserve_cli.perf.batch_load import BoolArray
 from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.migration import RequestMigration
 from caraserve_cli.placement.policy import MigratingPlacement, Placement
@@ -152,7 +153,7 @@ class Fleet:
             waiting = self._line.first
             replica = self._placement.choose(waiting.facts, self._loads)
             if replica is None:
-                fits = self._loads.fits_alone(waiting.facts)
+                fits = self._fits_alone(waiting)
                 if (fits & self._loads.is_open).any():
                     break
                 if fits.any():
@@ -181,7 +182,7 @@ class Fleet:
 
     def _place_group(self, replica: int, now_ms: float) -> None:
         def may_go(waiting: Waiting) -> bool:
-            fits = self._loads.fits_alone(waiting.facts)
+            fits = self._fits_alone(waiting)
             return bool(fits[replica] or not fits.any())
 
         is_probe = self._deaths_in_a_row[replica] >= _PROBED_DEATHS
@@ -197,6 +198,12 @@ class Fleet:
     def _reserve(self, replica: int) -> None:
         self._loads.shut(replica)
         self._reserved.add(replica)
+
+    def _fits_alone(self, waiting: Waiting) -> BoolArray:
+        """Which replicas would hold a request, of those that are there or will be; shape [N]."""
+        fits = self._loads.fits_alone(waiting.facts)
+        fits[list(self._given_up)] = False
+        return fits
 
     def _roomiest(self) -> int | None:
         """The replica that tells why it cannot answer what fits nowhere; None while all are full."""

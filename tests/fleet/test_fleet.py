@@ -301,3 +301,21 @@ def test_a_replica_that_answers_nothing_is_given_up_whatever_it_had() -> None:
     with pytest.raises(InputError, match="no replica is left"):
         finish(fleet)
     assert crew.num_replacements == MOST_DEATHS
+
+
+def test_what_fits_only_a_replica_that_was_given_up_is_refused() -> None:
+    """It would wait for ever for one that does not come back."""
+    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=1600)])
+    crew.replaced_by = description(kv_tokens=1600)
+    fleet = start(crew)
+    crew.most_answers = 0
+    fleet.submit([make_request(number) for number in range(30)])
+    for _ in range(MOST_DEATHS + 1):
+        fleet.poll()
+        fleet.poll()
+        crew.kill(1)
+    fleet.poll()
+    fleet.submit([make_request(1000, prompt_tokens=1000)])
+    crew.most_answers = None
+    assert "r1000" in {outcome.request.id for outcome in finish(fleet)}
+    assert "r1000" in {request.id for request in crew.sent[0]}, "which tells why it cannot answer it"
