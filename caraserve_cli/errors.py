@@ -48,6 +48,7 @@ class RowErrorCode(StrEnum):
     CHAT_TEMPLATE = "chat_template"
     KV_CAPACITY = "kv_capacity"
     DEADLINE_EXCEEDED = "deadline_exceeded"
+    REPLICA_LOST = "replica_lost"
 
 
 class CaraServeError(Exception):

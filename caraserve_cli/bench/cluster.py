@@ -105,7 +105,10 @@ def _simulate(
     )
     infos = spec.adapters.infos(machine.profile.shape, machine.profile.dtype_bytes) if with_lora else ()
     tally = AnswerTally(recipe.num_settling, recipe.num_requests - recipe.num_settling, slo_ms)
-    fleet = SimulatedFleet(recipe.replicas(lora_kernel), chosen, recipe.fleet.cold_start, tally.add)
+    keys = recipe.fleet
+    fleet = SimulatedFleet(
+        recipe.replicas(lora_kernel), chosen, keys.cold_start, tally.add, scheduling=keys.scheduling
+    )
     started_s = time.process_time()
     fleet.run(workload.requests(infos))
     return ClusterPoint.of(

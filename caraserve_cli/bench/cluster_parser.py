@@ -21,6 +21,7 @@
     adapter_memory = "3GB"
     cpu_workers = 8
     cold_start = "auto"
+    scheduling = "fcfs"                       # optional; or slack, the default of `run`
     [workload]
     burstiness = 1                            # optional: of the gaps, 1 is a Poisson process
     adapters = 40000
@@ -63,6 +64,8 @@ from caraserve_cli.bench.cluster_recipe import (
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.coldstart.policy import COLD_START_NAMES
 from caraserve_cli.config import EngineConfig, parse_size
+from caraserve_cli.engine.by_slack import SCHEDULING_NAMES
+from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.errors import OptionError
 from caraserve_cli.placement.catalogue import all_placements
 from caraserve_cli.simulation.workload import AdapterMix, Lengths
@@ -171,6 +174,7 @@ def _parse_fleet(table: RecipeTable, machine: SimulatedMachine, workload: Cluste
         max_requests=table.count("max_requests", None),
         num_cpu_workers=table.count("cpu_workers", 0, low=0),
         cold_start=cold_start,
+        scheduling=table.choice("scheduling", SCHEDULING_NAMES, FirstComeFirstServed.name),
     )
     if fleet.num_cpu_workers and machine.profile.cpu_lora is None:
         raise table.wrong(

@@ -29,6 +29,7 @@ class FleetKeys:
     max_requests: int
     num_cpu_workers: int
     cold_start: str
+    scheduling: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

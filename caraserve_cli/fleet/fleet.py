@@ -11,19 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from caraserve_cli.core import AdapterInfo, Failure, Request
-from caraserve_cli.errors import InputError, RowError
+from caraserve_cli.errors import InputError, RowError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.account import FleetAccount, ReplicaAccount
 from caraserve_cli.fleet.crew import Crew, Died, Replaced, Told
 from caraserve_cli.fleet.fleet_facts import fleet_facts, has_measured_models, most_sent
 from caraserve_cli.fleet.messages import Outcome, ReplicaNews
+from caraserve_cli.fleet.suspects import GUILTY_LOSSES, Suspects, Verdict
 from caraserve_cli.fleet.waiting_line import Waiting, WaitingLine
+from caraserve_cli.perf.batch_load import BoolArray
 from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.migration import RequestMigration
 from caraserve_cli.placement.policy import MigratingPlacement, Placement
 
-# How often one replica may die and be replaced. Chosen, not measured.
+# How often in a row one replica may die and be replaced, without an answer between. Chosen, not measured.
 MOST_DEATHS = 3
+# After so many of them it is given one suspect alone: an answer tells that the replica is well.
+_PROBED_DEATHS = 2
 # How often a placement that moves requests is asked for it. Chosen, not measured.
 REBALANCE_INTERVAL_MS = 50.0
 
@@ -32,6 +36,7 @@ REBALANCE_INTERVAL_MS = 50.0
 class _Placed:
     waiting: Waiting
     replica: int
+    is_sent: bool = False
     has_started: bool = False
 
 
@@ -73,6 +78,11 @@ class Fleet:
         self._num_sent = [0] * len(self._descriptions)
         self._num_running = [0] * len(self._descriptions)
         self._given_up: set[int] = set()
+        self._suspects = Suspects()
+        # Replicas that have suspects, and those that end what they have to be given some: nobody joins them.
+        self._trying: set[int] = set()
+        self._reserved: set[int] = set()
+        self._deaths_in_a_row = [0] * len(self._descriptions)
         self._rebalance_at_ms = 0.0
         self.account = FleetAccount(
             placement=placement.name,
@@ -86,7 +96,7 @@ class Fleet:
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._line) + len(self._placed) + len(self._failed)
+        return len(self._line) + len(self._placed) + len(self._failed) + len(self._suspects)
 
     @property
     def num_running(self) -> int:
@@ -110,7 +120,7 @@ class Fleet:
         """
         self._place_waiting()
         outcomes, self._failed = self._failed, []
-        if self._placed or self._line:
+        if self._placed or self._line or self._suspects:
             for event in self._crew.wait(0.0 if outcomes else most_wait_s):
                 match event:
                     case Told():
@@ -121,6 +131,8 @@ class Fleet:
                         self._welcome(event)
             self._rebalance()
             self._place_waiting()
+            outcomes += self._failed
+            self._failed = []
         return outcomes
 
     def close(self) -> None:
@@ -137,13 +149,11 @@ class Fleet:
         """Place requests in their order until one has to wait. Only one that fits no replica that is open,
         while another is being replaced, is passed by others."""
         passed: list[Waiting] = []
-        if not self._loads.is_open.any():
-            return
-        while self._line:
+        while self._line and self._loads.is_open.any():
             waiting = self._line.first
             replica = self._placement.choose(waiting.facts, self._loads)
             if replica is None:
-                fits = self._loads.fits_alone(waiting.facts)
+                fits = self._fits_alone(waiting)
                 if (fits & self._loads.is_open).any():
                     break
                 if fits.any():
@@ -154,7 +164,46 @@ class Fleet:
                     break
             self._place(self._line.leave(), replica)
         self._line.come_back(passed)
+        self._place_suspects()
         self._send()
+
+    def _place_suspects(self) -> None:
+        """A group for each replica that has nothing to do; nobody joins it there."""
+        if not self._suspects and not self._reserved:
+            return
+        loads, now_ms = self._loads, self._clock_ms()
+        if self._suspects.are_impatient(now_ms) and not self._trying | self._reserved and loads.is_open.any():
+            candidates = loads.is_open.nonzero()[0]
+            self._reserve(int(candidates[loads.num_requests[candidates].argmin()]))
+        idle = (loads.num_requests == 0) & loads.is_open
+        for replica in {*idle.nonzero()[0].tolist(), *self._reserved}:
+            if not self._suspects or not loads.num_requests[replica]:
+                self._place_group(replica, now_ms)
+
+    def _place_group(self, replica: int, now_ms: float) -> None:
+        def may_go(waiting: Waiting) -> bool:
+            fits = self._fits_alone(waiting)
+            return bool(fits[replica] or not fits.any())
+
+        is_probe = self._deaths_in_a_row[replica] >= _PROBED_DEATHS
+        group = self._suspects.take_group(may_go, now_ms, is_probe=is_probe)
+        self._reserved.discard(replica)
+        self._loads.open(replica)
+        for waiting in group:
+            self._place(waiting, replica)
+        if group:
+            self._loads.shut(replica)
+            self._trying.add(replica)
+
+    def _reserve(self, replica: int) -> None:
+        self._loads.shut(replica)
+        self._reserved.add(replica)
+
+    def _fits_alone(self, waiting: Waiting) -> BoolArray:
+        """Which replicas would hold a request, of those that are there or will be; shape [N]."""
+        fits = self._loads.fits_alone(waiting.facts)
+        fits[list(self._given_up)] = False
+        return fits
 
     def _roomiest(self) -> int | None:
         """The replica that tells why it cannot answer what fits nowhere; None while all are full."""
@@ -177,6 +226,8 @@ class Fleet:
             if unsent and room > 0:
                 requests = [unsent.popleft() for _ in range(min(room, len(unsent)))]
                 self._num_sent[replica] += len(requests)
+                for request in requests:
+                    self._placed[request.id].is_sent = True
                 self._crew.submit(replica, requests)
 
     def _rebalance(self) -> None:
@@ -226,29 +277,59 @@ class Fleet:
                 continue  # of one that was thought to be dead: it is answered elsewhere
             del self._placed[outcome.request.id]
             loads.end(outcome.request.id)
+            self._suspects.note_end(outcome.request.id)
             account.add_outcome(outcome)
             outcomes.append(outcome)
         self._num_sent[replica] -= len(outcomes)
+        if outcomes:
+            self._deaths_in_a_row[replica] = 0
+        if replica in self._trying and not loads.num_requests[replica]:
+            self._trying.remove(replica)
+            loads.open(replica)
         return outcomes
 
     def _bury(self, died: Died) -> None:
-        """All that a dead replica had is placed again; another takes its place, so many times."""
+        """All that a dead replica had is placed again, but for what surely killed it; another takes its
+        place, so many times."""
         replica = died.replica
         lost = [self._placed.pop(facts.id) for facts in self._loads.close(replica)]
-        self._line.come_back(placed.waiting for placed in lost)
+        self._reserved.discard(replica)
+        self._trying.discard(replica)
+        self._come_back(lost, died.reason)
         self._unsent[replica].clear()
         self._num_sent[replica] = self._num_running[replica] = 0
-        self.account.placed_again += len(lost)
         self.account.replicas[replica].deaths += 1
-        if self.account.replicas[replica].deaths <= MOST_DEATHS:
+        self._deaths_in_a_row[replica] += 1
+        if self._deaths_in_a_row[replica] <= MOST_DEATHS:
             self._crew.replace(replica)
             return
         self._given_up.add(replica)
         if len(self._given_up) == len(self._descriptions):
             raise InputError(
-                f"no replica is left: each died {MOST_DEATHS + 1} times, the last one because {died.reason}; "
-                "to go on, remove the cause and give the same command with --resume"
+                f"no replica is left: each died {MOST_DEATHS + 1} times without an answer, the last one "
+                f"because {died.reason}; to go on, remove the cause and give the same command with --resume"
             )
+
+    def _come_back(self, lost: Sequence[_Placed], reason: str) -> None:
+        """Requests of a replica that died. What it was not sent did it no harm."""
+        returning: list[Waiting] = []
+        now_ms = self._clock_ms()
+        for placed in lost:
+            waiting = placed.waiting
+            verdict = Verdict.INNOCENT
+            if placed.is_sent:
+                verdict = self._suspects.note_loss(waiting, now_ms)
+            if verdict is Verdict.INNOCENT:
+                returning.append(waiting)
+            if verdict is not Verdict.GUILTY:
+                self.account.placed_again += 1
+                continue
+            message = (
+                f"{GUILTY_LOSSES} replicas died that had it, the last one with nothing else to do, because "
+                f"{reason}; try it with one replica to see why"
+            )
+            self._failed.append(Failure(waiting.request, RowErrorCode.REPLICA_LOST, message))
+        self._line.come_back(returning)
 
     def _welcome(self, replaced: Replaced) -> None:
         replica, description = replaced.replica, replaced.description
@@ -258,6 +339,8 @@ class Fleet:
             self._loads.open(replica)
         else:
             self._loads = self._remake_loads(open_again=replica)
+        if self._suspects and self._deaths_in_a_row[replica] >= _PROBED_DEATHS:
+            self._reserve(replica)
 
     def _make_loads(self) -> ReplicaLoads:
         self._is_measured = has_measured_models(self._descriptions)
@@ -268,11 +351,11 @@ class Fleet:
         """The same loads where a replica is another one than before; who has room for fewer keeps what it has
         until it is answered."""
         before, loads = self._loads, self._make_loads()
-        for replica in range(len(self._descriptions)):
-            if not before.is_open[replica] and replica != open_again:
-                loads.close(replica)
         for request_id, placed in self._placed.items():
             loads.place(placed.waiting.facts, placed.replica)
             if placed.has_started:
                 loads.start(request_id)
+        for replica in range(len(self._descriptions)):
+            if not before.is_open[replica] and replica != open_again:
+                loads.shut(replica)
         return loads

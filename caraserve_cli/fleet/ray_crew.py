@@ -32,8 +32,13 @@ from caraserve_cli.fleet.parcels import Parcels
 _POLL_S = 1.0
 # Until all processes are there; a busy machine takes a while to import torch. Chosen, not measured.
 _PLACES_S = 300.0
+# Who answers nothing for so long is taken for dead: it is stopped, or its machine is out of reach. A base
+# is loaded in less. Chosen, not measured.
+_MOST_SILENCE_S = {"where": _PLACES_S, "start": 1800.0, "submit": 1800.0, "poll": 60.0}
+# After so long it is asked whether any machine of the cluster is there. Chosen, not measured.
+_QUIET_S = 10.0
 
-_Stage = Literal["where", "start", "poll"]
+_Stage = Literal["where", "start", "submit", "poll"]
 
 
 @dataclass(slots=True)
@@ -82,7 +87,8 @@ class RayCrew:
         self._clock_ms, self._hosted = clock_ms, hosted
         self._own_boot_id = host_facts().boot_id
         self._asked_threads = asked_threads()
-        self._pending: dict[Any, tuple[int, _Stage]] = {}
+        self._pending: dict[Any, tuple[int, _Stage, float]] = {}  # and since when
+        self._checked_s = 0.0
         self._seats: list[_Seat] = []
         self._descriptions: list[ReplicaDescription] = []
         try:
@@ -121,7 +127,8 @@ class RayCrew:
             seat.shipped.update(names)
         files = [self._parcels.weights(name) for name in names]
         submit = seat.actor.submit.options(concurrency_group="submit")
-        submit.remote(list(requests), origin_ms, names, *files)
+        # Adapters that cannot be written there fail there: what comes of it is heard like all else.
+        self._note_asked(submit.remote(list(requests), origin_ms, names, *files), replica, "submit")
 
     def wait(self, most_wait_s: float) -> list[CrewEvent]:
         """See `Crew.wait`."""
@@ -132,13 +139,14 @@ class RayCrew:
         ready, _ = ray.wait(asked, num_returns=1, timeout=most_wait_s)
         if ready:
             ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
-        return [event for answer in ready if (event := self._take(answer)) is not None]
+        events = [event for answer in ready if (event := self._take(answer)) is not None]
+        return events + self._find_silent()
 
     def replace(self, replica: int) -> None:
         """See `Crew.replace`."""
         seat = self._seats[replica]
         seat.actor = self._hire()
-        self._pending[seat.actor.where.remote(self._paths)] = replica, "where"
+        self._note_asked(seat.actor.where.remote(self._paths), replica, "where")
 
     def close(self) -> None:
         """See `Crew.close`."""
@@ -231,19 +239,56 @@ class RayCrew:
 
     def _ask(self, replica: int, seat: _Seat) -> None:
         call = seat.actor.poll.options(concurrency_group="poll")
-        self._pending[call.remote(_POLL_S)] = replica, "poll"
+        self._note_asked(call.remote(_POLL_S), replica, "poll")
+
+    def _note_asked(self, answer: Any, replica: int, stage: _Stage) -> None:
+        self._pending[answer] = replica, stage, time.monotonic()
+
+    def _find_silent(self) -> list[CrewEvent]:
+        """Those that should have answered long ago.
+
+        Raises:
+            InputError: the whole cluster is gone.
+        """
+        now_s = time.monotonic()
+        first_s = min((since_s for _, _, since_s in self._pending.values()), default=now_s)
+        if now_s - max(first_s, self._checked_s) < _QUIET_S:
+            return []
+        self._checked_s = now_s
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise InputError(
+                "the Ray cluster has ended: none of its machines is alive; to go on, give the same command "
+                "with --resume"
+            )
+        events: list[CrewEvent] = []
+        for answer, (replica, stage, since_s) in list(self._pending.items()):
+            seconds = now_s - since_s
+            if answer in self._pending and seconds > _MOST_SILENCE_S[stage]:
+                events.append(self._end(replica, f"it has not answered for {seconds:.0f} s"))
+        return events
+
+    def _end(self, replica: int, reason: str) -> Died:
+        """One is dead, or taken for it: nothing more is heard of it."""
+        _dismiss(self._seats[replica].actor)
+        for answer in [answer for answer, asked in self._pending.items() if asked[0] == replica]:
+            del self._pending[answer]
+        return Died(replica, reason)
 
     def _take(self, answer: Any) -> CrewEvent | None:
-        replica, stage = self._pending.pop(answer)
+        if answer not in self._pending:
+            return None
+        replica, stage, _ = self._pending.pop(answer)
         seat = self._seats[replica]
         try:
             told = ray.get(answer)
+            if stage == "submit":
+                return None
             if stage == "poll":
                 self._ask(replica, seat)
                 return Told(replica, told)
             if stage == "where":
                 self._reseat(seat, told)
-                self._pending[self._start(seat)] = replica, "start"
+                self._note_asked(self._start(seat), replica, "start")
                 return None
             if isinstance(told, Refusal):
                 raise as_error(told, self._place_of(seat))
@@ -251,8 +296,7 @@ class RayCrew:
             self._ask(replica, seat)
             return Replaced(replica, told)
         except (RayError, CaraServeError) as error:
-            _dismiss(seat.actor)
-            return Died(replica, _reason(error))
+            return self._end(replica, _reason(error))
 
     def _reseat(self, seat: _Seat, host: HostFacts) -> None:
         """A new process has the share of the dead one where that was, or elsewhere what one more may have."""

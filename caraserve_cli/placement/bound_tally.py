@@ -19,6 +19,7 @@ _CELLS_PER_OCTAVE = 64
 # The first and the last cell have all that is below and above: 1/8 ms to 16 s for one token.
 _LEAST_MS = 0.125
 _NUM_OCTAVES = 17
+_MOST_MS = _LEAST_MS * 2**_NUM_OCTAVES
 _NUM_CELLS = _CELLS_PER_OCTAVE * _NUM_OCTAVES
 _FIRST_CELL = int(np.float32(_LEAST_MS).view(np.int32)) >> _LOST_BITS
 _LAST_CELL = _FIRST_CELL + _NUM_CELLS - 1
@@ -36,7 +37,8 @@ class BoundTally:
     def add(self, replica: int, bound_ms: float, change: int = 1) -> None:
         """`change` more requests with a bound are on a replica; an infinite bound is none."""
         if bound_ms < math.inf:
-            bits = int(np.float32(bound_ms).view(np.int32))
+            # Beyond a float32 nothing is told apart either.
+            bits = int(np.float32(min(max(bound_ms, 0.0), _MOST_MS)).view(np.int32))
             cell = min(max(bits >> _LOST_BITS, _FIRST_CELL), _LAST_CELL) - _FIRST_CELL
             self._num_before[replica, cell + 1 :] += change
 

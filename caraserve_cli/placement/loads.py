@@ -167,8 +167,12 @@ class ReplicaLoads:
         self.link_free_ms[replica] = self.cpu_free_ms[replica] = -math.inf
         return requests
 
+    def shut(self, replica: int) -> None:
+        """Nobody more may be placed on a replica; who is there stays."""
+        self.is_open[replica] = False
+
     def open(self, replica: int) -> None:
-        """A replica is there again, empty."""
+        """A replica is there again, empty, or takes requests again."""
         self.is_open[replica] = True
 
     def note_link_busy(self, replica: int, until_ms: float) -> None:

@@ -14,6 +14,7 @@ from itertools import count
 
 from caraserve_cli.coldstart.break_even import BreakEven
 from caraserve_cli.coldstart.policy import ColdStartPolicy, make_policy
+from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.errors import OptionError
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.placement.loads import ReplicaLoads
@@ -37,6 +38,7 @@ class SimulatedFleet:
         placement: chooses among them.
         cold_start: what `--cold-start` calls the strategy of all replicas.
         on_answer: told of every answer, in the order in which they end.
+        scheduling: what `--scheduling` calls the policy of all replicas.
         most_equal_steps: as in `SimulatedReplica`.
 
     Attributes:
@@ -53,6 +55,7 @@ class SimulatedFleet:
         placement: Placement,
         cold_start: str,
         on_answer: Callable[[Answered], None],
+        scheduling: str = FirstComeFirstServed.name,
         most_equal_steps: int = ANY_STEPS,
     ) -> None:
         self._clock = VirtualClock()
@@ -60,7 +63,9 @@ class SimulatedFleet:
         self.loads = ReplicaLoads(replicas, self._clock)
         policies = _Policies(cold_start)
         self.replicas = [
-            SimulatedReplica(index, facts, policies.of(facts), self._clock, self, most_equal_steps)
+            SimulatedReplica(
+                index, facts, policies.of(facts), self._clock, self, scheduling, most_equal_steps
+            )
             for index, facts in enumerate(replicas)
         ]
         self._here: dict[str, SimulatedRequest] = {}  # placed and unanswered

@@ -13,7 +13,9 @@ from typing import Protocol
 
 from caraserve_cli.coldstart.policy import ColdStartPolicy
 from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, SequenceStatus, Timings
+from caraserve_cli.engine.by_slack import make_scheduling_policy
 from caraserve_cli.engine.scheduler import Scheduler
+from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.decode_run import DecodeRun
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
@@ -53,6 +55,7 @@ class SimulatedReplica:
         policy: decides how adapters come to its device.
         clock: of the fleet.
         reports: told of what happens.
+        scheduling: what `--scheduling` calls the policy by which it takes those that wait.
         most_equal_steps: that are passed over in one event; 0 plans every step. The times are the same.
 
     Attributes:
@@ -66,6 +69,7 @@ class SimulatedReplica:
         policy: ColdStartPolicy,
         clock: VirtualClock,
         reports: ReplicaReports,
+        scheduling: str = FirstComeFirstServed.name,
         most_equal_steps: int = ANY_STEPS,
     ) -> None:
         self._index, self._clock, self._reports = index, clock, reports
@@ -78,7 +82,8 @@ class SimulatedReplica:
             facts.config.prefill_chunk_tokens,
         )
         self._step_times = StepTimes(facts, self._depot)
-        self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers)
+        serving = make_scheduling_policy(scheduling, facts.config, facts.step_model)
+        self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers, serving)
         self.scheduler.cold_starts.supply = self._depot
         self.scheduler.cold_starts.policy = policy
         self._adapters: dict[str, AdapterInfo] = {}  # of what is here

@@ -92,6 +92,7 @@ class EchoCrew:
         holding: what it was sent and has not answered.
         most_answers: that it gives when it is asked for news; None for all.
         replaced_by: what comes in the place of who dies; None for nobody, yet.
+        poison: ids of requests that kill whoever has them when it is asked for news.
     """
 
     def __init__(self, descriptions: Sequence[ReplicaDescription]) -> None:
@@ -101,6 +102,7 @@ class EchoCrew:
         self.holding: list[list[Request]] = [[] for _ in descriptions]
         self.most_answers: int | None = None
         self.replaced_by: ReplicaDescription | None = description()
+        self.poison: set[str] = set()
         self.num_replacements = 0
         self.num_lost = 0
         self.is_closed = False
@@ -119,6 +121,9 @@ class EchoCrew:
 
     def wait(self, most_wait_s: float) -> list[CrewEvent]:
         """See `Crew.wait`; waits for nothing."""
+        for replica, holding in enumerate(self.holding):
+            if any(request.id in self.poison for request in holding):
+                self.kill(replica, "of poison")
         events, self._events = self._events, []
         if self.replaced_by is not None:
             self._dead.difference_update(self._missing)

@@ -26,11 +26,11 @@ NAMES = [each.name for each in all_placements()]
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now_ms = 0.0
+    def __init__(self, tick_ms: float = 1.0) -> None:
+        self.now_ms, self.tick_ms = 0.0, tick_ms
 
     def __call__(self) -> float:
-        self.now_ms += 1.0
+        self.now_ms += self.tick_ms
         return self.now_ms
 
 
@@ -275,3 +275,64 @@ def test_times_are_measured_ones_only_if_all_are() -> None:
     measured, unknown = replace(description(), profile=profile), description()
     assert all(facts.profile is profile for facts in fleet_facts(["a", "b"], [measured, measured]))
     assert all(facts.profile is not profile for facts in fleet_facts(["a", "b"], [measured, unknown]))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_what_kills_every_replica_fails_and_all_else_is_answered(num_replicas: int) -> None:
+    """Whoever has one of them dies at once, before it has answered anything."""
+    crew = EchoCrew([description() for _ in range(num_replicas)])
+    crew.poison = {"r0", "r77"}
+    fleet = start(crew)
+    requests = [make_request(number) for number in range(300)]
+    fleet.submit(requests)
+    outcomes = finish(fleet)
+    assert_each_once(outcomes, requests)
+    failures = {each.request.id: each for each in outcomes if isinstance(each, Failure)}
+    assert set(failures) == crew.poison
+    assert {failure.code for failure in failures.values()} == {RowErrorCode.REPLICA_LOST}
+    assert "of poison" in failures["r0"].message
+    fleet.submit([make_request(number) for number in range(300, 400)])
+    assert len(finish(fleet)) == 100
+
+
+def test_suspects_do_not_wait_for_ever_for_a_replica_without_work() -> None:
+    crew = EchoCrew([description()])
+    crew.poison = {"r0"}
+    fleet = Fleet(crew, placement("most-idle"), describe_adapter, Clock(tick_ms=100.0), NoEvents())
+    fleet.submit([make_request(number) for number in range(60)])
+    crew.most_answers = 1
+    for number in range(60, 20_000):
+        if fleet.num_unfinished < 200:
+            fleet.submit([make_request(number)])
+        outcomes = fleet.poll()
+        if any(isinstance(outcome, Failure) for outcome in outcomes):
+            return
+    raise AssertionError("it was never tried")
+
+
+def test_a_replica_that_answers_nothing_is_given_up_whatever_it_had() -> None:
+    crew = EchoCrew([description()])
+    crew.poison = {f"r{number}" for number in range(10)}
+    fleet = start(crew)
+    fleet.submit([make_request(number) for number in range(10)])
+    with pytest.raises(InputError, match="no replica is left"):
+        finish(fleet)
+    assert crew.num_replacements == MOST_DEATHS
+
+
+def test_what_fits_only_a_replica_that_was_given_up_is_refused() -> None:
+    """It would wait for ever for one that does not come back."""
+    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=1600)])
+    crew.replaced_by = description(kv_tokens=1600)
+    fleet = start(crew)
+    crew.most_answers = 0
+    fleet.submit([make_request(number) for number in range(30)])
+    for _ in range(MOST_DEATHS + 1):
+        fleet.poll()
+        fleet.poll()
+        crew.kill(1)
+    fleet.poll()
+    fleet.submit([make_request(1000, prompt_tokens=1000)])
+    crew.most_answers = None
+    assert "r1000" in {outcome.request.id for outcome in finish(fleet)}
+    assert "r1000" in {request.id for request in crew.sent[0]}, "which tells why it cannot answer it"

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.errors import InputError
-from caraserve_cli.fleet.crew import Told
+from caraserve_cli.fleet import ray_crew
+from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
 from caraserve_cli.fleet.hosted_replica import HostedReplica
 from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.messages import HostFacts
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.ray_cluster import RayCluster
+from caraserve_cli.fleet.shipped_adapters import Files
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import VARIANTS, write_variant
+from tests.fleet.echo_hosted import EchoHosted
 from tests.fleet.families import write_base
 
 pytest.importorskip("ray")
@@ -40,6 +46,15 @@ class FarFromAll(HostedReplica):
 
     def where(self, paths: Sequence[str] = ()) -> HostFacts:
         return replace(super().where(paths), host_name="far", missing_paths=tuple(paths))
+
+
+class Full(EchoHosted):
+    """As on a machine with a full disk."""
+
+    def submit(
+        self, requests: Sequence[Request], origin_ms: float, shipped: Sequence[str] = (), *files: Files
+    ) -> None:
+        raise OSError(28, "No space left on device")
 
 
 def make_request(number: int) -> Request:
@@ -88,3 +103,54 @@ def test_adapters_are_sent_where_they_are_not_seen(tmp_path: Path) -> None:
         assert isinstance(answer, Completion)
         assert isinstance(other, Completion)
         assert answer.token_ids == other.token_ids
+
+
+def watch(crew: ray_crew.RayCrew, kind: type[CrewEvent]) -> CrewEvent:
+    """The first event of a kind."""
+    until_s = time.monotonic() + 120
+    while time.monotonic() < until_s:
+        for event in crew.wait(0.5):
+            if isinstance(event, kind):
+                return event
+    raise AssertionError("it is waited for in vain")
+
+
+def bury_all(crew: ray_crew.RayCrew) -> None:
+    while True:
+        watch(crew, Died)
+        crew.replace(0)
+
+
+def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that did not reach a replica, a stopped process, and in the end no cluster any more."""
+    monkeypatch.setattr(ray_crew, "_QUIET_S", 1.0)
+    # Ray finds out sooner that a machine is gone.
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
+    library = AdapterLibrary.scan(())
+    options = ReplicaOptions(base="of nobody", device="cpu")
+    with RayCluster(None, 1):
+        crew = ray_crew.RayCrew(
+            options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=Full
+        )
+        crew.submit(0, [make_request(0), make_request(1)])
+        died = watch(crew, Died)
+        assert isinstance(died, Died)
+        assert "No space left" in died.reason
+
+        monkeypatch.setitem(ray_crew._MOST_SILENCE_S, "poll", 4.0)
+        crew.replace(0)
+        watch(crew, Replaced)
+        os.kill(crew.hosts[0].pid, signal.SIGSTOP)
+        died = watch(crew, Died)
+        assert isinstance(died, Died)
+        assert "not answered" in died.reason
+        crew.replace(0)
+        watch(crew, Replaced)
+
+        (raylet,) = (each for each in psutil.Process().children(recursive=True) if each.name() == "raylet")
+        raylet.kill()
+        with pytest.raises(InputError, match=r"the Ray cluster has ended.*--resume"):
+            bury_all(crew)
+        crew.close()

@@ -50,6 +50,7 @@ def answers_of(
     policy: str | Placement = "most-idle",
     *,
     cold_start: str = "on-demand",
+    scheduling: str = "fcfs",
     most_equal_steps: int = ANY_STEPS,
     check: bool = False,
 ) -> dict[str, Answered]:
@@ -61,7 +62,7 @@ def answers_of(
         answers[answered.request.facts.id] = answered
 
     chosen = placement(policy) if isinstance(policy, str) else policy
-    fleet = SimulatedFleet(replicas, chosen, cold_start, take, most_equal_steps)
+    fleet = SimulatedFleet(replicas, chosen, cold_start, take, scheduling, most_equal_steps)
     if check:
         for _ in fleet.events(requests):
             fleet.check_integrity()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import cycle
 from statistics import fmean
 
 import pytest
 
+from caraserve_cli.core import Bounds
 from caraserve_cli.errors import OptionError
 from caraserve_cli.placement.catalogue import all_placements
 from caraserve_cli.simulation.fleet import SimulatedFleet
@@ -57,6 +60,35 @@ def test_steps_at_once_take_the_time_of_steps_one_by_one(
             assert other.last_token_ms == pytest.approx(answered.last_token_ms, rel=1e-9)
             assert other.num_preemptions == answered.num_preemptions
             assert other.cold_start == answered.cold_start
+
+
+@pytest.mark.parametrize("rate_per_s", [4, 20])
+def test_replicas_are_scheduled_by_slack_as_engines_are(rate_per_s: float) -> None:
+    """Bounds then say who is taken, and steps at once take the time of steps one by one there too."""
+    requests = [
+        replace(each, facts=replace(each.facts, bounds=Bounds(ttft_slo_ms=ttft_slo_ms, tpot_slo_ms=40)))
+        for each, ttft_slo_ms in zip(
+            small_requests(rate_per_s=rate_per_s, num_requests=80), cycle((None, 200.0, 2000.0)), strict=False
+        )
+    ]
+    by_arrival, one_by_one, at_once = (
+        answers_of(
+            requests,
+            small_fleet(2),
+            "random",
+            scheduling=scheduling,
+            most_equal_steps=most_equal_steps,
+            check=True,
+        )
+        for scheduling, most_equal_steps in (("fcfs", 0), ("slack", 0), ("slack", 2**31))
+    )
+    assert {name: answered.first_token_ms for name, answered in by_arrival.items()} != {
+        name: answered.first_token_ms for name, answered in one_by_one.items()
+    }
+    for name, answered in one_by_one.items():
+        other = at_once[name]
+        assert other.first_token_ms == pytest.approx(answered.first_token_ms, rel=1e-9)
+        assert other.last_token_ms == pytest.approx(answered.last_token_ms, rel=1e-9)
 
 
 def test_a_small_cache_preempts() -> None:
