@@ -41,6 +41,10 @@ class EarlierSessions:
                 "remove that row, or choose another --out"
             ) from error
 
+    def count_answered(self) -> None:
+        """The input has passed over an answered row, unread. Called in the intake's thread."""
+        self.num_skipped += 1
+
     def has_dealt_with(self, row: RequestRow | RejectedRow) -> bool:
         """Whether a row of the input needs no more work. Runs in the intake's thread."""
         if isinstance(row, RequestRow) and self._journal.is_answered(row.id):

@@ -103,7 +103,11 @@ class Run:
             earlier.restore(self._summary)
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
             self._startup_s = time.perf_counter() - started_s
-            rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals())
+            if earlier.num_rows:
+                source.pass_over(journal.is_answered)
+            rows = RowStream(
+                source, options.defaults, options.limit, plan.row_arrivals(), earlier.count_answered
+            )
             self._stop.finish_steps()
             self._answer_all(replicas, source, rows, journal, earlier)
             report = self._report(replicas, plan, resumed=earlier.num_rows > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -58,6 +58,7 @@ class ManySources:
         self._current = open_requests(sources[0], columns)
         self._sizes = [Path(source).stat().st_size if Path(source).is_file() else 0 for source in sources]
         self._num_done = 0
+        self._is_answered: Callable[[str], bool] | None = None
         # Whose size is not known leaves that of all unknown.
         self.total_bytes: int | None = sum(self._sizes) if all(self._sizes) else 0
 
@@ -74,12 +75,18 @@ class ManySources:
         for source in self._sources:
             if self._num_done:
                 self._current = open_requests(source, self._columns)
+            if self._is_answered is not None:
+                self._current.pass_over(self._is_answered)
             before = number
             for line in self._current:
                 number = before + line.number
                 yield line._replace(number=number)
             self._current.close()
             self._num_done += 1
+
+    def pass_over(self, is_answered: Callable[[str], bool]) -> None:
+        """See `RequestSource`."""
+        self._is_answered = is_answered
 
     def close(self) -> None:
         """Close the one that is open."""

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import fstat
 from pathlib import PurePath
 from types import TracebackType
@@ -37,11 +37,13 @@ _ZSTD_INPUT_BYTES = 256
 
 class RawLine(NamedTuple):
     """A line that is not blank, without its end. `number` counts every line of the file, from 1; `data` is
-    None for a line longer than MAX_LINE_BYTES. `problem` is why a table's row could not become a line."""
+    None for a line longer than MAX_LINE_BYTES. `problem` is why a table's row could not become a line.
+    `answered_id` is that of a table's row whose content was not read, for it is answered."""
 
     number: int
     data: bytes | None
     problem: str | None = None
+    answered_id: str | None = None
 
 
 class LineSource:
@@ -92,6 +94,9 @@ class LineSource:
             data = line if line is None else line.rstrip()
             if data != b"":
                 yield RawLine(number, data)
+
+    def pass_over(self, is_answered: Callable[[str], bool]) -> None:
+        """A line's id is not known without reading it."""
 
     def close(self) -> None:
         """Close the file; standard input and pipes stay open, for closing waits for a thread that reads."""
