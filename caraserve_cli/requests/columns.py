@@ -93,6 +93,10 @@ class ColumnMap:
         used = {column for _, column in pairs} | set(self._template_columns)
         return [column for column in available if column in used]
 
+    def has_any(self, keys: Collection[str], available: Collection[str]) -> bool:
+        """Whether rows of these columns can have one of the keys."""
+        return any(key in keys for key, _ in self._pairs(available))
+
     def id_column(self, available: Collection[str]) -> str | None:
         """The column of ids, None where rows have none."""
         column = self.columns.get("id", "id")

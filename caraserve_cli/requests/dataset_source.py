@@ -6,7 +6,7 @@ repository, or a Parquet, Arrow, CSV or TSV file; `?split=…` (also `config`, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,8 @@ import orjson
 
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnError, ColumnMap, value_of
-from caraserve_cli.requests.source import MAX_LINE_BYTES, RawLine
+from caraserve_cli.requests.row import BOUND_KEYS
+from caraserve_cli.requests.source import MAX_LINE_BYTES, IsDone, RawLine
 
 HUB_PREFIX = "hf://"
 
@@ -73,19 +74,20 @@ class DatasetSource:
         path = _split_query(source)[0]
         self._is_text = _is_csv(path)
         self._is_arrow = not source.startswith(HUB_PREFIX) and _has_one_schema(Path(path))
-        self._is_answered: Callable[[str], bool] | None = None
+        self._may_carry_bound = columns.has_any(BOUND_KEYS, used)
+        self._is_done: IsDone | None = None
 
-    def pass_over(self, is_answered: Callable[[str], bool]) -> None:
-        """Of a batch of rows that are all answered, only the column of ids is looked at."""
-        self._is_answered = is_answered
+    def pass_over(self, is_done: IsDone) -> None:
+        """Of a batch of rows that are all done, only the column of ids is looked at."""
+        self._is_done = is_done
 
     def __iter__(self) -> Iterator[RawLine]:
         for batch in self._batches():
-            answered_ids = self._answered_ids(batch)
-            if answered_ids is not None:
-                for answered_id in answered_ids:
+            done_ids = self._done_ids(batch)
+            if done_ids is not None:
+                for done_id in done_ids:
                     self.bytes_read += 1
-                    yield RawLine(self.bytes_read, b"", answered_id=answered_id)
+                    yield RawLine(self.bytes_read, b"", done_id=done_id)
                 continue
             rows = batch.to_pydict() if self._is_arrow else batch
             for values in zip(*rows.values(), strict=True):
@@ -93,14 +95,18 @@ class DatasetSource:
                 row = dict(zip(rows, values, strict=True))
                 yield as_line(self.bytes_read, row, self._columns, is_text=self._is_text)
 
-    def _answered_ids(self, batch: Any) -> list[str] | None:
-        """The ids of a batch's rows if all have one, and are answered."""
-        if self._is_answered is None or self._id_column is None:
+    def _done_ids(self, batch: Any) -> list[str] | None:
+        """The ids of a batch's rows if all have one, and are done."""
+        if self._is_done is None or self._id_column is None:
             return None
         column = batch[self._id_column]
         ids = [value_of("id", value) for value in (column.to_pylist() if self._is_arrow else column)]
-        answered = [each for each in ids if isinstance(each, str) and self._is_answered(each)]
-        return answered if len(answered) == len(ids) else None
+        done = [
+            each
+            for number, each in enumerate(ids, self.bytes_read + 1)
+            if isinstance(each, str) and self._is_done(number, each, self._may_carry_bound)
+        ]
+        return done if len(done) == len(ids) else None
 
     def _batches(self) -> Iterator[Any]:
         """Tables of Arrow, or columns by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -11,7 +11,7 @@ from caraserve_cli.requests.columns import ColumnMap
 from caraserve_cli.requests.dataset_source import DatasetSource, as_line, is_dataset
 from caraserve_cli.requests.openai_batch import is_whole_batch_line
 from caraserve_cli.requests.row import decode_line
-from caraserve_cli.requests.source import LineSource, RawLine
+from caraserve_cli.requests.source import IsDone, LineSource, RawLine
 
 
 class RequestSource(Protocol):
@@ -25,8 +25,8 @@ class RequestSource(Protocol):
 
     def __iter__(self) -> Iterator[RawLine]: ...
 
-    def pass_over(self, is_answered: Callable[[str], bool]) -> None:
-        """Before iterating: of rows with these ids no more is wanted than `RawLine.answered_id`, if a source
+    def pass_over(self, is_done: IsDone) -> None:
+        """Before iterating: of rows that are done no more is wanted than `RawLine.done_id`, if a source
         knows ids without reading all of a row."""
 
     def close(self) -> None: ...

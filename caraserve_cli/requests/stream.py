@@ -65,7 +65,7 @@ class RowStream:
         limit: take this many rows from the start, rejected ones included; None takes all.
         arrivals: one for each row, rejected ones included, so that mending a row moves no other; None where
             rows say when they arrive.
-        on_answered: told of each row that the source has passed over, which is not among the rows here. It
+        on_done: told of each row that the source has passed over, which is not among the rows here. It
             has claimed its id and its arrival nevertheless.
     """
 
@@ -75,12 +75,12 @@ class RowStream:
         defaults: RowDefaults,
         limit: int | None = None,
         arrivals: Iterator[RowArrival] | None = None,
-        on_answered: Callable[[], None] = lambda: None,
+        on_done: Callable[[], None] = lambda: None,
     ) -> None:
         self._lines = islice(lines, limit)
         self._defaults = defaults
         self._arrivals = arrivals
-        self._on_answered = on_answered
+        self._on_done = on_done
         self._claimed_ids = IdTable()
         self._unnamed_lines = IdTable()
 
@@ -88,16 +88,16 @@ class RowStream:
         for line in self._lines:
             row = self._row(line)
             if row is None:
-                self._on_answered()
+                self._on_done()
             else:
                 yield row
 
     def _row(self, line: RawLine) -> RequestRow | RejectedRow | None:
-        """None for a row that is answered, and was not read."""
+        """None for a row that is done, and was not read."""
         defaults = self._next_defaults()
-        if line.answered_id is not None:
-            is_first = not self._claimed_ids.add(line.answered_id.encode())
-            return None if is_first else _duplicate(line, line.answered_id, is_batch=False)
+        if line.done_id is not None:
+            is_first = not self._claimed_ids.add(line.done_id.encode())
+            return None if is_first else _duplicate(line, line.done_id, is_batch=False)
         try:
             row = self._parse(line, defaults)
         except RowError as error:

@@ -12,6 +12,7 @@ import pytest
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnMap
 from caraserve_cli.requests.dataset_source import DatasetSource, dataset_name, is_dataset
+from caraserve_cli.requests.many_sources import open_all
 from caraserve_cli.requests.opening import open_requests
 
 ROWS = [{"id": f"r{n}", "question": f"what is {n}?", "team": "upper", "extra": n} for n in range(5)]
@@ -149,14 +150,15 @@ def test_bytes_within_an_object_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [parquet, csv, arrow, saved, saved_splits, repository])
-def test_of_answered_batches_only_ids_are_read(
+def test_of_batches_that_are_done_only_ids_are_read(
     make: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caraserve_cli.requests.dataset_source._BATCH_ROWS", 2)
     with open_requests(make(tmp_path), COLUMNS) as source:
-        source.pass_over({"r0", "r1", "r2", "r4"}.__contains__)
+        done = {(1, "r0"), (2, "r1"), (3, "r2"), (5, "r4")}
+        source.pass_over(lambda number, request_id, _: (number, request_id) in done)
         lines = list(source)
-    assert [(line.number, line.answered_id) for line in lines] == [
+    assert [(line.number, line.done_id) for line in lines] == [
         (1, "r0"),
         (2, "r1"),
         (3, None),  # r3 in its batch is not answered
@@ -164,6 +166,17 @@ def test_of_answered_batches_only_ids_are_read(
         (5, "r4"),
     ]
     assert [json.loads(line.data or b"") for line in lines[2:4]] == EXPECTED[2:4]
+
+
+def test_rows_that_are_done_are_counted_through_all_files(tmp_path: Path) -> None:
+    parquet(tmp_path)
+    seen = []
+    with open_all(
+        [parquet(tmp_path)] * 2, ColumnMap({"prompt": "question", "deadline_ms": "extra"})
+    ) as source:
+        source.pass_over(lambda *row: bool(seen.append(row)))
+        assert len(list(source)) == 10
+    assert seen == [(number, f"r{(number - 1) % 5}", True) for number in range(1, 11)]
 
 
 def test_columns_called_as_keys_of_openai_batch_lines(tmp_path: Path) -> None:

@@ -198,8 +198,8 @@ def test_an_arrival_of_its_own_is_refused_where_a_process_says_it() -> None:
 def test_a_row_that_was_passed_over_claims_its_id_and_its_arrival() -> None:
     passed = []
     lines = [
-        RawLine(1, b"", answered_id="a"),
-        RawLine(2, b"", answered_id="a"),
+        RawLine(1, b"", done_id="a"),
+        RawLine(2, b"", done_id="a"),
         RawLine(3, b'{"id": "a", "prompt": "p"}'),
         RawLine(4, b'{"id": "b", "prompt": "p"}'),
     ]
