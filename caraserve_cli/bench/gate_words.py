@@ -60,6 +60,9 @@ def verdict_sentence(result: GateResult) -> str:
 def notes(result: GateResult) -> list[str]:
     """What else is to be known: other hardware, other versions, absolute figures that were left out."""
     lines = [f"Other hardware: {each}." for each in result.hardware_differences]
+    if new := result.not_in_baseline:
+        named = ", ".join(f"'{name}'" for name in new[:3]) + (", …" if len(new) > 3 else "")
+        lines.append(f"Not judged, for the baseline lacks them: {named}; record it anew.")
     lines += [f"Other version: {each}." for each in result.version_differences]
     reasons = {
         each.reason: None
