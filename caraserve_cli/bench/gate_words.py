@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caraserve_cli.bench.confidence import MIN_VALUES
 from caraserve_cli.bench.gate import Change, GateResult, GateVerdict, JudgedMetric
 from caraserve_cli.bench.metric import Basis, Metric
 
@@ -53,8 +54,15 @@ def verdict_sentence(result: GateResult) -> str:
         return f"Cannot tell: the baseline has no metric that is judged; {runs}."
     return (
         f"Cannot tell: {len(open_ones)} of {len(result.deciding)} metrics that decide; {runs}. "
-        f"'{open_ones[0].metric.name}': {open_ones[0].reason}."
+        f"'{open_ones[0].metric.name}': {open_ones[0].reason}.{_advice(result)}"
     )
+
+
+def _advice(result: GateResult) -> str:
+    """How to have enough runs."""
+    if result.baseline.num_rounds < MIN_VALUES:
+        return " Record the baseline anew with a larger --budget-s."
+    return " Give a larger --budget-s." if result.recording.num_rounds < MIN_VALUES else ""
 
 
 def notes(result: GateResult) -> list[str]:

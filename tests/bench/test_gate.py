@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caraserve_cli.bench.gate import GateVerdict, change_of, judge, recording_is_narrow
-from caraserve_cli.bench.gate_words import notes
+from caraserve_cli.bench.gate_words import notes, verdict_sentence
 from caraserve_cli.bench.metric_finder import describe_metric
 from tests.bench.recordings import MACHINE, noisy, recorded
 
@@ -89,6 +89,8 @@ def test_too_few_runs_give_no_interval() -> None:
     result = judge(before, now)
     assert result.verdict is GateVerdict.CANNOT_TELL
     assert result.judged[0].reason == "4 runs give no interval; 5 do"
+    assert verdict_sentence(result).endswith("5 do. Give a larger --budget-s.")
+    assert verdict_sentence(judge(now, before)).endswith("Record the baseline anew with a larger --budget-s.")
     assert not result.is_settled
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from caraserve_cli.requests.columns import ColumnMap
 from caraserve_cli.requests.dataset_source import DatasetSource, dataset_name, is_dataset
 from caraserve_cli.requests.many_sources import open_all
 from caraserve_cli.requests.opening import open_requests
+from caraserve_cli.requests.row import RowDefaults
+from caraserve_cli.requests.stream import RowStream
 
 ROWS = [{"id": f"r{n}", "question": f"what is {n}?", "team": "upper", "extra": n} for n in range(5)]
 COLUMNS = ColumnMap({"prompt": "question", "adapter": "team"})
@@ -182,3 +185,22 @@ def test_rows_that_are_done_are_counted_through_all_files(tmp_path: Path) -> Non
 def test_columns_called_as_keys_of_openai_batch_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "1", "url": "http://x", "body": "a text"}\n')
     assert read(str(tmp_path / "a.jsonl"), ColumnMap({"prompt": "body"})) == [{"id": "1", "prompt": "a text"}]
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_many_rows_take_constant_memory(is_done: bool, tmp_path: Path) -> None:
+    """Beyond a batch, what grows with rows is their ids' hashes: 9 bytes in a table that grows by half."""
+    path = tmp_path / "rows.parquet"
+    rows = datasets.Dataset.from_dict({"id": [str(n) for n in range(30_000)], "prompt": ["x" * 200] * 30_000})
+    rows.to_parquet(path)
+    with DatasetSource(str(path), ColumnMap()) as source:
+        if is_done:
+            source.pass_over(lambda *_: True)
+        stream = iter(RowStream(source, RowDefaults(), on_done=lambda: None))
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in stream) == (0 if is_done else 30_000)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak_bytes < 3 * 2**20  # the prompts alone are 6 MB
