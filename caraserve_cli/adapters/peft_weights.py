@@ -156,9 +156,10 @@ def _check_selection(
         for module in LORA_MODULES:
             path = module_path((layer, module))
             if (layer, module) not in parts and config.selects(path):
-                raise AdapterError(
-                    adapter, f"target_modules selects '{path}', but the file holds no tensors of it"
-                )
+                reason = f"target_modules selects '{path}', but the file holds no tensors of it"
+                is_shorter = all(of_layer < layer for of_layer, _ in parts)
+                hint = f"; was it trained for a base with {layer} layers?" if is_shorter else ""
+                raise AdapterError(adapter, reason + hint)
 
 
 def _pair_source(adapter: str, config: PeftConfig, key: ModuleKey, names: Mapping[str, str]) -> PairSource:

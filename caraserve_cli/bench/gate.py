@@ -9,6 +9,9 @@ of 95%. A metric
     regressed    if the whole interval is above its tolerance,
     cannot tell  if the tolerance is in the interval, or there is no interval to be had.
 
+Zero has no logarithm: what fell to zero is as much better or worse as can be, and what rose from it cannot be
+told unless higher is better.
+
 Ratios of one run decide. Absolute figures are compared on the same hardware alone, and only while whatever
 the benchmark measured that is not ours (yardsticks) is what it was; those that cannot be told then leave the
 decision to the ratios, if there are any. Knows no files and no terminal.
@@ -81,10 +84,15 @@ class JudgedMetric:
         return self.now or self.before
 
     @property
+    def has_enough(self) -> bool:
+        """Whether an interval is to be had of that many values."""
+        return self.now is not None and min(len(self.before.values), len(self.now.values)) >= MIN_VALUES
+
+    @property
     def is_narrow(self) -> bool:
         """Whether further repeats would tell nothing more."""
-        if self.change is None:
-            return False
+        if self.change is None:  # with enough values: some of them are zero
+            return self.has_enough
         half = math.log(self.change.high / self.change.low) / 2
         return half <= _NARROW * math.log1p(self.metric.tolerance)
 
@@ -134,6 +142,7 @@ class GateResult:
             "recipe": self.recording.recipe,
             "verdict": self.verdict,
             "undone": list(self.undone),
+            "not_in_baseline": list(self.not_in_baseline),
             "hardware_differences": list(self.hardware_differences),
             "version_differences": list(self.version_differences),
             "metrics": [
@@ -155,6 +164,14 @@ class GateResult:
             "baseline": self.baseline.as_json(),
             "recording": self.recording.as_json(),
         }
+
+    @property
+    def not_in_baseline(self) -> tuple[str, ...]:
+        """Metrics that would be judged if the baseline had them."""
+        known = {metric.name for metric in self.baseline.metrics}
+        return tuple(
+            each.name for each in self.recording.metrics if each.is_judged and each.name not in known
+        )
 
     @property
     def hardware_differences(self) -> tuple[str, ...]:
@@ -220,8 +237,10 @@ def _doubt(baseline: Recording, recording: Recording) -> _Doubt:
 def _judge_metric(before: Metric, now: Metric | None, doubt: _Doubt) -> JudgedMetric:
     change = None if now is None else change_of(before, now)
     reason = "it is not measured any more" if now is None else doubt.about(now)
-    if reason is None and change is None:
-        fewer = min(len(before.values), len(now.values) if now else 0)
+    if reason is None and now is not None and change is None:
+        fewer = min(len(before.values), len(now.values))
+        if fewer >= MIN_VALUES:
+            return _judge_zeros(before, now)
         reason = f"{fewer} runs give no interval; {MIN_VALUES} do"
     if reason is None and change is not None and now is not None:
         limit = 1 + now.tolerance
@@ -233,6 +252,20 @@ def _judge_metric(before: Metric, now: Metric | None, doubt: _Doubt) -> JudgedMe
     return _judged(before, now, change, GateVerdict.CANNOT_TELL, reason)
 
 
+def _judge_zeros(before: Metric, now: Metric) -> JudgedMetric:
+    """A metric that was or is zero."""
+    was_zero, is_zero = max(before.values) == 0, max(now.values) == 0
+    is_higher = now.direction is Direction.HIGHER
+    if is_zero and (was_zero or not is_higher):
+        return _judged(before, now, None, GateVerdict.HELD, None)
+    if is_zero and not before.has_zero:
+        return _judged(before, now, None, GateVerdict.REGRESSED, None)
+    if was_zero and is_higher:
+        return _judged(before, now, None, GateVerdict.HELD, None)
+    reason = "it was zero, and no fraction of that tells" if was_zero else "some of its values are zero"
+    return _judged(before, now, None, GateVerdict.CANNOT_TELL, reason)
+
+
 def _judged(
     before: Metric, now: Metric | None, change: Change | None, verdict: GateVerdict, reason: str | None
 ) -> JudgedMetric:
@@ -240,8 +273,9 @@ def _judged(
 
 
 def change_of(before: Metric, now: Metric) -> Change | None:
-    """Welch's interval of the change for the worse; None for too few values of either."""
-    if min(len(before.values), len(now.values)) < MIN_VALUES:
+    """Welch's interval of the change for the worse; None for too few values of either, and where one is
+    zero."""
+    if min(len(before.values), len(now.values)) < MIN_VALUES or before.has_zero or now.has_zero:
         return None
     sign = -1.0 if now.direction is Direction.HIGHER else 1.0
     a, b = ([sign * math.log(value) for value in each.values] for each in (before, now))
@@ -262,6 +296,8 @@ def recording_is_narrow(recording: Recording) -> bool:
     ratios = [each for each in recording.metrics if each.is_judged and not each.is_tail]
     waiting = [each for each in ratios if each.basis is Basis.RATIO] or ratios
     for metric in waiting:
+        if metric.has_zero and len(metric.values) >= MIN_VALUES:
+            continue
         change = change_of(metric, metric)
         if change is None or math.log(change.high) > _NARROW * math.log1p(metric.tolerance):
             return False

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import Environment
 
@@ -34,7 +34,8 @@ class _Dot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """A line of the table and its plot; places on a plot are in its own units."""
+    """A line of the table and its plot; places on a plot are in its own units. Where a value is zero, which a
+    logarithmic scale has no place for, the plot is empty."""
 
     name: str
     cells: Sequence[str]
@@ -47,19 +48,24 @@ class _Row:
 
 def recording_html(recording: Recording) -> str:
     """A page of all metrics; a plot shows the repeats over their median."""
-    rows = [
-        _Row(
-            name=metric.name,
-            cells=(figure(metric.median, metric.unit), extremes_of(metric)),
-            verdict="",
-            dots=_dots(_Scale.of(metric.values, metric.median), metric, is_before=False),
-            interval=None,
-            limit=None,
-            middle=_Scale.of(metric.values, metric.median).place(metric.median),
-        )
-        for metric in recording.metrics
-    ]
+    rows = [_recording_row(metric) for metric in recording.metrics]
     return _page(recording, ("median", "lowest to highest"), rows, "", [])
+
+
+def _recording_row(metric: Metric) -> _Row:
+    row = _Row(
+        name=metric.name,
+        cells=(figure(metric.median, metric.unit), extremes_of(metric)),
+        verdict="",
+        dots=(),
+        interval=None,
+        limit=None,
+        middle=None,
+    )
+    if metric.has_zero:
+        return row
+    scale = _Scale.of(metric.values, metric.median)
+    return replace(row, dots=_dots(scale, metric, is_before=False), middle=scale.place(metric.median))
 
 
 def gate_html(result: GateResult) -> str:
@@ -77,14 +83,7 @@ def gate_html(result: GateResult) -> str:
 
 def _gate_row(each: JudgedMetric) -> _Row:
     before, now, metric = each.before, each.now, each.metric
-    # In logarithms a factor is as long to the left as to the right.
-    middle = math.exp(sum(map(math.log, before.values)) / len(before.values))
-    is_higher = metric.direction is Direction.HIGHER
-    limit = middle / (1 + metric.tolerance) if is_higher else middle * (1 + metric.tolerance)
-    interval = _interval(each.change, middle, is_higher=is_higher)
-    values = [*before.values, *(now.values if now else ()), limit, *(interval or ())]
-    scale = _Scale.of(values, middle)
-    return _Row(
+    row = _Row(
         name=metric.name,
         cells=(
             figure(before.median, before.unit),
@@ -93,6 +92,22 @@ def _gate_row(each: JudgedMetric) -> _Row:
             allowed(metric),
         ),
         verdict=each.verdict,
+        dots=(),
+        interval=None,
+        limit=None,
+        middle=None,
+    )
+    if before.has_zero or (now is not None and now.has_zero):
+        return row
+    # In logarithms a factor is as long to the left as to the right.
+    middle = math.exp(sum(map(math.log, before.values)) / len(before.values))
+    is_higher = metric.direction is Direction.HIGHER
+    limit = middle / (1 + metric.tolerance) if is_higher else middle * (1 + metric.tolerance)
+    interval = _interval(each.change, middle, is_higher=is_higher)
+    values = [*before.values, *(now.values if now else ()), limit, *(interval or ())]
+    scale = _Scale.of(values, middle)
+    return replace(
+        row,
         dots=[*_dots(scale, before, is_before=True), *(_dots(scale, now, is_before=False) if now else ())],
         interval=None if interval is None else (scale.place(interval[0]), scale.place(interval[1])),
         limit=scale.place(limit),

@@ -33,8 +33,17 @@ def gate_junit(result: GateResult) -> bytes:
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
+    for element in root.iter():
+        element.text = element.text and _printable(element.text)
+        for key, value in element.items():
+            element.set(key, _printable(value))
     content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return content + b"\n"
+
+
+def _printable(text: str) -> str:
+    """XML has no place for control characters, escaped or not."""
+    return "".join(each if each.isprintable() or each in "\n\t " else "\ufffd" for each in text)
 
 
 def _count(result: GateResult, verdict: GateVerdict) -> str:

@@ -25,7 +25,7 @@ def recording_markdown(recording: Recording) -> str:
         for metric in recording.metrics
     ]
     lines = [
-        f"## caraserve bench {recording.recipe}",
+        f"## caraserve bench {_escaped(recording.recipe)}",
         "",
         *_table(("metric", "median", "lowest to highest", "values"), rows),
         "",
@@ -48,7 +48,7 @@ def gate_markdown(result: GateResult) -> str:
         for each in result.judged
     ]
     lines = [
-        f"## {_MARKS[result.verdict]} caraserve bench {result.recording.recipe}: {result.verdict}",
+        f"## {_MARKS[result.verdict]} caraserve bench {_escaped(result.recording.recipe)}: {result.verdict}",
         "",
         _escaped(verdict_sentence(result)),
         "",
@@ -78,6 +78,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _escaped(text: str) -> str:
     """Names of cases are the user's; none of their characters is to be Markdown or HTML."""
-    for mark in "\\|*`<":
+    for mark in "\\|*`<[]@":
         text = text.replace(mark, f"\\{mark}")
-    return text
+    # Backslashes end neither entities nor lines.
+    return " ".join(text.replace("&", "&amp;").split())

@@ -22,7 +22,7 @@ def render_gate(result: GateResult) -> RenderableType:
     deciding = [each.metric.name for each in result.deciding]
     for each in sorted(result.judged, key=lambda judged: judged.metric.name not in deciding):
         table.add_row(
-            each.metric.name,
+            Text(each.metric.name),  # brackets in it are no styles
             figure(each.before.median, each.before.unit),
             "-" if each.now is None else figure(each.now.median, each.now.unit),
             worse_of(each),

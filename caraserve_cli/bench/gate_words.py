@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caraserve_cli.bench.confidence import MIN_VALUES
 from caraserve_cli.bench.gate import Change, GateResult, GateVerdict, JudgedMetric
 from caraserve_cli.bench.metric import Basis, Metric
 
@@ -53,13 +54,23 @@ def verdict_sentence(result: GateResult) -> str:
         return f"Cannot tell: the baseline has no metric that is judged; {runs}."
     return (
         f"Cannot tell: {len(open_ones)} of {len(result.deciding)} metrics that decide; {runs}. "
-        f"'{open_ones[0].metric.name}': {open_ones[0].reason}."
+        f"'{open_ones[0].metric.name}': {open_ones[0].reason}.{_advice(result)}"
     )
+
+
+def _advice(result: GateResult) -> str:
+    """How to have enough runs."""
+    if result.baseline.num_rounds < MIN_VALUES:
+        return " Record the baseline anew with a larger --budget-s."
+    return " Give a larger --budget-s." if result.recording.num_rounds < MIN_VALUES else ""
 
 
 def notes(result: GateResult) -> list[str]:
     """What else is to be known: other hardware, other versions, absolute figures that were left out."""
     lines = [f"Other hardware: {each}." for each in result.hardware_differences]
+    if new := result.not_in_baseline:
+        named = ", ".join(f"'{name}'" for name in new[:3]) + (", …" if len(new) > 3 else "")
+        lines.append(f"Not judged, for the baseline lacks them: {named}; record it anew.")
     lines += [f"Other version: {each}." for each in result.version_differences]
     reasons = {
         each.reason: None

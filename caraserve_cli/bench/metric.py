@@ -39,7 +39,7 @@ class Metric:
         direction: None where nothing says it; such a figure is shown and not judged.
         tolerance: by what fraction it may become worse.
         is_tail: a high percentile or a maximum, which no number of repeats makes narrow.
-        values: all above zero.
+        values: none below zero.
     """
 
     name: str
@@ -53,6 +53,10 @@ class Metric:
     @property
     def median(self) -> float:
         return statistics.median(self.values)
+
+    @property
+    def has_zero(self) -> bool:
+        return min(self.values) == 0
 
     @property
     def is_judged(self) -> bool:

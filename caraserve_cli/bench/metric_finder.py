@@ -7,6 +7,7 @@ basis and tolerance follow from the key, by the first rule of `_RULES` that fits
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,7 @@ _LABELS = ("name", "strategy", "system")
 
 
 def find_metrics(result: Mapping[str, object], *, each_repeat: bool = False) -> list[Metric]:
-    """The metrics of one run's result; figures that are not above zero are left out.
+    """The metrics of one run's result; figures that are below zero, or no number, are left out.
 
     Args:
         result: what `--json` writes.
@@ -78,8 +79,10 @@ def find_metrics(result: Mapping[str, object], *, each_repeat: bool = False) -> 
     """
     metrics: dict[str, Metric] = {}
     for name, repeats in _figures(result, ()):
+        if not repeats or not all(map(_is_figure, repeats)):
+            continue
         values = repeats if each_repeat else (statistics.median(repeats),)
-        if min(values) > 0 and name not in metrics:
+        if name not in metrics:
             metrics[name] = describe_metric(name, values)
     return list(metrics.values())
 
@@ -115,6 +118,11 @@ def _figures(part: Mapping[str, object], way: tuple[str, ...]) -> Iterator[tuple
             for item in value:
                 if isinstance(item, Mapping) and (label := _label(item)):
                     yield from _figures(item, (*way, *_section(key), label))
+
+
+def _is_figure(value: object) -> bool:
+    """JSON has null for what is no number."""
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
 def _is_spread(value: object) -> bool:

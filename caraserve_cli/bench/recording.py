@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,6 +114,9 @@ def read_recording(path: Path) -> Recording:
     try:
         keys = {field.name for field in dataclasses.fields(Recording)} - {"metrics"}
         metrics = tuple(_read_metric(each) for each in content["metrics"])
+        for key in ("fingerprint", "versions"):
+            if not isinstance(content[key], dict):
+                raise TypeError(f"'{key}' is no object")
         return Recording(metrics=metrics, **{key: content[key] for key in keys})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"--baseline: '{path}' is a broken recording ({error!r}); record it anew") from error
@@ -129,6 +133,6 @@ def _read_metric(values: Mapping[str, Any]) -> Metric:
         is_tail=bool(values["is_tail"]),
         values=tuple(float(value) for value in values["values"]),
     )
-    if not metric.values or min(metric.values) <= 0:
-        raise ValueError(f"'{metric.name}' has a value that is not above zero, or none")
+    if not metric.values or not all(math.isfinite(value) and value >= 0 for value in metric.values):
+        raise ValueError(f"'{metric.name}' has a value that is below zero or no number, or none")
     return metric

@@ -14,6 +14,7 @@ import typer
 
 from caraserve_cli.cli.adapters import adapters
 from caraserve_cli.cli.bench import bench
+from caraserve_cli.cli.job_file import JobCommand
 from caraserve_cli.cli.plain_help import PlainCommand, PlainGroup
 from caraserve_cli.cli.profile import profile
 from caraserve_cli.cli.run import run
@@ -24,14 +25,16 @@ from caraserve_cli.job.stop_request import StopRequest
 # program that the signal ended.
 READER_GONE = 128 + signal.SIGPIPE
 
+# Whose versions a report of a fault should name.
+_LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "datasets", "peft", "ray")
+
 app = typer.Typer(
     cls=PlainGroup,
     name="caraserve",
     help="Batch inference for one base LLM and many LoRA adapters of different ranks, with deadlines.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(cls=PlainCommand)(run)
+app.command(cls=JobCommand)(run)
 app.command(cls=PlainCommand)(bench)
 app.command(cls=PlainCommand)(profile)
 app.command(cls=PlainCommand)(adapters)
@@ -40,16 +43,35 @@ app.command(cls=PlainCommand)(adapters)
 @app.callback(invoke_without_command=True)
 def _common(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Print the version and those of its libraries, and exit.",
+        is_eager=True,
+    ),
 ) -> None:
     if version:
-        from caraserve_cli import __version__
-
-        typer.echo(f"caraserve {__version__}")
+        typer.echo(_versions())
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(ExitStatus.WRONG_OPTIONS)
+
+
+def _versions() -> str:
+    """Of what is installed, without importing it."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from caraserve_cli import __version__
+
+    lines = [f"caraserve {__version__}", f"Python {platform.python_version()}"]
+    for package in _LIBRARIES:
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # an extra
+            lines.append(f"{package} is not installed")
+    return "\n".join(lines)
 
 
 def run_command(stop: StopRequest) -> str | int | None:

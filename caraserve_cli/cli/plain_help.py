@@ -30,6 +30,8 @@ class PlainCommand(TyperCommand):
         """Write all parameters, those without a panel first. typer calls it; its own names no panels."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], _OTHER_OPTIONS: []}
         for parameter in self.get_params(ctx):
+            # The same prefix before every name: told once, in the README.
+            vars(parameter)["show_envvar"] = False
             record = parameter.get_help_record(ctx)
             if record is not None:
                 is_argument = parameter.param_type_name == "argument"

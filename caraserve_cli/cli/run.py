@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from caraserve_cli.cli import run_options as o
+from caraserve_cli.cli.job_file import config_text
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -58,6 +59,8 @@ def run(
     retry_errors: o.RetryErrors = False,
     limit: o.Limit = None,
     dry_run: o.DryRun = False,
+    quiet: o.Quiet = False,
+    print_config: o.PrintConfig = False,
     gpu_memory: o.GpuMemory = None,
     kv_memory: o.KvMemory = None,
     adapter_memory: o.AdapterMemory = None,
@@ -89,9 +92,13 @@ def run(
     Without REQUESTS, --base and --adapters: the embedded sample, a small trained model with trained adapters
     of several ranks.
     """
-    options = _run_options(dict(locals()))
+    given = dict(locals())
+    options = _run_options(dict(given))
+    if print_config:
+        typer.echo(config_text(context, given))
+        raise typer.Exit
     wish: StopRequest = context.obj
-    raise typer.Exit(_check(options, wish) if dry_run else _answer(options, wish))
+    raise typer.Exit(_check(options, wish) if dry_run else _answer(options, wish, quiet=quiet))
 
 
 def _run_options(given: dict[str, Any]) -> RunOptions:
@@ -228,20 +235,20 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
         raise OptionError(f"--{key.partition('[')[0].replace('_', '-')} {rest}") from None
 
 
-def _answer(options: RunOptions, stop: StopRequest) -> int:
+def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool) -> int:
     from rich.console import Console
 
     from caraserve_cli.cli.progress import RunProgress
     from caraserve_cli.job.run import Run
     from caraserve_cli.report.terminal import render_summary
 
-    with RunProgress() as progress:
+    with RunProgress(Console(stderr=True, quiet=quiet)) as progress:
         result = Run(options, progress.update, progress.note, stop).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json", "run.json")
     written = [options.out / name for name in names]
     if result.exported is not None:
         written.insert(1, result.exported)
-    render_summary(result.report, Console(), written)
+    render_summary(result.report, Console(quiet=quiet), written)
     if result.num_late:
         typer.echo(
             f"{result.num_late:,} rows were submitted late: they stand in the file behind rows that arrive "

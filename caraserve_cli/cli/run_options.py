@@ -35,9 +35,17 @@ Requests = Annotated[
         metavar="[REQUESTS]",
         help="A .jsonl file (also .gz, .zst), - for standard input, a .parquet, .arrow or .csv file, a saved "
         "dataset's folder, or hf://OWNER/NAME?split=SPLIT; several, or 'day-*.jsonl', come one after the "
-        "other. Default: the embedded sample.",
+        "other. Before them, or alone: a job file, job.toml, whose keys are the options' names. Default: the "
+        "embedded sample.",
         show_default=False,
     ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors only: no progress, notes and summary.")
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print all options as a job file, with where they are from."),
 ]
 Map = Annotated[
     list[str] | None,

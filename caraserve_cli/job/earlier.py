@@ -18,8 +18,8 @@ class EarlierSessions:
         num_misses: those of the skipped that were rejected and carried a bound.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, default_bounds: Bounds) -> None:
+        self._journal, self._default_bounds = journal, default_bounds
         self.num_rows = journal.num_answers + journal.num_errors
         self.num_skipped = 0
         self.num_misses = 0
@@ -40,6 +40,18 @@ class EarlierSessions:
                 f"--resume: the output folder has a row that caraserve did not write ({error}); "
                 "remove that row, or choose another --out"
             ) from error
+
+    def is_done(self, line: int, request_id: str, may_carry_bound: bool) -> bool:
+        """Whether a row needs to be read no more, by its place and its id. A rejected one that may carry a
+        bound is read, to be counted if it does. Runs in the intake's thread."""
+        if self._journal.is_answered(request_id):
+            return True
+        has_bound = may_carry_bound or self._default_bounds != Bounds()
+        return not has_bound and self._journal.is_rejected(line, request_id)
+
+    def count_done(self) -> None:
+        """The input has passed over a row that is done. Runs in the intake's thread."""
+        self.num_skipped += 1
 
     def has_dealt_with(self, row: RequestRow | RejectedRow) -> bool:
         """Whether a row of the input needs no more work. Runs in the intake's thread."""

@@ -99,11 +99,13 @@ class Run:
             open_all(options.sources, options.columns) as source,
             self._open_journal(replicas, plan) as journal,
         ):
-            earlier = EarlierSessions(journal)
+            earlier = EarlierSessions(journal, options.defaults.bounds)
             earlier.restore(self._summary)
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
             self._startup_s = time.perf_counter() - started_s
-            rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals())
+            if earlier.num_rows:
+                source.pass_over(earlier.is_done)
+            rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals(), earlier.count_done)
             self._stop.finish_steps()
             self._answer_all(replicas, source, rows, journal, earlier)
             report = self._report(replicas, plan, resumed=earlier.num_rows > 0)

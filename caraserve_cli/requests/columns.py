@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.requests.row import PROMPT_KEYS, REQUEST_KEYS
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import jinja2
 
 _INTEGER_KEYS = ("max_tokens", "top_k", "seed", "logprobs")
+# Keys whose value is a text, which stands in a text as it is; that of any other is JSON there.
+_TEXT_KEYS = ("id", "prompt", "adapter", "stop")
 
 
 class ColumnError(Exception):
@@ -32,7 +36,8 @@ class ColumnMap:
     Attributes:
         columns: the column of a request's key; keys that are not in it have the column of their own name. If
             one of the prompt's forms is mapped, or there is a template, the others are left out.
-        template: a Jinja template of the prompt, whose variables are columns.
+        template: a Jinja template of the prompt, whose variables are columns. Null has no text: where it
+            would be filled in, the row is refused.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -88,16 +93,32 @@ class ColumnMap:
         used = {column for _, column in pairs} | set(self._template_columns)
         return [column for column in available if column in used]
 
-    def request_of(self, row: Mapping[str, object]) -> dict[str, object]:
+    def has_any(self, keys: Collection[str], available: Collection[str]) -> bool:
+        """Whether rows of these columns can have one of the keys."""
+        return any(key in keys for key, _ in self._pairs(available))
+
+    def id_column(self, available: Collection[str]) -> str | None:
+        """The column of ids, None where rows have none."""
+        column = self.columns.get("id", "id")
+        return column if column in available else None
+
+    def request_of(self, row: Mapping[str, object], *, is_text: bool = False) -> dict[str, object]:
         """The request that a row of these columns is; a column without a value gives its key no value.
 
+        Args:
+            row: its columns.
+            is_text: whether all its values are texts, as those of a CSV file: numbers, lists and objects are
+                read from them.
+
         Raises:
-            ColumnError: the row lacks a column that is named.
+            ColumnError: the row lacks a column that is named, or holds bytes that are no text.
         """
+        row = {column: _as_text(column, value) for column, value in row.items()}
         missing = next((column for column in self.columns.values() if column not in row), None)
         if missing is not None:
             raise ColumnError(f"it has no column '{missing}', which --map names")
-        request = {key: _value(key, row[column]) for key, column in self._pairs(row)}
+        read = _value_of_text if is_text else value_of
+        request = {key: read(key, row[column]) for key, column in self._pairs(row)}
         if self._compiled is not None:
             request["prompt"] = self._rendered(row)
         return {key: value for key, value in request.items() if value is not None}
@@ -127,7 +148,9 @@ class ColumnMap:
         from jinja2 import StrictUndefined, TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, keep_trailing_newline=True, finalize=_filled_in
+        )
         try:
             return environment.from_string(self.template)
         except TemplateSyntaxError as error:
@@ -162,8 +185,34 @@ def _template_text(template: str) -> str:
     return template
 
 
-def _value(key: str, value: object) -> object:
-    """Tables have one type a column: ids may be numbers, and whole numbers beside gaps come as 5.0."""
+def _filled_in(value: object) -> object:
+    if value is None:
+        raise ValueError("a column in it is null; {{ column or '' }} leaves it empty")
+    return value
+
+
+def _as_text(column: str, value: object) -> object:
+    """Some writers of Parquet have texts as bytes."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ColumnError(f"column '{column}' holds bytes that are no UTF-8") from None
+
+
+def _value_of_text(key: str, value: object) -> object:
+    if key in _TEXT_KEYS or not isinstance(value, str):
+        return value
+    try:
+        return value_of(key, orjson.loads(value.lower() if value in ("True", "False") else value))
+    except orjson.JSONDecodeError:
+        return value  # refused where the key is checked
+
+
+def value_of(key: str, value: object) -> object:
+    """A column's value as that of a key. Tables have one type a column: ids may be numbers, and whole numbers
+    beside gaps come as 5.0."""
     if key == "id" and type(value) is int:
         return str(value)
     if key in _INTEGER_KEYS and isinstance(value, float) and value.is_integer():

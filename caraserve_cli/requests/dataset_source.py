@@ -15,8 +15,9 @@ from urllib.parse import parse_qsl
 import orjson
 
 from caraserve_cli.errors import InputError
-from caraserve_cli.requests.columns import ColumnError, ColumnMap
-from caraserve_cli.requests.source import MAX_LINE_BYTES, RawLine
+from caraserve_cli.requests.columns import ColumnError, ColumnMap, value_of
+from caraserve_cli.requests.row import BOUND_KEYS
+from caraserve_cli.requests.source import MAX_LINE_BYTES, IsDone, RawLine
 
 HUB_PREFIX = "hf://"
 
@@ -67,10 +68,50 @@ class DatasetSource:
         except Exception as error:  # `datasets` lets through what its readers and the hub's client raise
             raise self._failed("cannot be opened", error) from error
         self.total_bytes: int | None = num_rows
-        self._dataset = self._dataset.select_columns(columns.used_columns(available, self._name))
+        used = columns.used_columns(available, self._name)
+        self._dataset = self._dataset.select_columns(used)
+        self._id_column = columns.id_column(used)
+        path = _split_query(source)[0]
+        self._is_text = _is_csv(path)
+        self._is_arrow = not source.startswith(HUB_PREFIX) and _has_one_schema(Path(path))
+        self._may_carry_bound = columns.has_any(BOUND_KEYS, used)
+        self._is_done: IsDone | None = None
+
+    def pass_over(self, is_done: IsDone) -> None:
+        """Of a batch of rows that are all done, only the column of ids is looked at."""
+        self._is_done = is_done
 
     def __iter__(self) -> Iterator[RawLine]:
-        batches = iter(self._dataset.iter(batch_size=_BATCH_ROWS))
+        for batch in self._batches():
+            done_ids = self._done_ids(batch)
+            if done_ids is not None:
+                for done_id in done_ids:
+                    self.bytes_read += 1
+                    yield RawLine(self.bytes_read, b"", done_id=done_id)
+                continue
+            rows = batch.to_pydict() if self._is_arrow else batch
+            for values in zip(*rows.values(), strict=True):
+                self.bytes_read += 1
+                row = dict(zip(rows, values, strict=True))
+                yield as_line(self.bytes_read, row, self._columns, is_text=self._is_text)
+
+    def _done_ids(self, batch: Any) -> list[str] | None:
+        """The ids of a batch's rows if all have one, and are done."""
+        if self._is_done is None or self._id_column is None:
+            return None
+        column = batch[self._id_column]
+        ids = [value_of("id", value) for value in (column.to_pylist() if self._is_arrow else column)]
+        done = [
+            each
+            for number, each in enumerate(ids, self.bytes_read + 1)
+            if isinstance(each, str) and self._is_done(number, each, self._may_carry_bound)
+        ]
+        return done if len(done) == len(ids) else None
+
+    def _batches(self) -> Iterator[Any]:
+        """Tables of Arrow, or columns by name."""
+        dataset = self._dataset.with_format("arrow") if self._is_arrow else self._dataset
+        batches = iter(dataset.iter(batch_size=_BATCH_ROWS))
         while True:
             try:
                 batch = next(batches, None)
@@ -78,9 +119,7 @@ class DatasetSource:
                 raise self._failed(f"cannot be read beyond row {self.bytes_read}", error) from error
             if batch is None:
                 return
-            for values in zip(*batch.values(), strict=True):
-                self.bytes_read += 1
-                yield as_line(self.bytes_read, dict(zip(batch, values, strict=True)), self._columns)
+            yield batch
 
     def close(self) -> None:
         """Nothing is held open between rows."""
@@ -98,17 +137,24 @@ class DatasetSource:
         return InputError(f"{self._name} {what}: {reason}")
 
 
-def as_line(number: int, row: Mapping[str, object], columns: ColumnMap) -> RawLine:
-    """The line in our own form that a row of columns is."""
+def as_line(number: int, row: Mapping[str, object], columns: ColumnMap, *, is_text: bool = False) -> RawLine:
+    """The line in our own form that a row of columns is; `is_text`: see `ColumnMap.request_of`."""
     try:
-        request = columns.request_of(row)
+        request = columns.request_of(row, is_text=is_text)
     except ColumnError as error:
         return RawLine(number, b"", str(error))
     try:
-        data = orjson.dumps(request, default=str)
+        data = orjson.dumps(request, default=_text_of)
     except TypeError as error:  # nested too deeply, no UTF-8, integers beyond 64 bits
         return RawLine(number, b"", f"a column's value is no JSON: {error}")
     return RawLine(number, data if len(data) <= MAX_LINE_BYTES else None)
+
+
+def _text_of(value: object) -> str:
+    """Of dates, decimals and their like."""
+    if isinstance(value, bytes):
+        raise TypeError("bytes")
+    return str(value)
 
 
 def check_dataset(source: str) -> None:
@@ -152,7 +198,7 @@ def _load(source: str, name: str) -> tuple[Any, int]:
         loaded = datasets.load_from_disk(path)
     elif not source.startswith(HUB_PREFIX) and Path(path).is_file():
         suffix = PurePath(path).suffix.lower()
-        options = {"sep": "\t"} if suffix == ".tsv" else {}
+        options = _csv_options(path) if _is_csv(path) else {}
         builder = datasets.load_dataset_builder(_BUILDERS[suffix], data_files=_escaped(path), **options)
         loaded = _streamed(builder)
     else:
@@ -172,7 +218,33 @@ def _streamed(builder: Any) -> Any:
         from pyarrow.dataset import ParquetFragmentScanOptions
 
         builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+    if hasattr(builder.config, "keep_default_na"):  # CSV: an adapter may be called NA
+        builder.config.keep_default_na, builder.config.na_values = False, [""]
     return builder.as_streaming_dataset()
+
+
+def _has_one_schema(path: Path) -> bool:
+    """Whether all batches have the same types, so that they can be taken as they are stored."""
+    is_saved = any((path / file).is_file() for file in _SAVED_FILES)
+    return is_saved or (path.is_file() and path.suffix.lower() in (".parquet", ".arrow"))
+
+
+def _is_csv(path: str) -> bool:
+    return Path(path).is_file() and _BUILDERS.get(PurePath(path).suffix.lower()) == "csv"
+
+
+def _csv_options(path: str) -> dict[str, Any]:
+    """All columns are text: guessed types make 7 of the id 007, and differ from one part of a file to the
+    next."""
+    import datasets
+    import pandas
+
+    separator = "\t" if PurePath(path).suffix.lower() == ".tsv" else ","
+    names = pandas.read_csv(path, sep=separator, nrows=0).columns
+    return {
+        "sep": separator,
+        "features": datasets.Features({name: datasets.Value("string") for name in names}),
+    }
 
 
 def _escaped(path: str) -> str:

@@ -12,7 +12,7 @@ from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.requests.columns import ColumnMap
 from caraserve_cli.requests.dataset_source import HUB_PREFIX
 from caraserve_cli.requests.opening import RequestSource, open_requests
-from caraserve_cli.requests.source import RawLine
+from caraserve_cli.requests.source import IsDone, RawLine
 
 _PATTERN_MARKS = "*?["
 
@@ -58,6 +58,7 @@ class ManySources:
         self._current = open_requests(sources[0], columns)
         self._sizes = [Path(source).stat().st_size if Path(source).is_file() else 0 for source in sources]
         self._num_done = 0
+        self._is_done: IsDone | None = None
         # Whose size is not known leaves that of all unknown.
         self.total_bytes: int | None = sum(self._sizes) if all(self._sizes) else 0
 
@@ -75,11 +76,17 @@ class ManySources:
             if self._num_done:
                 self._current = open_requests(source, self._columns)
             before = number
+            if self._is_done is not None:
+                self._current.pass_over(_counted_from(before, self._is_done))
             for line in self._current:
                 number = before + line.number
                 yield line._replace(number=number)
             self._current.close()
             self._num_done += 1
+
+    def pass_over(self, is_done: IsDone) -> None:
+        """See `RequestSource`."""
+        self._is_done = is_done
 
     def close(self) -> None:
         """Close the one that is open."""
@@ -92,6 +99,11 @@ class ManySources:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _counted_from(before: int, is_done: IsDone) -> IsDone:
+    """For a source whose numbers begin at 1 after so many lines of others."""
+    return lambda number, request_id, may_carry_bound: is_done(before + number, request_id, may_carry_bound)
 
 
 def open_all(sources: Sequence[str], columns: ColumnMap | None) -> RequestSource:

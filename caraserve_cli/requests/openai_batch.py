@@ -42,6 +42,12 @@ def is_batch_line(values: Mapping[str, object]) -> bool:
     return any(key in values for key in _LINE_KEYS)
 
 
+def is_whole_batch_line(values: Mapping[str, object]) -> bool:
+    """Whether it has all keys of one. Beside `--map` the keys are columns, which may be called `url` or
+    `body` and mean something else."""
+    return all(key in values for key in _LINE_KEYS)
+
+
 def parse_batch_line(values: Mapping[str, object], line_number: int, defaults: RowDefaults) -> RequestRow:
     """Check one Batch line.
 

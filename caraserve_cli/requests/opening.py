@@ -9,9 +9,9 @@ from typing import Protocol, Self
 from caraserve_cli.errors import RowError
 from caraserve_cli.requests.columns import ColumnMap
 from caraserve_cli.requests.dataset_source import DatasetSource, as_line, is_dataset
-from caraserve_cli.requests.openai_batch import is_batch_line
+from caraserve_cli.requests.openai_batch import is_whole_batch_line
 from caraserve_cli.requests.row import decode_line
-from caraserve_cli.requests.source import LineSource, RawLine
+from caraserve_cli.requests.source import IsDone, LineSource, RawLine
 
 
 class RequestSource(Protocol):
@@ -24,6 +24,10 @@ class RequestSource(Protocol):
     def bytes_read(self) -> int: ...
 
     def __iter__(self) -> Iterator[RawLine]: ...
+
+    def pass_over(self, is_done: IsDone) -> None:
+        """Before iterating: of rows that are done no more is wanted than `RawLine.done_id`, if a source
+        knows ids without reading all of a row."""
 
     def close(self) -> None: ...
 
@@ -66,4 +70,4 @@ class MappedLines(LineSource):
             values = decode_line(line.data)
         except RowError:  # found again, and told, where lines become rows
             return line
-        return line if is_batch_line(values) else as_line(line.number, values, self._columns)
+        return line if is_whole_batch_line(values) else as_line(line.number, values, self._columns)

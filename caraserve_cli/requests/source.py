@@ -10,11 +10,11 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import fstat
 from pathlib import PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import zstandard
 
@@ -35,13 +35,19 @@ _SKIP_CHUNK_BYTES = 64 * 1024
 _ZSTD_INPUT_BYTES = 256
 
 
+# Whether an earlier session has dealt with a row, by its number and its id; whether it may carry a bound.
+IsDone: TypeAlias = Callable[[int, str, bool], bool]
+
+
 class RawLine(NamedTuple):
     """A line that is not blank, without its end. `number` counts every line of the file, from 1; `data` is
-    None for a line longer than MAX_LINE_BYTES. `problem` is why a table's row could not become a line."""
+    None for a line longer than MAX_LINE_BYTES. `problem` is why a table's row could not become a line.
+    `done_id` is that of a row of a table whose content was not read: an earlier session has dealt with it."""
 
     number: int
     data: bytes | None
     problem: str | None = None
+    done_id: str | None = None
 
 
 class LineSource:
@@ -92,6 +98,9 @@ class LineSource:
             data = line if line is None else line.rstrip()
             if data != b"":
                 yield RawLine(number, data)
+
+    def pass_over(self, is_done: IsDone) -> None:
+        """A line's id is not known without reading it."""
 
     def close(self) -> None:
         """Close the file; standard input and pipes stay open, for closing waits for a thread that reads."""

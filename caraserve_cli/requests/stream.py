@@ -6,7 +6,7 @@ no adapters and no output folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -65,6 +65,8 @@ class RowStream:
         limit: take this many rows from the start, rejected ones included; None takes all.
         arrivals: one for each row, rejected ones included, so that mending a row moves no other; None where
             rows say when they arrive.
+        on_done: told of each row that the source has passed over, which is not among the rows here. It
+            has claimed its id and its arrival nevertheless.
     """
 
     def __init__(
@@ -73,18 +75,29 @@ class RowStream:
         defaults: RowDefaults,
         limit: int | None = None,
         arrivals: Iterator[RowArrival] | None = None,
+        on_done: Callable[[], None] = lambda: None,
     ) -> None:
         self._lines = islice(lines, limit)
         self._defaults = defaults
         self._arrivals = arrivals
+        self._on_done = on_done
         self._claimed_ids = IdTable()
         self._unnamed_lines = IdTable()
 
     def __iter__(self) -> Iterator[RequestRow | RejectedRow]:
-        return map(self._row, self._lines)
+        for line in self._lines:
+            row = self._row(line)
+            if row is None:
+                self._on_done()
+            else:
+                yield row
 
-    def _row(self, line: RawLine) -> RequestRow | RejectedRow:
+    def _row(self, line: RawLine) -> RequestRow | RejectedRow | None:
+        """None for a row that is done, and was not read."""
         defaults = self._next_defaults()
+        if line.done_id is not None:
+            is_first = not self._claimed_ids.add(line.done_id.encode())
+            return None if is_first else _duplicate(line, line.done_id, is_batch=False)
         try:
             row = self._parse(line, defaults)
         except RowError as error:
@@ -92,12 +105,7 @@ class RowStream:
                 self._claimed_ids.add(error.request_id.encode())
             return _rejected(line, error)
         if self._claimed_ids.add(row.id.encode()):
-            message = (
-                f"id {excerpt(row.id)} is that of an earlier row; only the first one with an id is answered"
-            )
-            return _rejected(
-                line, RowError(RowErrorCode.DUPLICATE_ID, message, row.id, row.batch_call is not None)
-            )
+            return _duplicate(line, row.id, is_batch=row.batch_call is not None)
         return row
 
     def _next_defaults(self) -> RowDefaults:
@@ -125,6 +133,11 @@ class RowStream:
     def _make_id(self, data: bytes) -> str:
         digest = blake2b(data, digest_size=16)
         return f"{digest.hexdigest()}-{self._unnamed_lines.add(digest.digest()) + 1}"
+
+
+def _duplicate(line: RawLine, request_id: str, *, is_batch: bool) -> RejectedRow:
+    message = f"id {excerpt(request_id)} is that of an earlier row; only the first one with an id is answered"
+    return _rejected(line, RowError(RowErrorCode.DUPLICATE_ID, message, request_id, is_batch))
 
 
 def _rejected(line: RawLine, error: RowError) -> RejectedRow:

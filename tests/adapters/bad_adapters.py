@@ -129,6 +129,10 @@ _STRANGER = torch.zeros(4, 4)
 EDITED_TENSORS: Mapping[str, tuple[Callable[[Tensors], object], str]] = {
     "no-tensors": (lambda tensors: tensors.clear(), "holds no LoRA tensors"),
     "a-missing": (_drop(_FIRST_A), "layers.0.self_attn.q_proj.lora_A.weight' is missing"),
+    "of-a-shorter-base": (
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1." in name],
+        "was it trained for a base with 1 layers?",
+    ),
     "b-missing": (_drop(_LAST_B), "layers.1.self_attn.v_proj.lora_B.weight' is missing"),
     "nan": (_fill(_FIRST_A, float("nan")), f"'{_FIRST_A}' holds NaN or infinite"),
     "infinite": (_fill(_LAST_B, float("inf")), f"'{_LAST_B}' holds NaN or infinite"),

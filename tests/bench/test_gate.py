@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caraserve_cli.bench.gate import GateVerdict, change_of, judge, recording_is_narrow
+from caraserve_cli.bench.gate_words import notes, verdict_sentence
 from caraserve_cli.bench.metric_finder import describe_metric
 from tests.bench.recordings import MACHINE, noisy, recorded
 
@@ -88,6 +89,8 @@ def test_too_few_runs_give_no_interval() -> None:
     result = judge(before, now)
     assert result.verdict is GateVerdict.CANNOT_TELL
     assert result.judged[0].reason == "4 runs give no interval; 5 do"
+    assert verdict_sentence(result).endswith("5 do. Give a larger --budget-s.")
+    assert verdict_sentence(judge(now, before)).endswith("Record the baseline anew with a larger --budget-s.")
     assert not result.is_settled
 
 
@@ -134,3 +137,34 @@ def test_the_interval_is_welchs() -> None:
     assert change.factor == pytest.approx(base**0.05)
     assert change.low == pytest.approx(base ** (0.05 - 2.306 * 0.002**0.5), rel=1e-4)
     assert change.high == pytest.approx(base ** (0.05 + 2.306 * 0.002**0.5), rel=1e-4)
+
+
+ATTAINMENT = "light: auto: slo_attainment"
+ONES, ZEROS, MIXED = (1.0,) * 6, (0.0,) * 6, (0.0, 1.0) * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now", "verdict"),
+    [
+        (ATTAINMENT, ONES, ZEROS, GateVerdict.REGRESSED),
+        (ATTAINMENT, ZEROS, ONES, GateVerdict.HELD),
+        (ATTAINMENT, ZEROS, ZEROS, GateVerdict.HELD),
+        (ATTAINMENT, ONES, MIXED, GateVerdict.CANNOT_TELL),
+        (ATTAINMENT, ONES, (0.0,) * 3, GateVerdict.CANNOT_TELL),
+        (RATIO, ONES, ZEROS, GateVerdict.HELD),
+        (RATIO, ZEROS, ONES, GateVerdict.CANNOT_TELL),
+    ],
+)
+def test_what_fell_to_zero_or_rose_from_it(
+    name: str, before: tuple[float, ...], now: tuple[float, ...], verdict: GateVerdict
+) -> None:
+    result = judge(recorded({name: before}), recorded({name: now}))
+    assert result.verdict is verdict
+    assert result.is_settled is (len(now) == 6)
+    assert recording_is_narrow(recorded({name: ZEROS}))
+
+
+def test_what_the_baseline_lacks_is_named() -> None:
+    result = judge(recorded({RATIO: ONES}), recorded({RATIO: ONES, TAIL: ONES, YARDSTICK: ONES}))
+    assert result.not_in_baseline == (TAIL,)
+    assert any(TAIL in note and "record it anew" in note for note in notes(result))

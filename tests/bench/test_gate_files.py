@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from caraserve_cli.bench.gate import GateResult, judge
 from caraserve_cli.bench.gate_html import gate_html, recording_html
 from caraserve_cli.bench.gate_junit import gate_junit
 from caraserve_cli.bench.gate_markdown import gate_markdown, recording_markdown
 from caraserve_cli.bench.gate_rules import apply_gate_rules, parse_gate_rules
+from caraserve_cli.bench.gate_terminal import render_gate
 from caraserve_cli.bench.github_benchmark import github_benchmark
 from caraserve_cli.bench.metric import Direction
 from caraserve_cli.bench.recipe_table import RecipeTable
@@ -146,3 +149,37 @@ def test_what_is_required_or_said_changes_no_figure() -> None:
     plain = {"kind": "paired", "repeats": 2}
     assert recipe_digest({**plain, "description": "x", "gate": [{}]}) == recipe_digest(plain)
     assert recipe_digest({**plain, "repeats": 3}) != recipe_digest(plain)
+
+
+def test_names_are_neither_markdown_nor_xml_nor_styles() -> None:
+    name = "[x](http://a) &lt; @b\n\x1b[31m: tokens_per_s"
+    hostile = judge(recorded({name: noisy(1, seed=1)}), recorded({name: noisy(1, seed=2)}))
+    (row,) = (
+        line for line in gate_markdown(hostile).splitlines() if "tokens_per_s" in line and line[0] == "|"
+    )
+    assert row.startswith("| \\[x\\](http://a) &amp;lt; \\@b \x1b\\[31m: tokens_per_s | ")
+    case = next(ElementTree.fromstring(gate_junit(hostile)).iter("testcase"))
+    assert case.get("name") == "[x](http://a) &lt; @b\n\ufffd[31m: tokens_per_s"
+    console = Console(file=StringIO(), width=200)
+    bold = recorded({"[bold]: tokens_per_s": noisy(1, seed=1)})
+    console.print(render_gate(judge(bold, bold)))
+    assert isinstance(console.file, StringIO)
+    assert "[bold]: tokens_per_s" in console.file.getvalue()
+
+
+def test_a_metric_at_zero_has_a_row_everywhere() -> None:
+    zero = recorded({"a: tokens_per_s": (0.0,) * 6, "b: tokens_per_s": (1.0,) * 6})
+    result = judge(recorded({"a: tokens_per_s": (1.0,) * 6, "b: tokens_per_s": (1.0,) * 6}), zero)
+    assert "a: tokens_per_s" in gate_markdown(result)
+    assert gate_html(result).count("<circle") == 12
+    assert recording_html(zero).count("<circle") == 6
+    assert gate_junit(result).count(b"<failure") == 1
+    assert len(github_benchmark(zero)[".bigger.json"]) == 2
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": []}, {"versions": None}])
+def test_a_recording_with_parts_of_another_kind(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(NOW.as_json() | change))
+    with pytest.raises(InputError, match="is a broken recording"):
+        read_recording(path)

@@ -78,3 +78,10 @@ def test_every_kind_of_result_has_metrics_that_are_judged(file: str, least: int)
     metrics = find_metrics(json.loads(Path(BASELINES / file).read_text()))
     assert sum(metric.is_judged for metric in metrics) >= least
     assert not [metric.name for metric in metrics if metric.direction is None]
+
+
+def test_zero_is_a_figure_and_null_is_none() -> None:
+    null: Any = None
+    result = {"a_ms": _spread(0.0, 0.0), "b_ms": _spread(null, 1.0), "c_ms": _spread(-1.0), "d_ms": _spread()}
+    assert [(metric.name, metric.values) for metric in find_metrics(result)] == [("a_ms", (0.0,))]
+    assert find_metrics({"a_ms": _spread(1.0, float("nan"))}) == []

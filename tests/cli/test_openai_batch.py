@@ -114,3 +114,25 @@ def test_a_resumed_batch_knows_what_is_done(caraserve: Caraserve, tmp_path: Path
     assert "Exact match 100.0% (2 of 2)" in ended.stdout
     dry = caraserve(*command(requests, tmp_path / "dry"), "--dry-run")
     assert dry.stdout.count('"custom_id"') == 2
+
+
+def test_what_runs_out_of_time_has_expired(caraserve: Caraserve, tmp_path: Path) -> None:
+    late: Row = {**COMPLETION, "custom_id": "late"}
+    late["body"] = {**COMPLETION["body"], "metadata": {"deadline_ms": "0.001"}}
+    requests, out = write_rows(tmp_path / "batch.jsonl", [late, COMPLETION]), tmp_path / "out"
+    job = [*command(requests, out), "--on-missed-deadline", "drop"]
+    assert caraserve(*job).returncode == 3
+    (error,) = read_rows(out / "errors.jsonl")
+    assert (error["custom_id"], error["response"]) == ("late", None)
+    assert error["error"]["code"] == "batch_expired"
+    assert error["error"]["message"].startswith("deadline_ms 0.001 was exceeded by ")
+    assert error["caraserve"] == {"line": 1, "code": "deadline_exceeded"}
+    (answer,) = read_rows(out / "outputs.jsonl")
+    assert answer["custom_id"] == "request-3"
+    # It is known again, and answered when it is tried again without a deadline that drops.
+    assert caraserve(*job, "--resume").returncode == 3
+    assert len(read_rows(out / "errors.jsonl")) == 1
+    ended = caraserve(*command(requests, out), "--resume", "--retry-errors")
+    assert ended.returncode == 0, ended.stderr
+    assert [row["custom_id"] for row in read_rows(out / "outputs.jsonl")] == ["request-3", "late"]
+    assert read_rows(out / "outputs.jsonl")[1]["caraserve"]["slo_attained"] is False

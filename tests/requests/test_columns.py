@@ -78,3 +78,42 @@ def test_a_template_reaches_nothing_beyond_its_columns() -> None:
     columns = ColumnMap.parse([], "{{ question.__class__.__mro__ }}")
     with pytest.raises(ColumnError, match="unsafe"):
         columns.request_of(ROW)
+
+
+def test_null_has_no_text_in_a_template() -> None:
+    columns = ColumnMap(template="Q: {{ question }}")
+    with pytest.raises(ColumnError, match="a column in it is null"):
+        columns.request_of({"question": None})
+    optional = ColumnMap(template="Q: {{ question or '' }}")
+    assert optional.request_of({"question": None}) == {"prompt": "Q: "}
+
+
+def test_bytes_are_text_or_refused() -> None:
+    assert ColumnMap().request_of({"prompt": b"caf\xc3\xa9"}) == {"prompt": "café"}
+    assert ColumnMap(template="{{ q }}").request_of({"q": b"x"}) == {"prompt": "x"}
+    with pytest.raises(ColumnError, match="column 'prompt' holds bytes that are no UTF-8"):
+        ColumnMap().request_of({"prompt": b"\xff"})
+
+
+def test_values_of_a_file_of_texts() -> None:
+    row = {
+        "id": "007",
+        "prompt": "12",
+        "adapter": "null",
+        "max_tokens": "5.0",
+        "temperature": "0.5",
+        "ignore_eos": "True",
+        "metadata": '{"a": 1}',
+        "seed": "many",
+        "top_p": None,
+    }
+    assert ColumnMap().request_of(row, is_text=True) == {
+        "id": "007",
+        "prompt": "12",
+        "adapter": "null",
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "ignore_eos": True,
+        "metadata": {"a": 1},
+        "seed": "many",
+    }

@@ -193,3 +193,23 @@ def test_every_row_takes_an_arrival_and_rejected_ones_too() -> None:
 def test_an_arrival_of_its_own_is_refused_where_a_process_says_it() -> None:
     with pytest.raises(OptionError, match=r"^--rate, --arrivals: line 2 of the requests has an arrival_ms"):
         arriving_rows(b'{"prompt": "p"}', b'{"prompt": "p", "arrival_ms": 0}')
+
+
+def test_a_row_that_was_passed_over_claims_its_id_and_its_arrival() -> None:
+    passed = []
+    lines = [
+        RawLine(1, b"", done_id="a"),
+        RawLine(2, b"", done_id="a"),
+        RawLine(3, b'{"id": "a", "prompt": "p"}'),
+        RawLine(4, b'{"id": "b", "prompt": "p"}'),
+    ]
+    arrivals = iter(RowArrival(float(ms), None) for ms in range(4))
+    rows = list(RowStream(lines, RowDefaults(), None, arrivals, lambda: passed.append(1)))
+    assert len(passed) == 1
+    assert [(row.line, row.code) for row in rows[:2] if isinstance(row, RejectedRow)] == [
+        (2, RowErrorCode.DUPLICATE_ID),
+        (3, RowErrorCode.DUPLICATE_ID),
+    ]
+    (last,) = rows[2:]
+    assert isinstance(last, RequestRow)
+    assert (last.id, last.arrival_ms) == ("b", 3.0)
