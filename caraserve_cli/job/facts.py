@@ -9,6 +9,7 @@ from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.summary import inspect_adapter
 from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.arrival_plan import ArrivalPlan
+from caraserve_cli.job.machine_facts import machine_facts
 from caraserve_cli.job.options import RunOptions
 from caraserve_cli.report.run_report import RunFacts
 
@@ -44,6 +45,7 @@ def run_facts(
         arrival_process=plan.process,
         options=options.as_json(),
         emulated_link_gbps=options.replica.emulate_link_gbps,
+        machine=machine_facts(),
     )
 
 

@@ -25,6 +25,7 @@ from caraserve_cli.job.intake import Intake, Prepared
 from caraserve_cli.job.options import RunOptions, updated_manifest
 from caraserve_cli.job.prepare import Preparer
 from caraserve_cli.job.stop_request import StopRequest
+from caraserve_cli.report.html import write_html
 from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.progress_state import ProgressState
 from caraserve_cli.report.run_report import build_report, write_report
@@ -114,6 +115,7 @@ class Run:
             self._answer_all(surroundings, source, rows, journal, earlier)
             report = self._report(surroundings, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
+            write_html(report, options.out)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +38,7 @@ class RunFacts:
     answered a part; `num_late` counts requests of this session that were read too late, for they stood in
     the file behind many that arrive later. `arrival` tells what arrival means, `arrival_process` names the
     process that gave requests their arrival, None where they said it. `emulated_link_gbps` is the bandwidth
-    that the device's link was slowed down to, None for its own.
+    that the device's link was slowed down to, None for its own. `machine` names hardware and versions.
     """
 
     caraserve_version: str
@@ -59,6 +59,7 @@ class RunFacts:
     options: Mapping[str, OptionValue]
     emulated_link_gbps: float | None = None
     arrival_process: str | None = None
+    machine: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, int]) -> dict[str, object]:
@@ -95,8 +96,20 @@ def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, 
         },
         "engine": _engine(summary.engine),
         "cold_starts": _cold_starts(summary.cold, summary.engine),
+        "cold_starts_by_strategy": {
+            name: {"answered": summary.cold.by_strategy[name], "times": _distributions(times)}
+            for name, times in sorted(summary.cold.times_by_strategy.items())
+        },
         "by_lora_rank": _by_lora_rank(summary.tallies, lora_ranks),
         "by_adapter": _by_adapter(summary.tallies, lora_ranks),
+        "slowest": summary.slowest.as_json(),
+        "deadline_slack": {
+            **summary.slack.as_json(),
+            "margin_ms": _distribution(summary.slack.margins_ms),
+            "overrun_ms": _distribution(summary.slack.overruns_ms),
+        },
+        "histograms": {name: times.histogram() for name, times in overall.times.items()},
+        "timeline": {"scope": "this session", **summary.timeline.as_json()},
     }
 
 
@@ -149,6 +162,7 @@ def _run(facts: RunFacts) -> dict[str, object]:
         "duration_s": _rounded(facts.duration_s),
         "resumed": facts.resumed,
         "interrupted": facts.interrupted,
+        "machine": {name: _option(value) for name, value in facts.machine.items()},
         "options": {name: _option(value) for name, value in facts.options.items()},
     }
 
