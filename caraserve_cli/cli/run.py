@@ -192,7 +192,7 @@ def _answer(options: RunOptions, stop: StopRequest) -> int:
 
     with RunProgress() as progress:
         result = Run(options, progress.update, progress.note, stop).execute()
-    names = ("outputs.jsonl", "errors.jsonl", "report.json", "report.html", "run.json")
+    names = ("outputs.jsonl", "errors.jsonl", "report.json", "report.html", "trace.json", "run.json")
     render_summary(result.report, Console(), [options.out / name for name in names])
     if result.num_late:
         typer.echo(

@@ -29,7 +29,10 @@ from caraserve_cli.report.html import write_html
 from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.progress_state import ProgressState
 from caraserve_cli.report.run_report import build_report, write_report
+from caraserve_cli.report.run_trace import RunTrace
+from caraserve_cli.report.step_listeners import StepListeners
 from caraserve_cli.report.summary import RunSummary
+from caraserve_cli.report.trace_file import write_trace
 from caraserve_cli.requests.answer import answer_row
 from caraserve_cli.requests.journal import Journal
 from caraserve_cli.requests.manifest import MANIFEST_NAME
@@ -85,6 +88,7 @@ class Run:
         self._stop = stop
         self._clock = RunClock()
         self._summary = RunSummary()
+        self._trace = RunTrace()
         self._arrivals = Arrivals()
         self._replica: LocalReplica | None = None
         self._input_error: InputError | None = None
@@ -116,6 +120,7 @@ class Run:
             report = self._report(surroundings, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
             write_html(report, options.out)
+            write_trace(self._trace, options.out)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
@@ -219,7 +224,8 @@ class Run:
         """Load the base, only once there is something to answer; then the clock starts."""
         started_s = time.perf_counter()
         with self._stop.breaking_off():
-            replica = LocalReplica(surroundings, self._options.replica, self._clock, self._summary)
+            listeners = StepListeners(self._summary, self._trace)
+            replica = LocalReplica(surroundings, self._options.replica, self._clock, listeners)
         self._startup_s += time.perf_counter() - started_s
         self._on_note(f"{surroundings.device_description}: {surroundings.memory.describe()}")
         if (gbps := self._options.replica.emulate_link_gbps) is not None:
@@ -242,6 +248,7 @@ class Run:
         if isinstance(outcome, Completion):
             row = answer_row(outcome, dataclasses.asdict(measure(outcome)), self._options.token_ids)
             self._summary.add_answer(row)
+            self._trace.on_completion(outcome)
             journal.write_answer(row)
         else:
             request = outcome.request

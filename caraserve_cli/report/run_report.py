@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -22,7 +22,7 @@ from caraserve_cli.report.metrics import DEFINITIONS, per_second, share
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.report.tally import Counts, Tally
 
-SCHEMA = 1
+SCHEMA = 2
 REPORT_NAME = "report.json"
 
 OptionScalar = str | int | float | bool | None
@@ -132,6 +132,30 @@ def write_report(report: Mapping[str, object], folder: Path) -> Path:
             f"cannot write {path}: {error.strerror}; make room or permit it, then run again with --resume"
         ) from error
     return path
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What `write_report` has written to a run's folder.
+
+    Raises:
+        OutputError: there is none that this version can show.
+    """
+    path = folder / REPORT_NAME
+    try:
+        report = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise OutputError(
+            f"'{folder}' holds no {REPORT_NAME}; name the folder of a run that has ended, or end it with "
+            "`caraserve run --resume`"
+        ) from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise OutputError(f"'{path}' cannot be read: {error}") from None
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise OutputError(
+            f"'{path}' was not written by this version of caraserve (schema {SCHEMA}); write it again with "
+            "`caraserve run --resume`"
+        )
+    return report
 
 
 def printable(text: str) -> str:

@@ -30,8 +30,10 @@ class Timeline:
         columns = self._columns
         missing = last + 1 - len(columns["running"])
         if missing > 0:
-            for column in columns.values():
-                column.extend([0] * missing)
+            for name, column in columns.items():
+                # Adapters stay in the pool while the engine is idle.
+                stays = name == "adapter_pool_use" and column
+                column.extend([column[-1] if stays else 0] * missing)
         pool_bytes = record.adapter_pool_bytes
         peaks = (
             record.num_running,

@@ -85,6 +85,8 @@ def test_what_was_asked_for_is_added() -> None:
         "room_wait_ms",
         "stalled_ms",
         "assisted_ms",
+        "preempted_ms",
+        "slack_ms",
         "failed_assists",
         "slo_attained",
         "logprobs",

@@ -1,0 +1,27 @@
+"""trace.json on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+
+from caraserve_cli.errors import OutputError
+from caraserve_cli.report.run_trace import RunTrace
+
+TRACE_NAME = "trace.json"
+
+
+def write_trace(trace: RunTrace, folder: Path) -> Path:
+    """Write `folder`/trace.json whole or not at all, and return its path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path, draft = folder / TRACE_NAME, folder / f".{TRACE_NAME}.partial"
+    try:
+        draft.write_bytes(orjson.dumps(trace.as_json(), option=orjson.OPT_NON_STR_KEYS))
+        draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; make room or permit it") from error
+    return path
