@@ -53,6 +53,11 @@ class BothEnds(Generic[_Item]):
     def num_left_out(self) -> int:
         return self._num_seen - len(self._first) - len(self._last)
 
+    @property
+    def gap(self) -> tuple[_Item, _Item] | None:
+        """The last before what was left out and the first after it; None where nothing was."""
+        return (self._first[-1], self._last[0]) if self.num_left_out else None
+
     def __iter__(self) -> Iterator[_Item]:
         yield from self._first
         yield from self._last
@@ -90,6 +95,9 @@ class RunTrace:
         events = _names()
         for record in self._steps:
             events += _step_events(record)
+        if gap := self._steps.gap:
+            name = f"{self._steps.num_left_out} steps left out"
+            events.append(_slice(_SCHEDULER, name, gap[0].end_ms, gap[1].start_ms))
         for number, answer in enumerate(self._completions):
             events += _life(number, answer)
         return {
