@@ -14,7 +14,9 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.", show_default=False)],
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN_DIR]", help="A second run: what got better or worse.", show_default=False),
+        typer.Argument(
+            metavar="[RUN_DIR]", help="A second run: what got better or worse.", show_default=False
+        ),
     ] = None,
 ) -> int:
     """Print a run's summary and write its report.html again; or, with two, compare the second with the first:

@@ -27,11 +27,25 @@ _METRICS: Mapping[tuple[str, ...], tuple[str, bool]] = {
     ("engine", "preemptions"): ("preemptions", False),
     **{
         ("times", time, key): (f"{label} {key}, ms", False)
-        for time, label in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"), ("latency_ms", "latency"), ("queue_ms", "queue"))
+        for time, label in (
+            ("ttft_ms", "TTFT"),
+            ("tpot_ms", "TPOT"),
+            ("latency_ms", "latency"),
+            ("queue_ms", "queue"),
+        )
         for key in ("p50", "p99")
     },
 }
-_RUN_FACTS = ("base", "weights", "device", "memory", "dtype", "emulated_link_gbps", "requests_source", "arrival")
+_RUN_FACTS = (
+    "base",
+    "weights",
+    "device",
+    "memory",
+    "dtype",
+    "emulated_link_gbps",
+    "requests_source",
+    "arrival",
+)
 _UNTOLD_OPTIONS = ("out",)
 
 
@@ -78,7 +92,11 @@ def compare_reports(before: Json, after: Json) -> Comparison:
 def _settings(before: Json, after: Json) -> list[tuple[str, object, object]]:
     told = [_flat(report) for report in (before, after)]
     names = dict.fromkeys([*told[0], *told[1]])
-    return [(name, told[0].get(name), told[1].get(name)) for name in names if told[0].get(name) != told[1].get(name)]
+    return [
+        (name, told[0].get(name), told[1].get(name))
+        for name in names
+        if told[0].get(name) != told[1].get(name)
+    ]
 
 
 def _flat(report: Json) -> dict[str, object]:
@@ -105,7 +123,10 @@ def _adapters(before: Json, after: Json) -> list[tuple[str, list[Change]]]:
     return [
         (
             "(base)" if name is None else name,
-            [Change(label, *(_at(side.get(name), path) for side in entries), better) for path, label, better in paths],
+            [
+                Change(label, _at(entries[0].get(name), path), _at(entries[1].get(name), path), better)
+                for path, label, better in paths
+            ],
         )
         for name in names
     ]

@@ -25,7 +25,9 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
         console.print("Same configuration and machine.")
     table = _table("metric", "first", "second", "ratio", "")
     for change in comparison.metrics:
-        table.add_row(change.name, _told(change.before), _told(change.after), _ratio(change), _verdict(change))
+        table.add_row(
+            change.name, _told(change.before), _told(change.after), _ratio(change), _verdict(change)
+        )
     console.print(table)
     _render_adapters(comparison, console)
     console.print("One run each: whether a difference is chance they cannot tell; `caraserve bench` can.")
@@ -59,7 +61,7 @@ def _told(value: float | None) -> str:
 
 
 def _ratio(change: Change) -> str:
-    return "-" if change.ratio is None else f"{change.ratio:.2f}×"
+    return "-" if change.ratio is None else f"{change.ratio:.2f}"
 
 
 def _verdict(change: Change) -> Text:

@@ -1,4 +1,6 @@
-"""How much of their deadlines answers left, or by how much they missed them. Knows the keys of output lines."""
+"""How much of their deadlines answers left, or by how much they missed them. Knows the keys of output
+lines.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ class DeadlineSlack:
         self._counts[min(max(int((share - _LOWEST_SHARE) / _BIN_SHARE), 0), _BINS - 1)] += 1
 
     def as_json(self) -> dict[str, object]:
-        """Counts, and the histogram of slack as a share of the deadline; its first bin holds all below too."""
+        """Counts, and the histogram of slack as a share of the deadline; the first bin holds all below."""
         edges = [round(_LOWEST_SHARE + _BIN_SHARE * number, 6) for number in range(_BINS + 1)]
         return {
             "met": self.margins_ms.count,

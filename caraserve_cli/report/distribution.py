@@ -7,6 +7,7 @@ not on their number.
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from bisect import bisect_right
@@ -109,7 +110,7 @@ class Distribution:
         first = min(first, last - 1)
         edges = [10 ** (power / _BINS_PER_DECADE) for power in range(first, last + 1)]
         below = [0, *(self.count_at_most(edge) for edge in edges[1:-1]), self._count]
-        return {"edges": edges, "counts": [high - low for low, high in zip(below, below[1:], strict=False)]}
+        return {"edges": edges, "counts": [high - low for low, high in itertools.pairwise(below)]}
 
     def _at(self, position: int) -> float:
         """The value at a position of their order, from 0."""

@@ -113,7 +113,10 @@ class RunTrace:
 
 
 def _names() -> list[Event]:
-    events: list[Event] = [_meta("process_name", 1, 0, "engine"), _meta("process_name", _REQUESTS, 0, "requests")]
+    events: list[Event] = [
+        _meta("process_name", 1, 0, "engine"),
+        _meta("process_name", _REQUESTS, 0, "requests"),
+    ]
     return events + [_meta("thread_name", 1, row, name) for row, name in _ROWS.items()]
 
 

@@ -26,7 +26,8 @@ HOSTILE = "</script><img src=x onerror=document.title='hit'><script>document.tit
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and not IS_REQUIRED, reason="NOT TESTED: report.html in a browser, for there is no Chromium"
+    CHROMIUM is None and not IS_REQUIRED,
+    reason="NOT TESTED: report.html in a browser, for there is no Chromium",
 )
 
 
@@ -103,7 +104,7 @@ def test_adapters_are_sorted_and_filtered(browser: Browser, page_file: Path) -> 
     page.locator("#adapters th").nth(1).click()
     assert names.first.inner_text() == "spell"  # rank 8, above 4 and none
     page.locator(".filter").fill("SPELL")
-    assert [name for name in names.all() if name.is_visible()][0].inner_text() == "spell"
+    assert next(name for name in names.all() if name.is_visible()).inner_text() == "spell"
     assert sum(name.is_visible() for name in names.all()) == 1
     assert said == []
     page.close()

@@ -67,7 +67,14 @@ def test_both_ends_of_a_long_run_are_kept() -> None:
     for number in range(100):
         trace.on_step(step(number))
         trace.on_completion(answer(f"r{number}"))
-    assert [e["ts"] for e in events(trace, ph="X", name="decode")] == [0, 10_000, 20_000, 970_000, 980_000, 990_000]
+    assert [e["ts"] for e in events(trace, ph="X", name="decode")] == [
+        0,
+        10_000,
+        20_000,
+        970_000,
+        980_000,
+        990_000,
+    ]
     whole: Any = trace.as_json()["otherData"]
     assert (whole["steps_left_out"], whole["requests_left_out"]) == (94, 96)
     (gap,) = events(trace, name="94 steps left out")

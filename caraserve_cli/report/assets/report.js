@@ -26,7 +26,7 @@
   function drawHistogram(box, name) {
     const histogram = data.histograms[name];
     if (!histogram) { box.textContent = "No values."; return; }
-    const decades = (_, index, low, high) => Array.from({ length: 36 }, (_, step) => [1, 2, 5][step % 3] * 10 ** (Math.floor(step / 3) - 5)).filter((value) => value >= low && value <= high);
+    const decades = (_, index, low, high) => Array.from({ length: 36 }, (_, step) => [1, 2, 5][step % 3] * 10 ** (Math.floor(step / 3) - 5)).filter((value, step) => value >= low && value <= high && (step % 3 === 0 || high < low * 2000));
     const ends = [histogram.edges[0], histogram.edges.at(-1)];
     const x = { label: "ms", scale: { time: false, distr: 3, range: (_, low, high) => [low ?? ends[0], high ?? ends[1]] }, axis: { splits: decades, values: ticks, filter: (_, splits) => splits } };
     draw(box, name, 190, x, [["requests", "--a", "--fill", steps]], outline(histogram));
