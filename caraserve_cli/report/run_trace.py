@@ -17,9 +17,10 @@ from typing import Generic, TypeVar
 from caraserve_cli.core import Completion
 from caraserve_cli.events import StepRecord
 
-# Steps and requests that are kept of each end. 100 to 900 bytes each in the file. Chosen: 20 MB at most.
-KEPT_STEPS = 10_000
-KEPT_REQUESTS = 5_000
+# Steps and requests that are kept of each end, about 1 KB each in memory and in the file. Chosen, so that all
+# of it is below 10 MB.
+KEPT_STEPS = 3_000
+KEPT_REQUESTS = 1_500
 
 _SCHEDULER, _GPU, _COPY, _CPU, _REQUESTS = 1, 2, 3, 4, 2
 _ROWS = {
@@ -90,25 +91,24 @@ class RunTrace:
             )
         )
 
-    def as_json(self) -> dict[str, object]:
-        """In the trace event format; times are microseconds of the run's clock."""
-        events = _names()
+    def events(self) -> Iterator[Event]:
+        """In the trace event format, one by one; times are microseconds of the run's clock."""
+        yield from _names()
         for record in self._steps:
-            events += _step_events(record)
+            yield from _step_events(record)
         if gap := self._steps.gap:
             name = f"{self._steps.num_left_out} steps left out"
-            events.append(_slice(_SCHEDULER, name, gap[0].end_ms, gap[1].start_ms))
+            yield _slice(_SCHEDULER, name, gap[0].end_ms, gap[1].start_ms)
         for number, answer in enumerate(self._completions):
-            events += _life(number, answer)
+            yield from _life(number, answer)
+
+    def notes(self) -> dict[str, object]:
+        """What a reader of the events must know."""
         return {
-            "traceEvents": events,
-            "displayTimeUnit": "ms",
-            "otherData": {
-                "scope": "this session; the first and the last part of a long one",
-                "steps_left_out": self._steps.num_left_out,
-                "requests_left_out": self._completions.num_left_out,
-                "known_by_step_only": "device, copies and CPU workers",
-            },
+            "scope": "this session; the first and the last part of a long one",
+            "steps_left_out": self._steps.num_left_out,
+            "requests_left_out": self._completions.num_left_out,
+            "known_by_step_only": "device, copies and CPU workers",
         }
 
 

@@ -20,7 +20,13 @@ def write_trace(trace: RunTrace, folder: Path) -> Path:
     """
     path, draft = folder / TRACE_NAME, folder / f".{TRACE_NAME}.partial"
     try:
-        draft.write_bytes(orjson.dumps(trace.as_json(), option=orjson.OPT_NON_STR_KEYS))
+        with draft.open("wb") as file:
+            file.write(b'{"displayTimeUnit":"ms","otherData":' + orjson.dumps(trace.notes()))
+            between = b',"traceEvents":[\n'
+            for event in trace.events():
+                file.write(between + orjson.dumps(event))
+                between = b",\n"
+            file.write(b"]}\n")
         draft.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; make room or permit it") from error

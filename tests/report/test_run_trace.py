@@ -39,8 +39,7 @@ def answer(request_id: str) -> Completion:
 
 
 def events(trace: RunTrace, **wanted: object) -> list[dict[str, Any]]:
-    all_events: Any = trace.as_json()["traceEvents"]
-    return [event for event in all_events if wanted.items() <= event.items()]
+    return [event for event in trace.events() if wanted.items() <= event.items()]
 
 
 def test_steps_copies_and_workers_have_rows() -> None:
@@ -75,7 +74,7 @@ def test_both_ends_of_a_long_run_are_kept() -> None:
         980_000,
         990_000,
     ]
-    whole: Any = trace.as_json()["otherData"]
+    whole: Any = trace.notes()
     assert (whole["steps_left_out"], whole["requests_left_out"]) == (94, 96)
     (gap,) = events(trace, name="94 steps left out")
     assert (gap["ts"], gap["dur"]) == (28_000, 942_000)
