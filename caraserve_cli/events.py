@@ -19,7 +19,8 @@ class StepRecord:
     copied; `loads_by_strategy` counts them by what `core.ColdStart` calls their way. `num_assists`: chunks of
     which CPU workers had a part, `num_failed_assists` those of them whose part came too late. `stall_ms`: how
     long the step stood still for adapters on their way, `others_stalled_ms` that time for each sequence of
-    the step that uses none of them, added up.
+    the step that uses none of them, added up. `adapter_pool_used_bytes` of the device's `adapter_pool_bytes`
+    hold adapters, in use or kept.
     """
 
     start_ms: float
@@ -44,6 +45,8 @@ class StepRecord:
     stall_ms: float = 0.0
     others_stalled_ms: float = 0.0
     is_beside: bool = False
+    adapter_pool_used_bytes: int = 0
+    adapter_pool_bytes: int = 0
 
 
 class EventSink(Protocol):

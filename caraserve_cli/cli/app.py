@@ -16,6 +16,7 @@ from caraserve_cli.cli.adapters import adapters
 from caraserve_cli.cli.bench import bench
 from caraserve_cli.cli.plain_help import PlainCommand, PlainGroup
 from caraserve_cli.cli.profile import profile
+from caraserve_cli.cli.report import report
 from caraserve_cli.cli.run import run
 from caraserve_cli.errors import CaraServeError, ExitStatus
 from caraserve_cli.job.stop_request import StopRequest
@@ -35,6 +36,7 @@ app.command(cls=PlainCommand)(run)
 app.command(cls=PlainCommand)(bench)
 app.command(cls=PlainCommand)(profile)
 app.command(cls=PlainCommand)(adapters)
+app.command(cls=PlainCommand)(report)
 
 
 @app.callback(invoke_without_command=True)

@@ -283,6 +283,7 @@ class Scheduler:
         sequence.status = SequenceStatus.WAITING
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
+        sequence.timings.preempted_at_ms = self._clock_ms()
         insort(self.waiting, sequence, key=self._order.__getitem__)
         self.residency.note_waiting(sequence.request.adapter, +1)
 
@@ -317,6 +318,9 @@ class Scheduler:
         if sequence.timings.first_scheduled_ms is None:
             sequence.timings.first_scheduled_ms = self._clock_ms()
             sequence.num_cached_tokens = sequence.num_computed_tokens
+        elif (since_ms := sequence.timings.preempted_at_ms) is not None:
+            sequence.timings.preempted_ms += self._clock_ms() - since_ms
+            sequence.timings.preempted_at_ms = None
         draft.num_cached_tokens += sequence.num_computed_tokens
         self._access.acquire(sequence, decision, draft)
         self.waiting.remove(sequence)

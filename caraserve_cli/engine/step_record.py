@@ -108,4 +108,6 @@ def make_record(
         num_memory_retries=len(attempts) - 1,
         num_kv_blocks_used=scheduler.blocks.num_used,
         num_kv_blocks=scheduler.blocks.num_blocks,
+        adapter_pool_used_bytes=scheduler.residency.used_bytes,
+        adapter_pool_bytes=scheduler.residency.capacity_bytes,
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -22,7 +22,7 @@ from caraserve_cli.report.metrics import DEFINITIONS, per_second, share
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.report.tally import Counts, Tally
 
-SCHEMA = 1
+SCHEMA = 2
 REPORT_NAME = "report.json"
 
 OptionScalar = str | int | float | bool | None
@@ -38,7 +38,7 @@ class RunFacts:
     answered a part; `num_late` counts requests of this session that were read too late, for they stood in
     the file behind many that arrive later. `arrival` tells what arrival means, `arrival_process` names the
     process that gave requests their arrival, None where they said it. `emulated_link_gbps` is the bandwidth
-    that the device's link was slowed down to, None for its own.
+    that the device's link was slowed down to, None for its own. `machine` names hardware and versions.
     """
 
     caraserve_version: str
@@ -60,6 +60,7 @@ class RunFacts:
     emulated_link_gbps: float | None = None
     arrival_process: str | None = None
     fleet: Mapping[str, object] | None = None
+    machine: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, int]) -> dict[str, object]:
@@ -97,8 +98,20 @@ def build_report(summary: RunSummary, facts: RunFacts, lora_ranks: Mapping[str, 
         "engine": _engine(summary.engine),
         "cold_starts": _cold_starts(summary.cold, summary.engine),
         "fleet": facts.fleet,
+        "cold_starts_by_strategy": {
+            name: {"answered": summary.cold.by_strategy[name], "times": _distributions(times)}
+            for name, times in sorted(summary.cold.times_by_strategy.items())
+        },
         "by_lora_rank": _by_lora_rank(summary.tallies, lora_ranks),
         "by_adapter": _by_adapter(summary.tallies, lora_ranks),
+        "slowest": summary.slowest.as_json(),
+        "deadline_slack": {
+            **summary.slack.as_json(),
+            "margin_ms": _distribution(summary.slack.margins_ms),
+            "overrun_ms": _distribution(summary.slack.overruns_ms),
+        },
+        "histograms": {name: times.histogram() for name, times in overall.times.items()},
+        "timeline": {"scope": "this session", **summary.timeline.as_json()},
     }
 
 
@@ -121,6 +134,30 @@ def write_report(report: Mapping[str, object], folder: Path) -> Path:
             f"cannot write {path}: {error.strerror}; make room or permit it, then run again with --resume"
         ) from error
     return path
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What `write_report` has written to a run's folder.
+
+    Raises:
+        OutputError: there is none that this version can show.
+    """
+    path = folder / REPORT_NAME
+    try:
+        report = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise OutputError(
+            f"'{folder}' holds no {REPORT_NAME}; name the folder of a run that has ended, or end it with "
+            "`caraserve run --resume`"
+        ) from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise OutputError(f"'{path}' cannot be read: {error}") from None
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise OutputError(
+            f"'{path}' was not written by this version of caraserve (schema {SCHEMA}); write it again with "
+            "`caraserve run --resume`"
+        )
+    return report
 
 
 def printable(text: str) -> str:
@@ -151,6 +188,7 @@ def _run(facts: RunFacts) -> dict[str, object]:
         "duration_s": _rounded(facts.duration_s),
         "resumed": facts.resumed,
         "interrupted": facts.interrupted,
+        "machine": {name: _option(value) for name, value in facts.machine.items()},
         "options": {name: _option(value) for name, value in facts.options.items()},
     }
 

@@ -36,6 +36,8 @@ def make_row() -> MakeRow:
             "room_wait_ms": 0.0,
             "stalled_ms": 0.0,
             "assisted_ms": 0.0,
+            "preempted_ms": 0.0,
+            "slack_ms": None,
             "failed_assists": 0,
             "slo_attained": None,
             "metadata": {},
