@@ -13,7 +13,8 @@ class StepRecord:
 
     `num_dropped_tokens` were computed for answers that turned out to have ended, and are in no other count.
     `num_memory_retries`: how often it was tried in vain, for the device's memory did not hold it.
-    `is_beside`: it was computed beside other steps, whose times overlap its own.
+    `is_beside`: it was computed beside other steps, whose times overlap its own. `replica`: which of a
+    fleet's replicas computed it, from 0.
 
     Of adapters: those loaded since the record before are `num_adapter_loads`, in all `adapter_bytes` to be
     copied; `loads_by_strategy` counts them by what `core.ColdStart` calls their way. `num_assists`: chunks of
@@ -47,6 +48,7 @@ class StepRecord:
     is_beside: bool = False
     adapter_pool_used_bytes: int = 0
     adapter_pool_bytes: int = 0
+    replica: int = 0
 
 
 class EventSink(Protocol):

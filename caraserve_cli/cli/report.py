@@ -27,7 +27,7 @@ def report(
     from caraserve_cli.report.comparison import compare_reports
     from caraserve_cli.report.comparison_terminal import render_comparison
     from caraserve_cli.report.html import write_html
-    from caraserve_cli.report.run_report import read_report
+    from caraserve_cli.report.report_file import read_report
     from caraserve_cli.report.terminal import render_summary
 
     first = read_report(run)

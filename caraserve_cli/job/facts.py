@@ -11,7 +11,7 @@ from caraserve_cli.fleet.replica_source import ReplicaSource
 from caraserve_cli.job.arrival_plan import ArrivalPlan
 from caraserve_cli.job.machine_facts import machine_facts
 from caraserve_cli.job.options import RunOptions
-from caraserve_cli.report.run_report import RunFacts
+from caraserve_cli.report.run_facts import RunFacts
 
 
 def run_facts(

@@ -1,5 +1,5 @@
-"""Where answers and rejected rows go: into summary and trace, and into the journal, each in the form of its row,
-in the order in which they come or in that of the input.
+"""Where answers and rejected rows go: into summary and trace, and into the journal, each in the form of its
+row, in the order in which they come or in that of the input.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class RowOutput:
             line = row if call is None else batch_answer_row(row, outcome, self._token_text)
             self._write(_Answer(row, line), request.line)
             return
+        self._trace.on_failure()
         self.reject(
             RejectedRow(
                 line=request.line,
@@ -88,6 +89,9 @@ class RowOutput:
     def reject(self, row: RejectedRow) -> None:
         """Take a row that gets no answer."""
         self._summary.add_error(row.code, row.carried_bound)
+        self._summary.failures.add_row(
+            {"line": row.line, "id": row.request_id, "code": row.code, "message": row.message}
+        )
         self._journal.write_error(row.line, row.request_id, row.code, row.message, is_batch=row.is_batch)
         self._write(None, row.line)
 

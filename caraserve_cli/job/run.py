@@ -26,7 +26,8 @@ from caraserve_cli.job.run_result import RunResult
 from caraserve_cli.job.stop_request import StopRequest
 from caraserve_cli.report.html import write_html
 from caraserve_cli.report.progress_state import ProgressState
-from caraserve_cli.report.run_report import build_report, write_report
+from caraserve_cli.report.report_file import write_report
+from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.run_trace import RunTrace
 from caraserve_cli.report.step_listeners import StepListeners
 from caraserve_cli.report.summary import RunSummary

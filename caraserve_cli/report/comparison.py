@@ -12,7 +12,7 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
-# Smaller changes are called the same. Chosen: below what two equal runs differ by.
+# Smaller changes are called the same. Chosen, not measured: equal runs may differ by more.
 SAME_WITHIN = 0.02
 
 # path of a metric → what to call it, and whether more of it is better

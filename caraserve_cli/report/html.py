@@ -38,6 +38,7 @@ def render_html(report: Json) -> str:
         adapters=adapters[:MAX_ADAPTERS_SHOWN],
         num_adapters=len(adapters),
         times=_TIMES,
+        busy_share=functools.partial(_share_of, report["run"]["duration_s"] * 1000.0),
         plots=plots,
         assets=_assets(),
     )
@@ -67,6 +68,10 @@ def format_number(value: float | None) -> str:
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _share_of(whole: float, part: float) -> float | None:
+    return min(part / whole, 1.0) if whole else None
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from caraserve_cli.events import StepRecord
 from caraserve_cli.report.cold_totals import ColdTotals
 from caraserve_cli.report.deadline_slack import DeadlineSlack
 from caraserve_cli.report.engine_totals import EngineTotals
+from caraserve_cli.report.failures import Failures
 from caraserve_cli.report.slowest import SlowestRequests
 from caraserve_cli.report.tally import Counts, Tally
 from caraserve_cli.report.timeline import Timeline
@@ -33,6 +34,7 @@ class RunSummary:
         self.timeline = Timeline()  # of this session too
         self.slack = DeadlineSlack()
         self.slowest = SlowestRequests()
+        self.failures = Failures()
         self.by_finish_reason: Counter[str] = Counter()
         self.by_cold_start: Counter[str] = Counter()
         self.by_error_code: Counter[str] = Counter()

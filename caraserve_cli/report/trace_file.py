@@ -13,12 +13,15 @@ TRACE_NAME = "trace.json"
 
 
 def write_trace(trace: RunTrace, folder: Path) -> Path:
-    """Write `folder`/trace.json whole or not at all, and return its path.
+    """Write `folder`/trace.json whole or not at all, and return its path. A session in which nothing happened
+    leaves the trace of the one before it.
 
     Raises:
         OutputError: the file cannot be written.
     """
     path, draft = folder / TRACE_NAME, folder / f".{TRACE_NAME}.partial"
+    if trace.is_empty and path.exists():
+        return path
     try:
         with draft.open("wb") as file:
             file.write(b'{"displayTimeUnit":"ms","otherData":' + orjson.dumps(trace.notes()))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from caraserve_cli.report.run_report import RunFacts
+from caraserve_cli.report.run_facts import RunFacts
 from caraserve_cli.report.summary import RunSummary
 
 MakeRow = Callable[..., dict[str, object]]

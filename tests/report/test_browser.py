@@ -17,7 +17,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from caraserve_cli.events import StepRecord
 from caraserve_cli.report.html import write_html
-from caraserve_cli.report.run_report import RunFacts, build_report
+from caraserve_cli.report.run_facts import RunFacts
+from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -11,7 +11,8 @@ from caraserve_cli.report.comparison import compare_reports
 from caraserve_cli.report.deadline_slack import DeadlineSlack
 from caraserve_cli.report.distribution import Distribution
 from caraserve_cli.report.html import render_html
-from caraserve_cli.report.run_report import RunFacts, build_report
+from caraserve_cli.report.run_facts import RunFacts
+from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.slowest import NUM_SLOWEST, SlowestRequests, latency_parts
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.report.timeline import MAX_INTERVALS, Timeline

@@ -11,7 +11,9 @@ import orjson
 import pytest
 
 from caraserve_cli.errors import OutputError
-from caraserve_cli.report.run_report import RunFacts, build_report, write_report
+from caraserve_cli.report.report_file import write_report
+from caraserve_cli.report.run_facts import RunFacts
+from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
 
 MakeRow = Callable[..., dict[str, object]]

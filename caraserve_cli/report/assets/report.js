@@ -25,7 +25,6 @@
 
   function drawHistogram(box, name) {
     const histogram = data.histograms[name];
-    if (!histogram) { box.textContent = "No values."; return; }
     const decades = (_, index, low, high) => Array.from({ length: 36 }, (_, step) => [1, 2, 5][step % 3] * 10 ** (Math.floor(step / 3) - 5)).filter((value, step) => value >= low && value <= high && (step % 3 === 0 || high < low * 2000));
     const ends = [histogram.edges[0], histogram.edges.at(-1)];
     const x = { label: "ms", scale: { time: false, distr: 3, range: (_, low, high) => [low ?? ends[0], high ?? ends[1]] }, axis: { splits: decades, values: ticks, filter: (_, splits) => splits } };
@@ -35,7 +34,6 @@
   function drawTimeline(box, name) {
     const line = data.timeline, seconds = line.interval_ms / 1000;
     const count = line.peaks.running.length;
-    if (!count) { box.textContent = "No steps."; return; }
     const times = Array.from({ length: count + 1 }, (_, index) => line.start_ms / 1000 + index * seconds);
     const held = (column, factor) => { const values = column.map((value) => value * factor); return [...values, values.at(-1)]; };
     const wanted = {
@@ -58,8 +56,8 @@
     for (const box of document.querySelectorAll("[data-plot]")) {
       const name = box.dataset.plot;
       if (name === "slack") drawSlack(box);
-      else if (name in data.histograms) { box.textContent = ""; drawHistogram(box, name); }
-      else { box.textContent = ""; drawTimeline(box, name); }
+      else if (name in data.histograms) drawHistogram(box, name);
+      else drawTimeline(box, name);
     }
   }
 
@@ -79,7 +77,7 @@
 
   for (const header of document.querySelectorAll(".sortable th")) header.addEventListener("click", () => sortBy(header));
   const filter = document.querySelector(".filter");
-  filter.addEventListener("input", () => {
+  filter?.addEventListener("input", () => {
     for (const row of document.getElementById("adapters").tBodies[0].rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(filter.value.toLowerCase());
   });
 
