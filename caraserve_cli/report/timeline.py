@@ -10,7 +10,8 @@ _FIRST_INTERVAL_MS = 5.0
 _COUNTS = ("running", "waiting")
 _SHARES = ("kv_use", "adapter_pool_use")
 _PEAKS = (*_COUNTS, *_SHARES)
-_SUMS = ("prefill_tokens", "decode_tokens", "adapter_loads", "preemptions")
+_TOKENS = ("prefill_tokens", "decode_tokens")
+_SUMS = (*_TOKENS, "adapter_loads", "preemptions")
 _STAYS = "adapter_pool_use"  # adapters stay in the pool while an engine is idle
 
 
@@ -27,7 +28,8 @@ class Timeline:
         self._peaks: dict[int, dict[str, list[float]]] = {}  # by replica; columns end with its last step
 
     def on_step(self, record: StepRecord) -> None:
-        """A peak counts in every interval that the step touches, a sum where the step ends."""
+        """A peak counts in every interval that the step touches; its tokens are spread over them, other sums
+        counted where it ends."""
         if self._start_ms is None:
             self._start_ms = record.start_ms
         while record.end_ms - self._start_ms >= self.interval_ms * MAX_INTERVALS:
@@ -60,7 +62,10 @@ class Timeline:
             column = self._sums[name]
             if last >= len(column):
                 column += [0] * (last + 1 - len(column))
-            column[last] += value
+            begin = first if name in _TOKENS else last
+            each = value / (last + 1 - begin)
+            for index in range(begin, last + 1):
+                column[index] += each
 
     def as_json(self) -> dict[str, object]:
         """Columns of equal length. Of several replicas requests are added up, each one's peak in the
@@ -71,7 +76,7 @@ class Timeline:
             "interval_ms": self.interval_ms,
             "replicas": len(self._peaks),
             "peaks": {name: self._peak(name) for name in _PEAKS},
-            "sums": {name: list(column) for name, column in self._sums.items()},
+            "sums": {name: [round(value, 3) for value in column] for name, column in self._sums.items()},
         }
 
     def _peak(self, name: str) -> list[float]:

@@ -13,9 +13,10 @@
     const options = {
       width: Math.max(box.clientWidth, 200), height, cursor: cursor ?? {}, legend: { live: true },
       scales: { x: x.scale, y: { range: (_, low, high) => [0, Math.max(high * 1.05, plot === "use" ? 1 : 0.001)] } },
-      axes: [axis(x.axis), axis({ values: ticks, size: 54 })],
+      axes: [axis({ size: 32, ...x.axis }), axis({ values: ticks, size: 54 })],
       series: [{ label: x.label, value: (_, v) => (v == null ? "-" : short(v)) }, ...series.map(([label, stroke, fill, paths]) => ({ label, stroke: color(stroke), fill: fill && color(fill), paths, width: 1.5, points: { show: false }, value: (_, v) => (v == null ? "-" : short(v)) }))],
     };
+    box.classList.toggle("single", series.length === 1);
     drawn.push(new uPlot(options, values, box));
   }
 
@@ -25,9 +26,13 @@
 
   function drawHistogram(box, name) {
     const histogram = data.histograms[name];
-    const decades = (_, index, low, high) => Array.from({ length: 36 }, (_, step) => [1, 2, 5][step % 3] * 10 ** (Math.floor(step / 3) - 5)).filter((value, step) => value >= low && value <= high && (step % 3 === 0 || high < low * 2000));
+    // 1 to 9 of a decade where little more than one is shown, then 1, 2 and 5, then whole decades.
+    const splits = (_, index, low, high) => {
+      const digits = high < low * 12 ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : high < low * 2000 ? [1, 2, 5] : [1];
+      return Array.from({ length: 14 }, (_, power) => digits.map((digit) => digit * 10 ** (power - 5))).flat().filter((value) => value >= low && value <= high);
+    };
     const ends = [histogram.edges[0], histogram.edges.at(-1)];
-    const x = { label: "ms", scale: { time: false, distr: 3, range: (_, low, high) => [low ?? ends[0], high ?? ends[1]] }, axis: { splits: decades, values: ticks, filter: (_, splits) => splits } };
+    const x = { label: "ms", scale: { time: false, distr: 3, range: (_, low, high) => [low ?? ends[0], high ?? ends[1]] }, axis: { splits, values: ticks, filter: (_, splits) => splits } };
     draw(box, name, 190, x, [["requests", "--a", "--fill", steps]], outline(histogram));
   }
 
