@@ -31,8 +31,18 @@
       const digits = high < low * 12 ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : high < low * 2000 ? [1, 2, 5] : [1];
       return Array.from({ length: 14 }, (_, power) => digits.map((digit) => digit * 10 ** (power - 5))).flat().filter((value) => value >= low && value <= high);
     };
+    // Round numbers first; others only where their labels do not run into one another.
+    const roundness = (value) => { const digit = Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9)); return [1, 5, 2].indexOf(digit) + 1 || 4; };
+    const apart = (plot, splits) => {
+      const taken = [];
+      for (const value of [...splits].sort((a, b) => roundness(a) - roundness(b))) {
+        const at = plot.valToPos(value, "x");
+        if (taken.every((other) => Math.abs(other.at - at) >= 34)) taken.push({ value, at });
+      }
+      return splits.map((value) => (taken.some((other) => other.value === value) ? value : null));
+    };
     const ends = [histogram.edges[0], histogram.edges.at(-1)];
-    const x = { label: "ms", scale: { time: false, distr: 3, range: (_, low, high) => [low ?? ends[0], high ?? ends[1]] }, axis: { splits, values: ticks, filter: (_, splits) => splits } };
+    const x = { label: "ms", scale: { time: false, distr: 3, range: (_, low, high) => [low ?? ends[0], high ?? ends[1]] }, axis: { splits, values: ticks, filter: apart } };
     draw(box, name, 190, x, [["requests", "--a", "--fill", steps]], outline(histogram));
   }
 
