@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
+from caraserve_cli.fleet.account import FleetAccount, ReplicaAccount
 from caraserve_cli.report.comparison import compare_reports
 from caraserve_cli.report.deadline_slack import DeadlineSlack
 from caraserve_cli.report.distribution import Distribution
+from caraserve_cli.report.failures import Failures
 from caraserve_cli.report.html import render_html
 from caraserve_cli.report.run_facts import RunFacts
 from caraserve_cli.report.run_report import build_report
@@ -51,6 +54,61 @@ def test_adapters_stay_in_the_pool_while_nothing_runs() -> None:
     peaks: Any = timeline.as_json()["peaks"]
     assert set(peaks["adapter_pool_use"]) == {0.25}
     assert 0 in peaks["running"]
+
+
+def test_replicas_are_added_up_and_the_fullest_is_told() -> None:
+    timeline = Timeline()
+    timeline.on_step(step(0, num_running=4, num_kv_blocks_used=5))
+    timeline.on_step(step(0, replica=1, num_running=3, num_waiting=2, num_kv_blocks_used=8))
+    timeline.on_step(step(0, replica=1, num_running=6, num_waiting=0, num_kv_blocks_used=1))
+    timeline.on_step(step(-1, replica=2, num_running=0, num_waiting=0))  # began before the first told of
+    timeline.on_step(step(9, replica=1, adapter_pool_used_bytes=1, adapter_pool_bytes=2))
+    told: Any = timeline.as_json()
+    assert told["replicas"] == 3
+    peaks = told["peaks"]
+    assert (peaks["running"][0], peaks["waiting"][0], peaks["kv_use"][0]) == (10, 3, 0.8)
+    assert (peaks["running"][-1], peaks["kv_use"][-1], peaks["adapter_pool_use"][-1]) == (4, 0.5, 0.5)
+    assert {len(column) for column in (*peaks.values(), *told["sums"].values())} == {20}
+
+
+def test_tokens_are_spread_over_their_step() -> None:
+    timeline = Timeline()
+    timeline.on_step(step(0, end_ms=19.0, num_decode_tokens=8, num_adapter_loads=1))
+    sums: Any = timeline.as_json()["sums"]
+    assert sums["decode_tokens"] == [2, 2, 2, 2]
+    assert sums["adapter_loads"] == [0, 0, 0, 1]
+
+
+def test_of_each_code_the_first_failure_is_told() -> None:
+    failures = Failures()
+    for line in range(3):
+        failures.add_row({"line": line, "id": f"r{line}", "code": "prompt_too_long", "message": "x" * 1000})
+    failures.add_row({"line": 7, "id": None, "code": "invalid_json", "message": "no JSON"})
+    first, second = failures.as_json()
+    assert first == {"code": "invalid_json", "line": 7, "id": None, "message": "no JSON"}
+    assert (second["line"], second["id"], len(str(second["message"]))) == (0, "r0", 300)
+
+
+def test_a_fleet_and_what_was_dropped_are_told(summary: RunSummary, facts: RunFacts) -> None:
+    account = FleetAccount(
+        placement="rank-aware",
+        has_measured_models=False,
+        clock_error_ms=0.25,
+        replicas=[ReplicaAccount(name=f"replica-{n}", device="cpu", busy_ms=2000.0 * n) for n in range(2)],
+        placed_again=9,
+    )
+    for replica in range(2):
+        summary.on_step(step(replica, replica=replica))
+    summary.add_error("deadline_exceeded", carried_bound=True)
+    fleet = dataclasses.replace(facts, fleet=account.as_json())
+    page = render_html(build_report(summary, fleet, {}))
+    assert "replica-1" in page
+    assert "50.0%" in page, "busy 2 s of 4"
+    assert "9 requests placed again" in page
+    assert "Requests of 2 replicas are added up" in page
+    assert "1 request was dropped" in page
+    alone = render_html(build_report(summary, facts, {}))
+    assert "placed again" not in alone
 
 
 def test_slack_is_counted_by_its_share_of_the_deadline(make_row: MakeRow) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from caraserve_cli.core import ColdStart, Completion, FinishReason, Request, Timings
 from caraserve_cli.events import StepRecord
 from caraserve_cli.report.run_trace import RunTrace
+from caraserve_cli.report.trace_file import write_trace
 
 
 def step(number: int, **changes: Any) -> StepRecord:
@@ -78,3 +82,36 @@ def test_both_ends_of_a_long_run_are_kept() -> None:
     assert (whole["steps_left_out"], whole["requests_left_out"]) == (94, 96)
     (gap,) = events(trace, name="94 steps left out")
     assert (gap["ts"], gap["dur"]) == (28_000, 942_000)
+
+
+def test_replicas_have_rows_of_their_own() -> None:
+    trace = RunTrace()
+    trace.on_step(step(1))
+    trace.on_step(step(1, replica=1))
+    names = {e["pid"]: e["args"]["name"] for e in events(trace, name="process_name")}
+    assert sorted(names.values()) == ["replica 0", "replica 1", "requests"]
+    assert len({event["pid"] for event in events(trace, ph="X")}) == 2
+
+
+def test_no_row_holds_two_slices_at_once() -> None:
+    trace = RunTrace()
+    trace.on_step(step(1, num_adapter_loads=1, adapter_load_ms=5.0))
+    trace.on_step(step(2, num_adapter_loads=1, adapter_load_ms=15.0))
+    trace.on_step(step(2, start_ms=12.0, is_beside=True))
+    loads = events(trace, name="load")
+    assert [(e["ts"], e["ts"] + e["dur"]) for e in loads] == [(13_000, 18_000), (18_000, 28_000)]
+    assert loads[1]["args"]["copying_ms"] == 15.0
+    assert len(events(trace, ph="X", name="decode")) == 2
+    assert [e["ts"] for e in events(trace, cat="beside")] == [12_000, 28_000]
+
+
+def test_what_failed_is_counted_and_an_empty_session_overwrites_nothing(tmp_path: Path) -> None:
+    trace = RunTrace()
+    trace.on_completion(answer("r1"))
+    trace.on_failure()
+    path = write_trace(trace, tmp_path)
+    written = path.read_bytes()
+    assert orjson.loads(written)["otherData"]["failed_requests_not_drawn"] == 1
+    assert write_trace(RunTrace(), tmp_path).read_bytes() == written
+    path.unlink()
+    assert orjson.loads(write_trace(RunTrace(), tmp_path).read_bytes())["traceEvents"]
