@@ -114,9 +114,9 @@ class Run:
             self._answer_all(replicas, source, rows, journal, earlier)
             report = self._report(replicas, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
+            exported = export_answers(journal.answers, options.out, options.output_format)
             write_html(report, options.out)
             write_trace(self._trace, options.out)
-            exported = export_answers(journal.answers, options.out, options.output_format)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
