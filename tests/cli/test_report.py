@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.command import assert_refused, run_caraserve
+from tests.cli.command import assert_refused
+from tests.cli.conftest import Caraserve
 
 
-def test_a_run_is_rendered_again_and_compared(tmp_path: Path) -> None:
+def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Path) -> None:
     for name, most in (("a", "8"), ("b", "1")):
-        ended = run_caraserve("run", "--limit", "6", "--max-running", most, "--out", tmp_path / name)
+        ended = caraserve("run", "--limit", "6", "--max-running", most, "--out", tmp_path / name)
         assert ended.returncode == 0, ended.stderr
     page = tmp_path / "a" / "report.html"
     written = page.read_text()
     page.unlink()
-    ended = run_caraserve("report", tmp_path / "a")
+    ended = caraserve("report", tmp_path / "a")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "6 answered, 0 failed" in ended.stdout
     assert page.read_text() == written
     assert json.loads((tmp_path / "a" / "trace.json").read_bytes())["traceEvents"]
-    ended = run_caraserve("report", tmp_path / "a", tmp_path / "b")
+    ended = caraserve("report", tmp_path / "a", tmp_path / "b")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "--max-running" in ended.stdout.split("metric")[0]
     assert "TTFT p99, ms" in ended.stdout
 
 
-def test_a_folder_without_a_report_is_refused(tmp_path: Path) -> None:
-    assert_refused(run_caraserve("report", tmp_path), 1, str(tmp_path), "report.json", "--resume")
+def test_a_folder_without_a_report_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:
+    assert_refused(caraserve("report", tmp_path), 1, str(tmp_path), "report.json", "--resume")
