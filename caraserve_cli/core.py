@@ -141,7 +141,9 @@ class Timings:
     `room_wait_ms`, `disk_wait_ms`, `load_wait_ms`: how long its first token waited for room in the device's
     pool, for its adapter to be read, and for that to be copied. `stalled_ms`: how long steps with it stood
     still for the adapters of others. `assisted_ms`: the time of steps in which CPU workers had a part of it.
-    `load`: what was under way when it was admitted; None where its adapter was there, or it has none.
+    `preempted_ms`: how long it was back in the queue after preemptions; `preempted_at_ms`: since when it is,
+    None when it is not. `load`: what was under way when it was admitted; None where its adapter was there, or
+    it has none.
     """
 
     arrival_ms: float
@@ -153,6 +155,8 @@ class Timings:
     load_wait_ms: float = 0.0
     stalled_ms: float = 0.0
     assisted_ms: float = 0.0
+    preempted_ms: float = 0.0
+    preempted_at_ms: float | None = None
     load: LoadTime | None = None
 
 

@@ -13,13 +13,15 @@ class StepRecord:
 
     `num_dropped_tokens` were computed for answers that turned out to have ended, and are in no other count.
     `num_memory_retries`: how often it was tried in vain, for the device's memory did not hold it.
-    `is_beside`: it was computed beside other steps, whose times overlap its own.
+    `is_beside`: it was computed beside other steps, whose times overlap its own. `replica`: which of a
+    fleet's replicas computed it, from 0.
 
     Of adapters: those loaded since the record before are `num_adapter_loads`, in all `adapter_bytes` to be
     copied; `loads_by_strategy` counts them by what `core.ColdStart` calls their way. `num_assists`: chunks of
     which CPU workers had a part, `num_failed_assists` those of them whose part came too late. `stall_ms`: how
     long the step stood still for adapters on their way, `others_stalled_ms` that time for each sequence of
-    the step that uses none of them, added up.
+    the step that uses none of them, added up. `adapter_pool_used_bytes` of the device's `adapter_pool_bytes`
+    hold adapters, in use or kept.
 
     Of its time: `predicted_ms` was said when it was launched; None where nothing was, and `why_unpredicted`
     (of `perf.step_predictor.Unpredicted`) says why. `prediction_source` says from what, `kind` is of
@@ -63,6 +65,9 @@ class StepRecord:
     lora_rank_max: int = 0
     kv_tokens: int = 0
     is_alone: bool = False
+    adapter_pool_used_bytes: int = 0
+    adapter_pool_bytes: int = 0
+    replica: int = 0
 
 
 class EventSink(Protocol):

@@ -15,7 +15,7 @@ CHECKS = (
     ("ruff", "format", "--check", "."),
     ("mypy",),
     ("lint-imports",),
-    ("pytest", "-n", "auto", "--dist", "loadscope"),
+    ("pytest", "-rs", "-n", "auto", "--dist", "loadscope"),  # what was skipped is told, with the reason
 )
 
 

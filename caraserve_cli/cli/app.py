@@ -17,6 +17,7 @@ from caraserve_cli.cli.bench import bench
 from caraserve_cli.cli.job_file import JobCommand
 from caraserve_cli.cli.plain_help import PlainCommand, PlainGroup
 from caraserve_cli.cli.profile import profile
+from caraserve_cli.cli.report import report
 from caraserve_cli.cli.run import run
 from caraserve_cli.errors import CaraServeError, ExitStatus
 from caraserve_cli.job.stop_request import StopRequest
@@ -38,6 +39,7 @@ app.command(cls=JobCommand)(run)
 app.command(cls=PlainCommand)(bench)
 app.command(cls=PlainCommand)(profile)
 app.command(cls=PlainCommand)(adapters)
+app.command(cls=PlainCommand)(report)
 
 
 @app.callback(invoke_without_command=True)

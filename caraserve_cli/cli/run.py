@@ -244,7 +244,7 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool) -> int:
 
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress:
         result = Run(options, progress.update, progress.note, stop).execute()
-    names = ("outputs.jsonl", "errors.jsonl", "report.json", "run.json")
+    names = ("outputs.jsonl", "errors.jsonl", "report.json", "report.html", "trace.json", "run.json")
     written = [options.out / name for name in names]
     if result.exported is not None:
         written.insert(1, result.exported)

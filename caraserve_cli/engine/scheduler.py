@@ -228,6 +228,7 @@ class Scheduler:
         while num_missing > self.blocks.num_free:
             victim = next(each for each in reversed(self.running) if not each.is_unchecked)
             self._books.preempt(victim)
+            victim.timings.preempted_at_ms = self._clock_ms()
             self._line.note_newcomer()
             draft.num_preempted += 1
             if victim is sequence:
@@ -266,6 +267,9 @@ class Scheduler:
         if sequence.timings.first_scheduled_ms is None:
             sequence.timings.first_scheduled_ms = self._clock_ms()
             sequence.num_cached_tokens = sequence.num_computed_tokens
+        elif (since_ms := sequence.timings.preempted_at_ms) is not None:
+            sequence.timings.preempted_ms += self._clock_ms() - since_ms
+            sequence.timings.preempted_at_ms = None
         draft.num_cached_tokens += sequence.num_computed_tokens
         self._access.acquire(sequence, decision, draft)
         self._books.admit(sequence)

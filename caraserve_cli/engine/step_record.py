@@ -123,4 +123,6 @@ def make_record(
         lora_rank_max=load.ranks.lora_rank_max,
         kv_tokens=load.kv_tokens,
         is_alone=prediction.is_alone,
+        adapter_pool_used_bytes=scheduler.residency.used_bytes,
+        adapter_pool_bytes=scheduler.residency.capacity_bytes,
     )

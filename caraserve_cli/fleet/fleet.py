@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caraserve_cli.core import AdapterInfo, Failure, Request
 from caraserve_cli.errors import InputError, RowError, RowErrorCode
@@ -262,7 +262,7 @@ class Fleet:
         if news.corrections is not None and self._is_measured:
             loads.note_corrections(replica, news.corrections)
         for record in news.records:
-            self._events.on_step(record)
+            self._events.on_step(replace(record, replica=replica) if replica else record)
             account.add_step(record)
         self._num_running[replica] = news.num_running
         for request_id in news.started:

@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 from caraserve_cli.errors import OptionError
 from caraserve_cli.job.arrival_options import ArrivalOptions
-from caraserve_cli.report.run_report import printable
+from caraserve_cli.report.run_facts import printable
 from caraserve_cli.requests.arrival_process import Arrival, gamma_ms, poisson_ms, trace_arrivals
 from caraserve_cli.requests.arrival_trace import ArrivalTrace
 from caraserve_cli.requests.stream import RowArrival

@@ -35,6 +35,7 @@ class EarlierSessions:
                 summary.add_answer(row, restored=True)
             for row in self._journal.errors():
                 summary.add_error(str(row["code"]), carried_bound=False)
+                summary.failures.add_row(row)
         except (KeyError, TypeError) as error:
             raise OutputError(
                 f"--resume: the output folder has a row that caraserve did not write ({error}); "

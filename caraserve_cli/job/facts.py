@@ -9,8 +9,9 @@ from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.summary import inspect_adapter
 from caraserve_cli.fleet.replica_source import ReplicaSource
 from caraserve_cli.job.arrival_plan import ArrivalPlan
+from caraserve_cli.job.machine_facts import machine_facts
 from caraserve_cli.job.options import RunOptions
-from caraserve_cli.report.run_report import RunFacts
+from caraserve_cli.report.run_facts import RunFacts
 
 
 def run_facts(
@@ -45,6 +46,7 @@ def run_facts(
         options=options.as_json(),
         emulated_link_gbps=options.replica.emulate_link_gbps,
         fleet=None if replicas.account is None else replicas.account.as_json(),
+        machine=machine_facts(),
     )
 
 

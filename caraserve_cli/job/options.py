@@ -12,7 +12,7 @@ from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.job.arrival_options import ArrivalOptions
-from caraserve_cli.report.run_report import OptionValue, printable
+from caraserve_cli.report.run_facts import OptionValue, printable
 from caraserve_cli.requests.columns import ColumnMap
 from caraserve_cli.requests.dataset_source import HUB_PREFIX
 from caraserve_cli.requests.export import OutputFormat

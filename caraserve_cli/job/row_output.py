@@ -1,4 +1,4 @@
-"""Where answers and rejected rows go: into the run's summary, and into its journal, each in the form of its
+"""Where answers and rejected rows go: into summary and trace, and into the journal, each in the form of its
 row, in the order in which they come or in that of the input.
 """
 
@@ -13,6 +13,7 @@ from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.job.input_order import InputOrder
 from caraserve_cli.model.tokenizer import Tokenizer
 from caraserve_cli.report.metrics import measure
+from caraserve_cli.report.run_trace import RunTrace
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.requests.answer import answer_row
 from caraserve_cli.requests.journal import Journal
@@ -33,6 +34,7 @@ class RowOutput:
     Args:
         journal: takes every row once.
         summary: of the run.
+        trace: of the session.
         tokenizer: of the base; None where there is none.
         token_ids: whether answers have them.
         ordered: whether answers come in the order of the input.
@@ -42,12 +44,13 @@ class RowOutput:
         self,
         journal: Journal,
         summary: RunSummary,
+        trace: RunTrace,
         tokenizer: Tokenizer | None,
         *,
         token_ids: bool,
         ordered: bool,
     ) -> None:
-        self._journal, self._summary, self._token_ids = journal, summary, token_ids
+        self._journal, self._summary, self._trace, self._token_ids = journal, summary, trace, token_ids
         self._token_text: TokenText = str if tokenizer is None else tokenizer.token_text
         self._order: InputOrder[_Answer] | None = InputOrder() if ordered else None
 
@@ -65,11 +68,13 @@ class RowOutput:
         """Take an outcome of a request."""
         request = outcome.request
         if isinstance(outcome, Completion):
+            self._trace.on_completion(outcome)
             row = answer_row(outcome, dataclasses.asdict(measure(outcome)), self._token_ids)
             call = request.batch_call
             line = row if call is None else batch_answer_row(row, outcome, self._token_text)
             self._write(_Answer(row, line), request.line)
             return
+        self._trace.on_failure()
         self.reject(
             RejectedRow(
                 line=request.line,
@@ -84,6 +89,9 @@ class RowOutput:
     def reject(self, row: RejectedRow) -> None:
         """Take a row that gets no answer."""
         self._summary.add_error(row.code, row.carried_bound)
+        self._summary.failures.add_row(
+            {"line": row.line, "id": row.request_id, "code": row.code, "message": row.message}
+        )
         self._journal.write_error(row.line, row.request_id, row.code, row.message, is_batch=row.is_batch)
         self._write(None, row.line)
 

@@ -24,9 +24,14 @@ from caraserve_cli.job.replicas import open_replicas
 from caraserve_cli.job.row_output import RowOutput
 from caraserve_cli.job.run_result import RunResult
 from caraserve_cli.job.stop_request import StopRequest
+from caraserve_cli.report.html import write_html
 from caraserve_cli.report.progress_state import ProgressState
-from caraserve_cli.report.run_report import build_report, write_report
+from caraserve_cli.report.report_file import write_report
+from caraserve_cli.report.run_report import build_report
+from caraserve_cli.report.run_trace import RunTrace
+from caraserve_cli.report.step_listeners import StepListeners
 from caraserve_cli.report.summary import RunSummary
+from caraserve_cli.report.trace_file import write_trace
 from caraserve_cli.requests.export import export_answers
 from caraserve_cli.requests.journal import Journal
 from caraserve_cli.requests.manifest import MANIFEST_NAME
@@ -69,6 +74,7 @@ class Run:
         self._stop = stop
         self._clock = RunClock()
         self._summary = RunSummary()
+        self._trace = RunTrace()
         self._arrivals = Arrivals()
         self._replica: Replica | None = None
         self._input_error: InputError | None = None
@@ -111,6 +117,8 @@ class Run:
             report = self._report(replicas, plan, resumed=earlier.num_rows > 0)
             write_report(report, options.out)
             exported = export_answers(journal.answers, options.out, options.output_format)
+            write_html(report, options.out)
+            write_trace(self._trace, options.out)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
@@ -145,6 +153,7 @@ class Run:
         out = RowOutput(
             journal,
             self._summary,
+            self._trace,
             replicas.tokenizer,
             token_ids=options.token_ids,
             ordered=options.ordered,
@@ -222,7 +231,7 @@ class Run:
         """Load the base, only once there is something to answer; then the clock starts."""
         started_s = time.perf_counter()
         with self._stop.breaking_off():
-            replica = replicas.start(self._clock, self._summary)
+            replica = replicas.start(self._clock, StepListeners(self._summary, self._trace))
         self._startup_s += time.perf_counter() - started_s
         self._on_note(f"{replicas.device_description}: {replicas.memory_description}")
         for note in replicas.notes:

@@ -7,8 +7,11 @@ not on their number.
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
+from bisect import bisect_right
+from typing import TypedDict
 
 from ddsketch import LogCollapsingLowestDenseDDSketch
 
@@ -20,6 +23,18 @@ _MAX_EXACT_VALUES = 256
 # At 0.5% a bin spans 1%: 2048 bins hold the accuracy over a factor of 8e8 (1 us to 13 minutes). Values
 # further below the largest share the lowest bin.
 _MAX_BINS = 2048
+
+
+# Edges of histograms, alike for all of them so that two runs can be laid over each other: a bin is 12% wide.
+_BINS_PER_DECADE = 20
+_MAX_HISTOGRAM_BINS = 100
+
+
+class Histogram(TypedDict):
+    """`counts[i]` values lie in (`edges[i]`, `edges[i + 1]`]; the first bin holds the lesser ones too."""
+
+    edges: list[float]
+    counts: list[int]
 
 
 class Distribution:
@@ -78,7 +93,27 @@ class Distribution:
         if not self._count:
             return None
         # q * count is rounded first: 0.95 * 20 must be the 19th value, not the 20th.
-        position = max(math.ceil(round(q * self._count, 9)) - 1, 0)
+        return self._at(max(math.ceil(round(q * self._count, 9)) - 1, 0))
+
+    def count_at_most(self, value: float) -> int:
+        """How many values do not exceed `value`; as exact as a quantile."""
+        return bisect_right(range(self._count), value, key=self._at)
+
+    def histogram(self) -> Histogram | None:
+        """Counts in bins that are equally wide on a logarithmic scale; None where no value is above 0."""
+        if not self._count or self._maximum <= 0:
+            return None
+        last = math.ceil(_BINS_PER_DECADE * math.log10(self._maximum) - 1e-9)
+        first = last - _MAX_HISTOGRAM_BINS
+        if self._minimum > 0:
+            first = max(first, math.ceil(_BINS_PER_DECADE * math.log10(self._minimum)) - 1)
+        first = min(first, last - 1)
+        edges = [10 ** (power / _BINS_PER_DECADE) for power in range(first, last + 1)]
+        below = [0, *(self.count_at_most(edge) for edge in edges[1:-1]), self._count]
+        return {"edges": edges, "counts": [high - low for low, high in itertools.pairwise(below)]}
+
+    def _at(self, position: int) -> float:
+        """The value at a position of their order, from 0."""
         if self._sketch is None:
             return sorted(self._exact)[position]
         if position == self._count - 1:

@@ -41,6 +41,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "adapter was being read into host memory (until it was there, not until the next plan), or had no "
         "room in the device's pool",
         "stalled_ms": "how long steps that computed the request stood still for the adapters of others",
+        "preempted_ms": "how long the request was back in the queue after it had been preempted",
+        "slack_ms": "deadline_ms - latency_ms: negative where the deadline was missed; null without one",
         "assisted_ms": "duration of the steps in which CPU workers were to compute a part of the request",
         "hit_rate": "requests whose adapter was on the device when they were admitted / answered requests "
         "that name one",
@@ -61,7 +63,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
 class RequestMetrics:
     """What one answered request experienced.
 
-    `tpot_ms` is None for an answer of one token, `slo_attained` for a request without bounds, `load_ms` and
+    `tpot_ms` is None for an answer of one token, `slo_attained` and `slack_ms` for a request without bounds
+    or deadline, `load_ms` and
     `load_hidden_ms` where no copying is known of; DEFINITIONS says what they are.
     """
 
@@ -76,6 +79,8 @@ class RequestMetrics:
     room_wait_ms: float
     stalled_ms: float
     assisted_ms: float
+    preempted_ms: float
+    slack_ms: float | None
     slo_attained: bool | None
 
 
@@ -92,6 +97,7 @@ def measure(completion: Completion) -> RequestMetrics:
     ttft_ms = first - timings.arrival_ms
     tpot_ms = time_per_output_token_ms(first, last, len(completion.token_ids))
     latency_ms = last - timings.arrival_ms
+    deadline_ms = completion.request.bounds.deadline_ms
     load_ms = None if timings.load is None else timings.load.ms
     return RequestMetrics(
         queue_ms=scheduled - timings.arrival_ms,
@@ -105,6 +111,8 @@ def measure(completion: Completion) -> RequestMetrics:
         room_wait_ms=timings.room_wait_ms,
         stalled_ms=timings.stalled_ms,
         assisted_ms=timings.assisted_ms,
+        preempted_ms=timings.preempted_ms,
+        slack_ms=None if deadline_ms is None else deadline_ms - latency_ms,
         slo_attained=attains_slo(
             completion.request.bounds, ttft_ms=ttft_ms, tpot_ms=tpot_ms, latency_ms=latency_ms
         ),

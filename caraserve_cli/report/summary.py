@@ -11,9 +11,13 @@ from collections.abc import Mapping
 
 from caraserve_cli.events import StepRecord
 from caraserve_cli.report.cold_totals import ColdTotals
+from caraserve_cli.report.deadline_slack import DeadlineSlack
 from caraserve_cli.report.engine_totals import EngineTotals
+from caraserve_cli.report.failures import Failures
 from caraserve_cli.report.prediction_totals import PredictionTotals
+from caraserve_cli.report.slowest import SlowestRequests
 from caraserve_cli.report.tally import Counts, Tally
+from caraserve_cli.report.timeline import Timeline
 
 
 class RunSummary:
@@ -29,6 +33,10 @@ class RunSummary:
         self.engine = EngineTotals()
         self.predictions = PredictionTotals()
         self.cold = ColdTotals()  # of this session, as the engine's
+        self.timeline = Timeline()  # of this session too
+        self.slack = DeadlineSlack()
+        self.slowest = SlowestRequests()
+        self.failures = Failures()
         self.by_finish_reason: Counter[str] = Counter()
         self.by_cold_start: Counter[str] = Counter()
         self.by_error_code: Counter[str] = Counter()
@@ -71,6 +79,8 @@ class RunSummary:
             tally = self._tallies[adapter] = Tally()
         tally.add_row(row, counts)
         self.counts.add(counts)
+        self.slack.add_row(row)
+        self.slowest.add_row(row)
         if not restored:
             self.session_counts.add(counts)
             self.cold.add_row(row)
@@ -89,3 +99,4 @@ class RunSummary:
     def on_step(self, record: StepRecord) -> None:
         self.engine.on_step(record)
         self.predictions.on_step(record)
+        self.timeline.on_step(record)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caraserve_cli.report.run_report import printable
+from caraserve_cli.report.run_facts import printable
 
 MAX_ADAPTERS_SHOWN = 20
 MAX_REPLICAS_SHOWN = 16

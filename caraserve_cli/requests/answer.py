@@ -28,6 +28,8 @@ _TIME_KEYS = (
     "room_wait_ms",
     "stalled_ms",
     "assisted_ms",
+    "preempted_ms",
+    "slack_ms",
 )
 
 

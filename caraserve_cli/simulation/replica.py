@@ -16,6 +16,7 @@ from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, S
 from caraserve_cli.engine.by_slack import make_scheduling_policy
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.scheduling import FirstComeFirstServed
+from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.decode_run import DecodeRun
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
@@ -82,7 +83,7 @@ class SimulatedReplica:
             facts.config.prefill_chunk_tokens,
         )
         self._step_times = StepTimes(facts, self._depot)
-        serving = make_scheduling_policy(scheduling, facts.config, facts.step_model)
+        serving = make_scheduling_policy(scheduling, facts.config, StepPredictor(facts.step_model))
         self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers, serving)
         self.scheduler.cold_starts.supply = self._depot
         self.scheduler.cold_starts.policy = policy

@@ -47,12 +47,19 @@ def test_what_is_past_its_deadline_is_dropped_and_counts_as_missed(
     report = json.loads((out / "report.json").read_text())
     assert report["slo"] == {"carried": 2, "attained": 1, "attainment": 0.5}
     assert report["requests"]["failed_by_code"] == {"deadline_exceeded": 1}
+    (failure,) = report["failures"]
+    assert (failure["id"], failure["message"]) == ("late", error["message"])
+    assert "1 request was dropped" in (out / "report.html").read_text()
+    trace = json.loads((out / "trace.json").read_text())
+    assert trace["otherData"]["failed_requests_not_drawn"] == 1
     options = report["run"]["options"]
     assert (options["scheduling"], options["on_missed_deadline"]) == ("slack", "drop")
 
     assert caraserve(*job, "--resume").returncode == 3
     assert len(read_rows(out / "errors.jsonl")) == 1, "it is kept, not tried again"
     report = json.loads((out / "report.json").read_text())
+    assert report["failures"] == [failure]
+    assert json.loads((out / "trace.json").read_text()) == trace, "nothing was done that could replace it"
     assert report["slo"] == {"carried": 2, "attained": 1, "attainment": 0.5}
 
     # Tried again it is answered late.

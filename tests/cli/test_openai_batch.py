@@ -111,6 +111,9 @@ def test_a_resumed_batch_knows_what_is_done(caraserve: Caraserve, tmp_path: Path
     assert sorted(ids) == ["own", "request-1", "request-2", "request-3", "request-6"]
     assert len(read_rows(out / "errors.jsonl")) == 2
     assert "5 answered, 2 failed" in ended.stdout
+    page = (out / "report.html").read_text()
+    assert all(request_id in page for request_id in ids)
+    assert "Resumed: counts" in page
     assert "Exact match 100.0% (2 of 2)" in ended.stdout
     dry = caraserve(*command(requests, tmp_path / "dry"), "--dry-run")
     assert dry.stdout.count('"custom_id"') == 2

@@ -158,6 +158,10 @@ def test_two_replicas_answer_as_one(start: Callable[..., Running], alone: dict[s
     assert sum(replica["answered"] for replica in fleet["replicas"]) == NUM_ROWS
     assert min(replica["answered"] for replica in fleet["replicas"]) > NUM_ROWS / 4
     assert sum(replica["steps"] for replica in fleet["replicas"]) == report["engine"]["steps"]
+    assert report["timeline"]["replicas"] == 2
+    trace = json.loads((running.out / "trace.json").read_bytes())["traceEvents"]
+    assert {"replica 0", "replica 1"} <= {e["args"]["name"] for e in trace if e["name"] == "process_name"}
+    assert "replica-1" in (running.out / "report.html").read_text()
     assert "2 replicas" in out
     assert "Traceback" not in err
     assert "raylet" not in out + err

@@ -87,6 +87,8 @@ def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) 
         "room_wait_ms",
         "stalled_ms",
         "assisted_ms",
+        "preempted_ms",
+        "slack_ms",
         "failed_assists",
         "slo_attained",
         "logprobs",

@@ -212,7 +212,7 @@ def test_no_answer_changes(num_kv_blocks: int, length: int, num_late: int) -> No
 
 def test_steps_that_share_the_device_are_neither_predicted_nor_learned_from() -> None:
     """Of all that ran while something was beside it, at any time between launch and end."""
-    _, records, _ = answer(BesideRunner(7))
+    _, records, _ = answer(TwoLaneRunner(7))
     of = {step.why_unpredicted for step in records.steps if step.is_beside}
     assert of == {"beside"}
     apart = [step for step in records.steps if not step.is_beside]

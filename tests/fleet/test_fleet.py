@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -241,7 +242,7 @@ def test_the_driver_counts_what_replicas_tell() -> None:
     crew.tell(home, ReplicaNews(records=[record], started=["r0"], adapters_left=["3"], num_running=1))
     crew.tell(away, ReplicaNews(adapters_came=["3"]))
     fleet.poll()
-    assert records == [record]
+    assert records == [dataclasses.replace(record, replica=home)]
     assert fleet.num_running == 1
     account = fleet.account.replicas[home].as_json()
     assert (account["steps"], account["busy_ms"], account["mean_running"]) == (1, 3.0, 1.0)

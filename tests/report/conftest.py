@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from caraserve_cli.report.run_report import RunFacts
+from caraserve_cli.report.run_facts import RunFacts
 from caraserve_cli.report.summary import RunSummary
 
 MakeRow = Callable[..., dict[str, object]]
@@ -36,6 +36,8 @@ def make_row() -> MakeRow:
             "room_wait_ms": 0.0,
             "stalled_ms": 0.0,
             "assisted_ms": 0.0,
+            "preempted_ms": 0.0,
+            "slack_ms": None,
             "failed_assists": 0,
             "slo_attained": None,
             "metadata": {},

@@ -11,7 +11,9 @@ import orjson
 import pytest
 
 from caraserve_cli.errors import OutputError
-from caraserve_cli.report.run_report import RunFacts, build_report, write_report
+from caraserve_cli.report.report_file import write_report
+from caraserve_cli.report.run_facts import RunFacts
+from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
 
 MakeRow = Callable[..., dict[str, object]]
@@ -24,7 +26,7 @@ def report(summary: RunSummary, facts: RunFacts) -> dict[str, Any]:
 
 
 def test_counts(report: dict[str, Any]) -> None:
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["requests"] == {
         "answered": 6,
         "failed": 2,
@@ -196,7 +198,7 @@ def test_what_is_written_is_what_is_read(report: dict[str, Any], tmp_path: Path)
 def test_a_report_replaces_the_one_before(report: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("x" * 100_000)
     write_report(report, tmp_path)
-    assert orjson.loads((tmp_path / "report.json").read_bytes())["schema"] == 1
+    assert orjson.loads((tmp_path / "report.json").read_bytes())["schema"] == 2
 
 
 def test_file_names_that_are_no_text_can_be_reported(

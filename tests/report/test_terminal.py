@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from caraserve_cli.report.run_report import RunFacts, build_report
+from caraserve_cli.report.run_facts import RunFacts
+from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.report.terminal import format_duration, format_share, render_summary
 

@@ -25,6 +25,8 @@ METRICS = {
     "room_wait_ms": 0.0,
     "stalled_ms": 0.5,
     "assisted_ms": 2.0,
+    "preempted_ms": 3.0,
+    "slack_ms": -1.5,
     "slo_attained": True,
 }
 
@@ -50,7 +52,8 @@ def test_the_line_has_the_documented_keys_in_order() -> None:
         '{"id":"r1","adapter":"team/summarise","text":"hi","finish_reason":"stop","prompt_tokens":3,'
         '"completion_tokens":2,"cold_start":"on-demand","queue_ms":0.123,"ttft_ms":10,"tpot_ms":null,'
         '"latency_ms":20.0,"load_ms":7.5,"load_hidden_ms":3.25,"load_wait_ms":4.25,"disk_wait_ms":1.5,'
-        '"room_wait_ms":0.0,"stalled_ms":0.5,"assisted_ms":2.0,"failed_assists":1,"slo_attained":true}'
+        '"room_wait_ms":0.0,"stalled_ms":0.5,"assisted_ms":2.0,"preempted_ms":3.0,"slack_ms":-1.5,'
+        '"failed_assists":1,"slo_attained":true}'
     )
 
 
@@ -82,6 +85,8 @@ def test_what_was_asked_for_is_added() -> None:
         "room_wait_ms",
         "stalled_ms",
         "assisted_ms",
+        "preempted_ms",
+        "slack_ms",
         "failed_assists",
         "slo_attained",
         "logprobs",

@@ -1,0 +1,140 @@
+"""Two reports beside each other: configuration, then metrics, then adapters. Knows the schema of report.json.
+
+Says by how much numbers differ and which way is better; whether a difference is more than chance one run
+each cannot tell (`caraserve bench` can).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+# Smaller changes are called the same. Chosen, not measured: equal runs may differ by more.
+SAME_WITHIN = 0.02
+
+# path of a metric → what to call it, and whether more of it is better
+_METRICS: Mapping[tuple[str, ...], tuple[str, bool]] = {
+    ("slo", "attainment"): ("SLO attainment", True),
+    ("throughput", "goodput_requests_per_s"): ("goodput, requests/s", True),
+    ("throughput", "output_tokens_per_s"): ("output tokens/s", True),
+    ("throughput", "requests_per_s"): ("requests/s", True),
+    ("exact_match", "accuracy"): ("exact match", True),
+    ("requests", "failed"): ("failed", False),
+    ("cold_starts", "hit_rate"): ("adapter hit rate", True),
+    ("engine", "preemptions"): ("preemptions", False),
+    **{
+        ("times", time, key): (f"{label} {key}, ms", False)
+        for time, label in (
+            ("ttft_ms", "TTFT"),
+            ("tpot_ms", "TPOT"),
+            ("latency_ms", "latency"),
+            ("queue_ms", "queue"),
+        )
+        for key in ("p50", "p99")
+    },
+}
+_RUN_FACTS = (
+    "base",
+    "weights",
+    "device",
+    "memory",
+    "dtype",
+    "emulated_link_gbps",
+    "requests_source",
+    "arrival",
+)
+_UNTOLD_OPTIONS = ("out",)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One number of both runs; None where a run does not define it."""
+
+    name: str
+    before: float | None
+    after: float | None
+    more_is_better: bool
+
+    @property
+    def ratio(self) -> float | None:
+        return self.after / self.before if self.before and self.after is not None else None
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `same`, or `-` where one of them is not defined."""
+        if self.before is None or self.after is None:
+            return "-"
+        if abs(self.after - self.before) <= SAME_WITHIN * abs(self.before):
+            return "same"
+        return "better" if (self.after > self.before) == self.more_is_better else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`settings`: name and both values of those that differ; `adapters`: by name, for those of either run."""
+
+    settings: list[tuple[str, object, object]]
+    metrics: list[Change]
+    adapters: list[tuple[str, list[Change]]]
+
+
+def compare_reports(before: Json, after: Json) -> Comparison:
+    """What differs between two reports as read from report.json."""
+    metrics = [
+        Change(name, _at(before, path), _at(after, path), better) for path, (name, better) in _METRICS.items()
+    ]
+    return Comparison(_settings(before, after), metrics, _adapters(before, after))
+
+
+def _settings(before: Json, after: Json) -> list[tuple[str, object, object]]:
+    told = [_flat(report) for report in (before, after)]
+    names = dict.fromkeys([*told[0], *told[1]])
+    return [
+        (name, told[0].get(name), told[1].get(name))
+        for name in names
+        if told[0].get(name) != told[1].get(name)
+    ]
+
+
+def _flat(report: Json) -> dict[str, object]:
+    run = report["run"]
+    options = {f"--{k.replace('_', '-')}": v for k, v in run["options"].items() if k not in _UNTOLD_OPTIONS}
+    facts = {name: run[name] for name in _RUN_FACTS}
+    return {"caraserve": report["caraserve_version"], **facts, **run.get("machine", {}), **options}
+
+
+def _adapters(before: Json, after: Json) -> list[tuple[str, list[Change]]]:
+    """Those answered most in the second run first."""
+    entries = [{entry["adapter"]: entry for entry in report["by_adapter"]} for report in (before, after)]
+    names = sorted(
+        entries[0].keys() | entries[1].keys(),
+        key=lambda name: (-entries[1].get(name, {"answered": 0})["answered"], name or ""),
+    )
+    paths = (
+        (("slo_of_answered", "attainment"), "SLO attainment", True),
+        (("times", "ttft_ms", "p50"), "TTFT p50", False),
+        (("times", "tpot_ms", "p50"), "TPOT p50", False),
+        (("times", "latency_ms", "p50"), "latency p50", False),
+        (("times", "latency_ms", "p99"), "latency p99", False),
+    )
+    return [
+        (
+            "(base)" if name is None else name,
+            [
+                Change(label, _at(entries[0].get(name), path), _at(entries[1].get(name), path), better)
+                for path, label, better in paths
+            ],
+        )
+        for name in names
+    ]
+
+
+def _at(report: Any, path: tuple[str, ...]) -> float | None:
+    for key in path:
+        if not isinstance(report, Mapping):
+            return None
+        report = report.get(key)
+    return report if isinstance(report, (int, float)) else None

@@ -1,0 +1,31 @@
+"""`caraserve report` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.command import assert_refused
+from tests.cli.conftest import Caraserve
+
+
+def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Path) -> None:
+    for name, most in (("a", "8"), ("b", "1")):
+        ended = caraserve("run", "--limit", "6", "--max-running", most, "--out", tmp_path / name)
+        assert ended.returncode == 0, ended.stderr
+    page = tmp_path / "a" / "report.html"
+    written = page.read_text()
+    page.unlink()
+    ended = caraserve("report", tmp_path / "a")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "6 answered, 0 failed" in ended.stdout
+    assert page.read_text() == written
+    assert json.loads((tmp_path / "a" / "trace.json").read_bytes())["traceEvents"]
+    ended = caraserve("report", tmp_path / "a", tmp_path / "b")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "--max-running" in ended.stdout.split("metric")[0]
+    assert "TTFT p99, ms" in ended.stdout
+
+
+def test_a_folder_without_a_report_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:
+    assert_refused(caraserve("report", tmp_path), 1, str(tmp_path), "report.json", "--resume")
