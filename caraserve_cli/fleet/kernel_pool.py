@@ -56,6 +56,7 @@ class RandomPool:
             self.packed.transfers.mark_stale()
             self.packed.start_copies()
             self.packed.transfers.wait()
+            self.packed.transfers.settle()  # which lets go of the blobs that were copied
             first += layout.num_elements
 
     def _layout(self, lora_rank: int) -> AdapterLayout:
