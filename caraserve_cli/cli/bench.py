@@ -107,7 +107,21 @@ class _Asked:
             raise OptionError(
                 "--junit: it tells what a comparison found; give --baseline too, or leave it out"
             )
+        self._check_distinct()
         self.files.check_writable()
+
+    def _check_distinct(self) -> None:
+        """Refuse one file for two things: the later would be all that is left.
+
+        Raises:
+            OptionError: there is one.
+        """
+        compared = {} if self.baseline is None else {"--baseline": self.baseline}
+        option_of: dict[Path, str] = {}
+        for option, path in (compared | self.files.given).items():
+            other = option_of.setdefault(path.resolve(), option)
+            if other != option:
+                raise OptionError(f"{option}: '{path}' is the file of {other} too; give each its own")
 
     def find_recipe(self) -> tuple[Path, AnyRecipe]:
         """The recipe's file, and what it says.
@@ -168,6 +182,7 @@ def _run(asked: _Asked, stop: StopRequest) -> int:
 def _run_gated(asked: _Asked) -> int:
     from rich.console import Console
 
+    from caraserve_cli.bench.confidence import MIN_VALUES
     from caraserve_cli.bench.gate_terminal import render_gate
     from caraserve_cli.bench.gated_run import run_gated
     from caraserve_cli.bench.recording import read_recording
@@ -185,6 +200,9 @@ def _run_gated(asked: _Asked) -> int:
     typer.echo(done.last.printed)
     if done.gate is None:
         typer.echo(f"Recorded {done.recording.num_rounds} runs: {asked.files.record}")
+        if done.recording.num_rounds < MIN_VALUES:
+            advice = f"a comparison needs {MIN_VALUES} runs to tell anything; give a larger --budget-s"
+            typer.echo(f"caraserve: --record: {advice}", err=True)
         return ExitStatus.OK
     # The log of a CI job counts as 80 columns; a long line there is better than names and figures cut short.
     width = max(Console().width, _GATE_COLUMNS)

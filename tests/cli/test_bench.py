@@ -66,6 +66,16 @@ def test_a_json_file_that_could_not_be_written_is_refused_before_anything_runs(
     assert_refused(caraserve("bench", recipe, "--json", tmp_path), 1, "--json", "it is a folder")
 
 
+@pytest.mark.parametrize("first", ["--record", "--baseline"])
+def test_one_file_for_two_things_is_refused(
+    caraserve: Caraserve, recipe: Path, tmp_path: Path, first: str
+) -> None:
+    """A baseline would be lost by the recording that has regressed."""
+    file = tmp_path / "kept"
+    ended = caraserve("bench", recipe, first, file, "--json", tmp_path / "." / "kept")
+    assert_refused(ended, 2, f"--json: '{file}' is the file of {first} too; give each its own")
+
+
 def test_without_peft_it_says_what_to_install(recipe: Path) -> None:
     without_peft = "import sys; sys.modules['peft'] = None; from caraserve_cli.cli.main import main; main()"
     ended = subprocess.run(
