@@ -91,7 +91,7 @@ def _read_job(path: Path, by_key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(value: Any, parameter: Any, where: str) -> Any:
-    """A value as the command line would have it; its own range is checked where that's is."""
+    """A value as the command line would have it; its range is checked where that of the command line is."""
     is_list = getattr(parameter, "multiple", False) or parameter.nargs == -1
     if isinstance(value, dict) and is_list and all(isinstance(each, str) for each in value.values()):
         value = [f"{key}={each}" for key, each in value.items()]  # [map]
