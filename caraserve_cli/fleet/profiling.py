@@ -72,19 +72,7 @@ def measure_profile(
         exchange = _fit_link("exchange", measure_exchange(device, shape.hidden_size, dtype))
     on_part("LoRA in decoding steps")
     kernels = _fit_kernels(_measure_kernels(surroundings, on_left_out), on_left_out)
-    on_part("prefill steps")
-    profiler = StepProfiler(surroundings, options)
-    prefill_ms = profiler.prefill_steps()
-    on_part("decoding steps")
-    decode_ms = profiler.decode_steps()
-    if len(prefill_ms) < 2 or not decode_ms:
-        raise ProfileError(
-            f"base '{options.base}': its context or the KV cache is too small for the steps that "
-            "are measured; give more --kv-memory, or another base"
-        )
-    on_part("contexts of decoding steps")
-    kv_cost = _fit_kv_cost(profiler.context_steps(), on_left_out)
-    decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out)
+    prefill, decode, kv_cost = _measure_steps(surroundings, options, on_part, on_left_out)
     first = fused_groups(shape)[0]
     return MachineProfile(
         measured_on=MeasuredOn(
@@ -99,7 +87,7 @@ def measure_profile(
         shape=shape,
         link=link,
         exchange=exchange,
-        prefill=PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())),
+        prefill=prefill,
         decode=decode,
         padded_kernel=kernels.get(True),
         unpadded_kernel=kernels.get(False),
@@ -133,6 +121,30 @@ def _measure_cpu_lora(surroundings: Surroundings, cores: Sequence[int]) -> CpuLo
             if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
+
+
+def _measure_steps(
+    surroundings: Surroundings, options: ReplicaOptions, on_part: OnPart, on_left_out: OnLeftOut
+) -> tuple[PrefillModel, DecodeModel, KvCost | None]:
+    """Of the base without adapters.
+
+    Raises:
+        ProfileError: too few of the steps that are measured fit.
+    """
+    on_part("prefill steps")
+    profiler = StepProfiler(surroundings, options)
+    prefill_ms = profiler.prefill_steps()
+    on_part("decoding steps")
+    decode_ms = profiler.decode_steps()
+    if len(prefill_ms) < 2 or not decode_ms:
+        raise ProfileError(
+            f"base '{options.base}': its context or the KV cache is too small for the steps that "
+            "are measured; give more --kv-memory, or another base"
+        )
+    on_part("contexts of decoding steps")
+    kv_cost = _fit_kv_cost(profiler.context_steps(), on_left_out)
+    decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out)
+    return PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())), decode, kv_cost
 
 
 def _measure_kernels(surroundings: Surroundings, on_left_out: OnLeftOut) -> list[KernelTimes]:
