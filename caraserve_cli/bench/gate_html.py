@@ -20,6 +20,7 @@ from caraserve_cli.bench.gate_words import (
     worse_of,
 )
 from caraserve_cli.bench.metric import Direction, Metric
+from caraserve_cli.bench.paper import COMPARISON_HEADS, PaperComparison
 from caraserve_cli.bench.recording import Recording
 
 _WIDTH, _MARGIN = 260, 8
@@ -46,10 +47,13 @@ class _Row:
     middle: float | None
 
 
-def recording_html(recording: Recording) -> str:
-    """A page of all metrics; a plot shows the repeats over their median."""
+def recording_html(
+    recording: Recording, remarks: Sequence[str] = (), comparison: PaperComparison | None = None
+) -> str:
+    """A page of what a paper reports beside ours, and of all metrics; a plot shows the repeats over their
+    median."""
     rows = [_recording_row(metric) for metric in recording.metrics]
-    return _page(recording, ("median", "lowest to highest"), rows, "", [])
+    return _page(recording, ("median", "lowest to highest"), rows, "", remarks, comparison=comparison)
 
 
 def _recording_row(metric: Metric) -> _Row:
@@ -155,6 +159,7 @@ def _page(
     sentence: str,
     remarks: Sequence[str],
     verdict: str = "",
+    comparison: PaperComparison | None = None,
 ) -> str:
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
     facts = {"recorded": recording.recorded_at, "commit": recording.commit, **recording.fingerprint}
@@ -165,6 +170,8 @@ def _page(
         sentence=sentence,
         remarks=remarks,
         verdict=verdict,
+        comparison=comparison,
+        comparison_heads=COMPARISON_HEADS,
         facts={key: value for key, value in {**facts, **recording.versions}.items() if value},
         width=_WIDTH,
     )
@@ -199,6 +206,19 @@ dd { margin: 0; overflow-wrap: anywhere; }
 <h1>caraserve bench {{ recipe }}</h1>
 {% if sentence %}<p class="{{ verdict.split()[0] }}"><strong>{{ sentence }}</strong></p>{% endif %}
 {% for remark in remarks %}<p class="note">{{ remark }}</p>{% endfor %}
+{% if comparison %}
+<p>The paper, {{ comparison.paper.where }}: {{ comparison.paper.setting }}</p>
+<div class="scroll">
+<table>
+<tr>{% for head in comparison_heads %}<th>{{ head }}</th>{% endfor %}</tr>
+{% for row in comparison.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+</div>
+<p>What differs:</p>
+<ul>{% for difference in comparison.paper.differences %}<li>{{ difference }}</li>{% endfor %}</ul>
+{% endif %}
 <div class="scroll">
 <table>
 <tr><th>metric</th>{% if sentence %}<th>verdict</th>{% endif %}

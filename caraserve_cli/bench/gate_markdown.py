@@ -13,13 +13,16 @@ from caraserve_cli.bench.gate_words import (
     verdict_sentence,
     worse_of,
 )
+from caraserve_cli.bench.paper import COMPARISON_HEADS, PaperComparison
 from caraserve_cli.bench.recording import Recording
 
 _MARKS = {GateVerdict.HELD: "✅", GateVerdict.REGRESSED: "❌", GateVerdict.CANNOT_TELL: "⚪"}
 
 
-def recording_markdown(recording: Recording) -> str:
-    """A heading and a table of all metrics."""
+def recording_markdown(
+    recording: Recording, remarks: Sequence[str] = (), comparison: PaperComparison | None = None
+) -> str:
+    """A heading, remarks, what a paper reports beside ours, and a table of all metrics."""
     rows = [
         (metric.name, figure(metric.median, metric.unit), extremes_of(metric), str(len(metric.values)))
         for metric in recording.metrics
@@ -27,6 +30,8 @@ def recording_markdown(recording: Recording) -> str:
     lines = [
         f"## caraserve bench {_escaped(recording.recipe)}",
         "",
+        *(line for remark in remarks for line in (_escaped(remark), "")),
+        *(_paper_lines(comparison) if comparison else ()),
         *_table(("metric", "median", "lowest to highest", "values"), rows),
         "",
         _where(recording),
@@ -59,6 +64,20 @@ def gate_markdown(result: GateResult) -> str:
         _where(result.recording),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _paper_lines(comparison: PaperComparison) -> list[str]:
+    paper = comparison.paper
+    return [
+        _escaped(f"The paper, {paper.where}: {paper.setting}"),
+        "",
+        *_table(COMPARISON_HEADS, comparison.rows),
+        "",
+        "What differs:",
+        "",
+        *(f"- {_escaped(difference)}" for difference in paper.differences),
+        "",
+    ]
 
 
 def _where(recording: Recording) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from caraserve_cli.bench.gate import GateResult, judge, recording_is_narrow
 from caraserve_cli.bench.gate_rules import parse_gate_rules
+from caraserve_cli.bench.paper import PaperComparison, compare_with_paper, parse_paper
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recording import Recording, make_recording, recipe_digest
 from caraserve_cli.bench.rounds import Round, run_rounds
@@ -27,11 +28,13 @@ class GatedRun:
     Attributes:
         gate: None without a baseline.
         last: of the rounds.
+        comparison: of the medians of all rounds with what a paper reports; None where the recipe has none.
     """
 
     recording: Recording
     gate: GateResult | None
     last: Round
+    comparison: PaperComparison | None
 
 
 def _tell_nobody(number: int, is_settled: bool) -> None:
@@ -72,7 +75,13 @@ def run_gated(
         on_round(number, is_settled)
         if is_settled:
             break
-    return GatedRun(recording=recording, gate=gate, last=rounds[-1])
+    paper = parse_paper(read_recipe(recipe))
+    return GatedRun(
+        recording=recording,
+        gate=gate,
+        last=rounds[-1],
+        comparison=None if paper is None else compare_with_paper(paper, [each.result for each in rounds]),
+    )
 
 
 def record_results(recipe: Path, results: list[Mapping[str, Any]], *, each_repeat: bool = False) -> Recording:

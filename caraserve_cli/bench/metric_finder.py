@@ -1,8 +1,8 @@
 """The metrics of a result, whatever its kind: every figure that the JSON of a result has for each repeat.
 
-A metric's name is the way to it: names of cases, strategies and systems, then the key. Its unit, direction,
-basis and tolerance follow from the key, by the first rule of `_RULES` that fits; a recipe can say otherwise
-(`gate_rules`). One run of a benchmark, in a process of its own, gives one value: the median of its repeats.
+A metric's name is the way to it (`figures`). Its unit, direction, basis and tolerance follow from it, by the
+first rule of `_RULES` that fits; a recipe can say otherwise (`gate_rules`). One run of a benchmark, in a
+process of its own, gives one value: the median of its repeats.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
 
+from caraserve_cli.bench.figures import figures_of, is_figure, is_spread, repeats_of
 from caraserve_cli.bench.metric import Basis, Direction, Metric
 
 # By what fraction a figure may become worse before that is a regression. Ratios of one run repeat to 1% on a
@@ -67,7 +67,6 @@ _RULES: dict[Basis, tuple[_Rule, ...]] = {
 
 # Figures that a result has once, which are metrics nevertheless.
 _SINGLE = ("copy_bytes_per_s", "product_flops_per_s", "startup_s")
-_LABELS = ("name", "strategy", "system")
 
 
 def find_metrics(result: Mapping[str, object], *, each_repeat: bool = False) -> list[Metric]:
@@ -78,8 +77,8 @@ def find_metrics(result: Mapping[str, object], *, each_repeat: bool = False) -> 
         each_repeat: all repeats of the run instead of their median, to be shown and not to be judged.
     """
     metrics: dict[str, Metric] = {}
-    for name, repeats in _figures(result, ()):
-        if not repeats or not all(map(_is_figure, repeats)):
+    for name, repeats in _figures(result):
+        if not repeats or not all(map(_is_repeat, repeats)):
             continue
         values = repeats if each_repeat else (statistics.median(repeats),)
         if name not in metrics:
@@ -105,37 +104,15 @@ def describe_metric(name: str, values: tuple[float, ...]) -> Metric:
     )
 
 
-def _figures(part: Mapping[str, object], way: tuple[str, ...]) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Name → the repeats, of everything in a part of a result that `way` leads to."""
-    for key, value in part.items():
-        if _is_spread(value):
-            yield ": ".join((*way, key)), tuple(cast("Mapping[str, list[float]]", value)["values"])
-        elif key in _SINGLE and isinstance(value, float):
-            yield ": ".join((*way, key)), (value,)
-        elif isinstance(value, Mapping):
-            yield from _figures(value, (*way, key))
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, Mapping) and (label := _label(item)):
-                    yield from _figures(item, (*way, *_section(key), label))
+def _figures(result: Mapping[str, object]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Name → the repeats."""
+    for name, value in figures_of(result):
+        if is_spread(value):
+            yield name, repeats_of(value)
+        elif isinstance(value, float) and name.rpartition(": ")[2] in _SINGLE:
+            yield name, (value,)
 
 
-def _is_figure(value: object) -> bool:
+def _is_repeat(value: object) -> bool:
     """JSON has null for what is no number."""
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
-
-
-def _is_spread(value: object) -> bool:
-    return isinstance(value, Mapping) and {"values", "median", "lowest", "highest"} <= value.keys()
-
-
-def _label(item: Mapping[str, object]) -> str | None:
-    """What tells an item of a list from the others; without, it has no metrics."""
-    if "ours" in item and "over" in item:
-        return f"{item['ours']} / {item['over']}"
-    return next((str(item[key]) for key in _LABELS if item.get(key)), None)
-
-
-def _section(key: str) -> tuple[str, ...]:
-    """Lists whose items have names of their own need none; sections of kernels do."""
-    return () if key in ("cases", "systems", "ratios", "results") else (key,)
+    return is_figure(value) and math.isfinite(value) and value >= 0

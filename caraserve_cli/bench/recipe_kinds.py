@@ -19,11 +19,24 @@ from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.gate_rules import parse_gate_rules
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
 from caraserve_cli.bench.paired_recipe import PAIRED, PairedRecipe, parse_paired
+from caraserve_cli.bench.paper import parse_paper
 from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.bench.serving_recipe import SERVING, ServingRecipe, parse_serving
 from caraserve_cli.bench.slo_recipe import SLO, SloRecipe, parse_slo
+from caraserve_cli.bench.small import (
+    small_arrivals,
+    small_assist,
+    small_cluster,
+    small_comparison,
+    small_kernels,
+    small_paired,
+    small_serving,
+    small_slo,
+    small_steps,
+    small_throughput,
+)
 from caraserve_cli.bench.step_recipe import STEPS, StepRecipe, parse_steps
 from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputRecipe, parse_throughput
 from caraserve_cli.errors import OptionError
@@ -71,11 +84,12 @@ _Recipe = TypeVar("_Recipe", bound=AnyRecipe)
 
 @dataclass(frozen=True, slots=True)
 class RecipeKind(Generic[_Recipe]):
-    """How recipes of one kind are read and measured, and with decoding steps slowed by a factor, where they
-    can be."""
+    """How recipes of one kind are read, cut down (see `small`) and measured, and with decoding steps slowed
+    by a factor, where they can be."""
 
     recipe_type: type[_Recipe]
     parse: Callable[[RecipeTable, Path], _Recipe]
+    shrink: Callable[[_Recipe], _Recipe]
     measure: Callable[[_Recipe, Tell], Measured]
     measure_slowed: Callable[[_Recipe, Tell, float], Measured] | None = None
 
@@ -88,9 +102,21 @@ def load_any_recipe(path: Path) -> AnyRecipe:
         OptionError: it is no TOML, has an unknown key, or a wrong value.
     """
     table = read_recipe(path)
-    parse_gate_rules(table)  # any kind may have some
+    # Any kind may have these.
+    parse_gate_rules(table)
+    parse_paper(table)
     recipe: AnyRecipe = _KINDS[table.choice("kind", tuple(_KINDS), COMPARISON)].parse(table, path)
     return recipe
+
+
+def shrink_recipe(recipe: AnyRecipe) -> AnyRecipe:
+    """A recipe of any kind cut down to what a CPU does in seconds, on the embedded sample.
+
+    Raises:
+        InputError: this installation has no sample.
+    """
+    small: AnyRecipe = _kind_of(recipe).shrink(recipe)
+    return small
 
 
 def measure_recipe(recipe: AnyRecipe, tell: Tell, slow_decode: float | None = None) -> Measured:
@@ -262,14 +288,14 @@ def _step_time(step_ms: float | None) -> str:
 
 
 _KINDS: dict[str, RecipeKind[Any]] = {
-    ARRIVALS: RecipeKind(ArrivalRecipe, parse_arrivals, _measure_arrivals),
-    ASSIST: RecipeKind(AssistRecipe, parse_assist, _measure_assist),
-    CLUSTER: RecipeKind(ClusterRecipe, parse_cluster, _measure_cluster),
-    COMPARISON: RecipeKind(Recipe, parse_recipe, _measure_comparison),
-    KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
-    PAIRED: RecipeKind(PairedRecipe, parse_paired, _measure_paired, _measure_paired),
-    SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),
-    SLO: RecipeKind(SloRecipe, parse_slo, _measure_slo),
-    STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),
-    THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, _measure_throughput),
+    ARRIVALS: RecipeKind(ArrivalRecipe, parse_arrivals, small_arrivals, _measure_arrivals),
+    ASSIST: RecipeKind(AssistRecipe, parse_assist, small_assist, _measure_assist),
+    CLUSTER: RecipeKind(ClusterRecipe, parse_cluster, small_cluster, _measure_cluster),
+    COMPARISON: RecipeKind(Recipe, parse_recipe, small_comparison, _measure_comparison),
+    KERNELS: RecipeKind(KernelRecipe, parse_kernels, small_kernels, _measure_kernels),
+    PAIRED: RecipeKind(PairedRecipe, parse_paired, small_paired, _measure_paired, _measure_paired),
+    SERVING: RecipeKind(ServingRecipe, parse_serving, small_serving, _measure_serving),
+    SLO: RecipeKind(SloRecipe, parse_slo, small_slo, _measure_slo),
+    STEPS: RecipeKind(StepRecipe, parse_steps, small_steps, _measure_steps),
+    THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, small_throughput, _measure_throughput),
 }

@@ -18,6 +18,7 @@ from caraserve_cli.bench.fingerprint import machine_fingerprint, result_versions
 from caraserve_cli.bench.gate_rules import GateRule, apply_gate_rules
 from caraserve_cli.bench.metric import Basis, Direction, Metric
 from caraserve_cli.bench.metric_finder import find_metrics
+from caraserve_cli.bench.paper import PAPER
 from caraserve_cli.errors import InputError
 
 _FORMAT = "caraserve-bench-recording/1"
@@ -91,7 +92,8 @@ def make_recording(
 
 def recipe_digest(values: Mapping[str, object]) -> str:
     """Of what a recipe measures: neither what is said of it nor what is required changes a figure."""
-    measured = {key: value for key, value in values.items() if key not in ("description", "gate", "require")}
+    said = ("description", "gate", "require", PAPER)
+    measured = {key: value for key, value in values.items() if key not in said}
     return blake2b(json.dumps(measured, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 

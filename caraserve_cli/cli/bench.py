@@ -15,8 +15,8 @@ from caraserve_cli.errors import ExitStatus, OptionError
 from caraserve_cli.job.stop_request import StopRequest
 
 if TYPE_CHECKING:
+    from caraserve_cli.bench.bench_recipe import BenchRecipe
     from caraserve_cli.bench.gate import GateVerdict
-    from caraserve_cli.bench.recipe_kinds import AnyRecipe
 
 # Ten runs of recipes/quick.toml, and a few more on a quiet machine.
 _DEFAULT_BUDGET_S = 120.0
@@ -27,6 +27,7 @@ def bench(
     context: typer.Context,
     recipe: o.Recipe = None,
     list_recipes: o.ListRecipes = False,
+    small: o.Small = False,
     record: o.Record = None,
     baseline: o.Baseline = None,
     budget_s: o.BudgetS = None,
@@ -41,6 +42,8 @@ def bench(
     """Run a recipe: measure systems side by side on the same requests, check that their answers are equal;
     or measure what the engine, or a part of it, gives of what the device could.
 
+    With --small, cut the recipe down to what a CPU does in seconds on the embedded sample, as a try.
+
     With --baseline, run it again and again, and say whether anything became worse than it was.
 
     Exit status: 0 requirements met, or held; 4 missed, or regressed; 5 the work was not done or not the same,
@@ -54,7 +57,7 @@ def bench(
         junit=junit_file,
         github_benchmark=github_file,
     )
-    asked = _Asked(recipe, baseline, budget_s, try_gate, slow_decode, files)
+    asked = _Asked(recipe, small, baseline, budget_s, try_gate, slow_decode, files)
     if list_recipes:
         if asked != _NOTHING_ASKED:
             raise OptionError(
@@ -72,6 +75,7 @@ class _Asked:
     """The options, but for --list; None where one was not given."""
 
     recipe: str | None
+    is_small: bool
     baseline: Path | None
     budget_s: float | None
     try_gate: int | None
@@ -89,6 +93,7 @@ class _Asked:
             OptionError: an option means nothing beside the others.
             OutputError: a file cannot be written.
         """
+        self._check_small()
         if self.try_gate is not None and (self.baseline is not None or self.files.given):
             raise OptionError(
                 "--try-gate: it records and compares by itself, and writes no files; leave out --record, "
@@ -110,6 +115,25 @@ class _Asked:
         self._check_distinct()
         self.files.check_writable()
 
+    def _check_small(self) -> None:
+        """Refuse to keep or compare the figures of a try.
+
+        Raises:
+            OptionError: there is an option that would.
+        """
+        others = {
+            "--record": self.files.record,
+            "--baseline": self.baseline,
+            "--try-gate": self.try_gate,
+            "--slow-decode": self.slow_decode,
+            "--github-benchmark": self.files.github_benchmark,
+        }
+        given = [option for option, value in others.items() if value is not None]
+        if self.is_small and given:
+            raise OptionError(
+                f"--small: its figures say nothing of speed, which {given[0]} is about; leave out either"
+            )
+
     def _check_distinct(self) -> None:
         """Refuse one file for two things: the later would be all that is left.
 
@@ -123,25 +147,26 @@ class _Asked:
             if other != option:
                 raise OptionError(f"{option}: '{path}' is the file of {other} too; give each its own")
 
-    def find_recipe(self) -> tuple[Path, AnyRecipe]:
-        """The recipe's file, and what it says.
+    def find_recipe(self) -> BenchRecipe:
+        """The recipe, as it is to be measured.
 
         Raises:
             InputError: it cannot be read.
             OptionError: there is none of this name, it is wrong, or cannot be slowed.
         """
+        from caraserve_cli.bench.bench_recipe import BenchRecipe
         from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
-        from caraserve_cli.bench.recipe_kinds import check_can_be_slowed, load_any_recipe
+        from caraserve_cli.bench.recipe_kinds import check_can_be_slowed
 
         path = find_recipe(DEFAULT_RECIPE if self.recipe is None else self.recipe)
-        recipe = load_any_recipe(path)
+        found = BenchRecipe.load(path, is_small=self.is_small)
         if self.slow_decode is not None:
-            check_can_be_slowed(recipe)
-        return path, recipe
+            check_can_be_slowed(found.recipe)
+        return found
 
 
 _NO_FILES = BenchFiles(record=None, json=None, markdown=None, html=None, junit=None, github_benchmark=None)
-_NOTHING_ASKED = _Asked(None, None, None, None, None, _NO_FILES)
+_NOTHING_ASKED = _Asked(None, False, None, None, None, None, _NO_FILES)
 
 
 def _list() -> int:
@@ -164,19 +189,17 @@ def _measure(asked: _Asked, stop: StopRequest) -> int:
 def _run(asked: _Asked, stop: StopRequest) -> int:
     from rich.console import Console
 
-    from caraserve_cli.bench.recipe_kinds import measure_recipe
-
-    path, recipe = asked.find_recipe()
+    recipe = asked.find_recipe()
 
     def tell(measured: str, repeat: int, repeats: int, gave: str) -> None:
         stop.check()
         _tell(measured, repeat, repeats, gave)
 
     stop.check()
-    measured = measure_recipe(recipe, tell, asked.slow_decode)
-    asked.files.write_result(path, measured.result.as_json(), measured.beside)
-    Console(soft_wrap=True).print(measured.rendered)
-    return measured.result.verdict.exit_status
+    run = recipe.measure(tell, asked.slow_decode)
+    asked.files.write_result(run)
+    Console(soft_wrap=True).print(run.rendered)
+    return run.verdict.exit_status
 
 
 def _run_gated(asked: _Asked) -> int:
@@ -187,7 +210,8 @@ def _run_gated(asked: _Asked) -> int:
     from caraserve_cli.bench.gated_run import run_gated
     from caraserve_cli.bench.recording import read_recording
 
-    path, recipe = asked.find_recipe()
+    found = asked.find_recipe()
+    path, recipe = found.path, found.recipe
     baseline = None if asked.baseline is None else read_recording(asked.baseline)
     if baseline is not None and baseline.recipe != recipe.name:
         raise OptionError(
@@ -196,7 +220,7 @@ def _run_gated(asked: _Asked) -> int:
         )
     budget_s = asked.budget_s or _DEFAULT_BUDGET_S
     done = run_gated(path, baseline, budget_s, _tell_round, slow_decode=asked.slow_decode)
-    asked.files.write_gated(done.recording, done.gate)
+    asked.files.write_gated(done)
     typer.echo(done.last.printed)
     if done.gate is None:
         typer.echo(f"Recorded {done.recording.num_rounds} runs: {asked.files.record}")
@@ -213,7 +237,7 @@ def _run_gated(asked: _Asked) -> int:
 def _try_gate(asked: _Asked, num_tries: int) -> int:
     from caraserve_cli.bench.gate_trials import try_gate
 
-    path, _ = asked.find_recipe()
+    path = asked.find_recipe().path
 
     def tell(number: int, verdict: GateVerdict) -> None:
         typer.echo(f"try {number} of {num_tries}: {verdict}", err=True)

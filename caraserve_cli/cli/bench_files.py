@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from caraserve_cli.errors import OutputError
 
 if TYPE_CHECKING:
+    from caraserve_cli.bench.bench_recipe import BenchRun
     from caraserve_cli.bench.gate import GateResult
+    from caraserve_cli.bench.gated_run import GatedRun
+    from caraserve_cli.bench.paper import PaperComparison
     from caraserve_cli.bench.recording import Recording
 
 
@@ -41,12 +44,7 @@ class BenchFiles:
         for option, path in self.given.items():
             check_writable(path, option)
 
-    def write_result(
-        self,
-        recipe: Path,
-        result: Mapping[str, object],
-        beside: Mapping[str, Mapping[str, object] | str],
-    ) -> None:
+    def write_result(self, run: BenchRun) -> None:
         """Write what one run of a recipe gave.
 
         Raises:
@@ -55,8 +53,8 @@ class BenchFiles:
         from caraserve_cli.bench.facts import write_json, write_text
 
         if self.json is not None:
-            write_json(self.json, result)
-            for suffix, content in beside.items():
+            write_json(self.json, run.content)
+            for suffix, content in run.beside.items():
                 if isinstance(content, str):
                     write_text(self.json.with_suffix(suffix), content)
                 else:
@@ -64,9 +62,10 @@ class BenchFiles:
         if self.markdown or self.html or self.github_benchmark:
             from caraserve_cli.bench.gated_run import record_results
 
-            self._write_pages(record_results(recipe, [result], each_repeat=True), None)
+            recording = record_results(run.recipe, [run.content], each_repeat=True)
+            self._write_pages(recording, None, run.comparison, run.remarks)
 
-    def write_gated(self, recording: Recording, gate: GateResult | None) -> None:
+    def write_gated(self, done: GatedRun) -> None:
         """Write what several runs of a recipe gave, and how it compares.
 
         Raises:
@@ -75,15 +74,23 @@ class BenchFiles:
         from caraserve_cli.bench.facts import write_json
         from caraserve_cli.bench.gate_junit import gate_junit
 
+        recording, gate = done.recording, done.gate
         if self.record is not None:
             write_json(self.record, recording.as_json(), "--record")
         if self.json is not None:
             write_json(self.json, recording.as_json() if gate is None else gate.as_json())
         if self.junit is not None and gate is not None:
             _write("--junit", self.junit, gate_junit(gate))
-        self._write_pages(recording, gate)
+        self._write_pages(recording, gate, done.comparison)
 
-    def _write_pages(self, recording: Recording, gate: GateResult | None) -> None:
+    def _write_pages(
+        self,
+        recording: Recording,
+        gate: GateResult | None,
+        comparison: PaperComparison | None,
+        remarks: Sequence[str] = (),
+    ) -> None:
+        """What a paper reports is not on the gate's pages, which are about a change."""
         import orjson
 
         from caraserve_cli.bench.gate_html import gate_html, recording_html
@@ -91,10 +98,10 @@ class BenchFiles:
         from caraserve_cli.bench.github_benchmark import github_benchmark
 
         if self.markdown is not None:
-            text = recording_markdown(recording) if gate is None else gate_markdown(gate)
+            text = recording_markdown(recording, remarks, comparison) if gate is None else gate_markdown(gate)
             _write("--markdown", self.markdown, text.encode())
         if self.html is not None:
-            text = recording_html(recording) if gate is None else gate_html(gate)
+            text = recording_html(recording, remarks, comparison) if gate is None else gate_html(gate)
             _write("--html", self.html, text.encode())
         if self.github_benchmark is not None:
             for suffix, content in github_benchmark(recording).items():

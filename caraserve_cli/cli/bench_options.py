@@ -19,6 +19,14 @@ Recipe = Annotated[
     ),
 ]
 ListRecipes = Annotated[bool, typer.Option("--list", help="List the embedded recipes and measure nothing.")]
+Small = Annotated[
+    bool,
+    typer.Option(
+        "--small",
+        help="Cut the recipe down to seconds on this CPU, with the embedded sample: does it run? "
+        "Judges no speed.",
+    ),
+]
 Record = Annotated[
     Path | None,
     _file(help="Measure again and again, and keep it as a baseline."),

@@ -1,0 +1,26 @@
+"""What a paper reports beside what was measured here, as text for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from caraserve_cli.bench.paper import COMPARISON_HEADS, PaperComparison
+from caraserve_cli.bench.terminal import plain_table
+
+
+def render_paper(comparison: PaperComparison) -> RenderableType:
+    """Where it is reported, a table of both sides, and what differs."""
+    paper = comparison.paper
+    table = plain_table(*COMPARISON_HEADS)
+    for column in table.columns[1:3]:
+        column.justify = "left"
+    for row in comparison.rows:
+        table.add_row(*row)
+    return Group(
+        Text(f"The paper, {paper.where}: {paper.setting}"),
+        table,
+        *(Text(f"Not measured here: {figure}", style="yellow") for figure in comparison.missing),
+        Text("What differs:"),
+        *(Text(f"- {difference}") for difference in paper.differences),
+    )
