@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -145,10 +146,11 @@ class BenchReplica:
             outcomes += self._replica.poll()
         return outcomes
 
-    def answer_in_time(self, requests: Sequence[Request]) -> Served:
+    def answer_in_time(self, requests: Sequence[Request], *, keeps_adapters: bool = True) -> Served:
         """Each submitted when it arrives, answered or not what came before it (an open loop).
 
         Args:
+            keeps_adapters: whether an adapter may stay on the device when no unfinished request has it.
             requests: `arrival_ms` counts from the start of this call; on what comes back it is on the
                 replica's clock, so that a request that arrives during a step has waited for its end.
         """
@@ -158,15 +160,34 @@ class BenchReplica:
         for request in requests:
             arrivals.add(replace(request, arrival_ms=started_ms + request.arrival_ms))
         outcomes: list[Outcome] = []
+        unfinished: Counter[str | None] = Counter()
+        leaving: set[str] = set()
         while arrivals or self._replica.num_unfinished:
             now_ms = self.now_ms()
             if due := arrivals.take_due(now_ms):
                 self._replica.submit(due)
+                unfinished.update(each.adapter for each in due)
             if self._replica.num_unfinished:
-                outcomes += self._replica.poll()
+                ended = self._replica.poll()
+                outcomes += ended
+                unfinished.subtract(each.request.adapter for each in ended)
+                if not keeps_adapters:
+                    leaving |= {each.request.adapter for each in ended if each.request.adapter is not None}
+                    leaving = self._evict_unused({name for name in leaving if not unfinished[name]})
             else:
                 time.sleep((arrivals.next_ms - now_ms) / 1000)
         return Served(started_ms=started_ms, outcomes=tuple(outcomes), steps=tuple(self._log.steps))
+
+    def _evict_unused(self, adapters: Iterable[str]) -> set[str]:
+        """Take adapters off the device that no unfinished request has; those that a step under way still uses
+        are what is left."""
+        used: set[str] = set()
+        for name in adapters:
+            try:
+                self._replica.evict_adapters([name])
+            except ValueError:
+                used.add(name)
+        return used
 
     def close(self) -> None:
         """End what belongs to it; it answers nothing any more."""

@@ -146,13 +146,14 @@ def parse_common(table: RecipeTable, options: ReplicaOptions, *, distinct: bool 
     """The keys that cases of every kind have; `options` are the recipe's.
 
     `distinct`: there is an adapter at least, and each request has its own where their number is left out.
+    Where they are drawn by 'popularity' there may be more of them than requests.
 
     Raises:
         OptionError: a wrong value.
     """
     num_requests = table.count("requests", None)
     num_adapters = table.count("adapters", num_requests if distinct else None, low=int(distinct))
-    if num_adapters > num_requests:
+    if num_adapters > num_requests and not (distinct and "popularity" in table.values):
         raise table.wrong("adapters", "at most 'requests', so that each is used", num_adapters)
     lora_ranks, modules = _parse_sizes(table, num_adapters)
     table.refuse("host_adapter_memory", "in a case, since all cases share the adapters in host memory")

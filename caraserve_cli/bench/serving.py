@@ -8,7 +8,7 @@ from contextlib import closing
 
 from caraserve_cli.bench.bench_replica import BenchReplica
 from caraserve_cli.bench.case_runner import find_undone
-from caraserve_cli.bench.cold_starts import CACHED, check_replica, rotated
+from caraserve_cli.bench.cold_starts import CACHED, check_replica, keeps_adapters, rotated
 from caraserve_cli.bench.engine_runs import run_replicas
 from caraserve_cli.bench.serving_recipe import ServingCase, ServingRecipe
 from caraserve_cli.bench.serving_requests import make_arrivals
@@ -86,7 +86,7 @@ def _run(
     """One repeat; without a rate all requests are there at once."""
     requests = make_arrivals(case, repeat, rate_per_s, replica.vocab_size)
     replica.set_out(strategy, {each.name for each in adapters_of(case)}, case.link_gbps)
-    served = replica.answer_in_time(requests)
+    served = replica.answer_in_time(requests, keeps_adapters=keeps_adapters(strategy))
     completions = [each for each in served.outcomes if isinstance(each, Completion)]
     undone = find_undone(requests, served.outcomes)
     num_loaded = sum(each.cold_start is not ColdStart.RESIDENT for each in completions)

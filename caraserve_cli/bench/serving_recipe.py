@@ -5,13 +5,14 @@ those of the engine's options.
     kind = "serving"
     [[case]]
     name = "9 requests a second"
-    strategies = ["cached", "auto"]     # compared on one replica, repeat by repeat
+    strategies = ["cached", "auto"]     # compared on one replica, repeat by repeat; with `auto-unkept` and so
+                                        # on an adapter leaves the device with the last request that has it
     rate_per_s = 9                      # Poisson arrivals, submitted in their time (an open loop)
     load = 0.8                          # or: as a share of saturation, which needs `cached`
     requests = 100
     adapters = 100                      # optional; left out, each request has its own
-    popularity = 1.0                    # optional: adapter k is drawn with the weight 1 / (k + 1) ** 1.0;
-                                        # left out, request i has adapter i % adapters
+    popularity = 1.0                    # optional: adapters are drawn by chance, see `popularity`; left out,
+                                        # request i has adapter i % adapters
     lora_ranks = [64]                   # as in a throughput benchmark, as is `modules`
     modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
     prompt_tokens = 128
@@ -116,7 +117,7 @@ def _parse_case(table: RecipeTable, options: ReplicaOptions) -> ServingCase:
     for key in ("peft", "vllm", "cold"):
         table.refuse(key, "in a serving benchmark, whose strategies are compared with each other")
     timed = parse_timed(table, options)
-    strategies = parse_strategies(table)
+    strategies = parse_strategies(table, unkept=True)
     rate_per_s, load = table.optional_positive("rate_per_s"), table.optional_positive("load")
     if (rate_per_s is None) == (load is None):
         raise table.wrong("rate_per_s", "given or 'load' given, one of the two", rate_per_s)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from itertools import islice
 
+from caraserve_cli.bench.popularity import popularity_weights
 from caraserve_cli.bench.synthetic import SyntheticAdapter, adapters_of, make_requests
 from caraserve_cli.bench.timed_case import TimedCase
 from caraserve_cli.core import Request
@@ -36,5 +37,5 @@ def _draw_adapters(case: TimedCase, chosen: random.Random) -> Sequence[Synthetic
     adapters = adapters_of(case)
     if case.popularity is None:
         return [adapters[index % len(adapters)] for index in range(case.num_requests)]
-    weights = [(index + 1) ** -case.popularity for index in range(len(adapters))]
+    weights = popularity_weights(case.popularity, len(adapters))
     return chosen.choices(adapters, weights, k=case.num_requests)

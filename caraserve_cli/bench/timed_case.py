@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caraserve_cli.bench.engine_case import CommonKeys, EngineCase, parse_common
+from caraserve_cli.bench.popularity import Popularity, parse_popularity
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.core import Bounds
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -16,11 +17,11 @@ class TimedCase(EngineCase):
     """Requests that arrive one after the other; their adapters are cold, and each has one.
 
     Attributes:
-        popularity: exponent of the adapters' weights; None where they take turns.
+        popularity: with which adapters are drawn; None where they take turns.
         bounds: that every request carries.
     """
 
-    popularity: float | None
+    popularity: Popularity | None
     bounds: Bounds
 
 
@@ -30,7 +31,7 @@ class TimedKeys(CommonKeys):
     prompt_tokens: int
     output_tokens: int
     cold: bool
-    popularity: float | None
+    popularity: Popularity | None
     bounds: Bounds
 
 
@@ -40,12 +41,13 @@ def parse_timed(table: RecipeTable, options: ReplicaOptions) -> TimedKeys:
     Raises:
         OptionError: a wrong value.
     """
+    common = parse_common(table, options, distinct=True)
     return TimedKeys(
-        **parse_common(table, options, distinct=True),
+        **common,
         prompt_tokens=table.count("prompt_tokens", None),
         output_tokens=table.count("output_tokens", None),
         cold=True,
-        popularity=table.optional_positive("popularity"),
+        popularity=parse_popularity(table, common["num_adapters"]),
         bounds=Bounds(
             deadline_ms=table.optional_positive("deadline_ms"),
             ttft_slo_ms=table.optional_positive("ttft_slo_ms"),

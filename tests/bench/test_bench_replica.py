@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import psutil
@@ -78,3 +79,26 @@ def test_adapters_are_cold_but_for_cached_ones(replica: BenchReplica) -> None:
         replica.set_out(strategy, NAMES, None)
         answers = completed(replica.answer_in_time(requests(0.0, 0.0, 0.0)).outcomes)
         assert [each.cold_start is ColdStart.RESIDENT for each in answers] == [is_resident] * 3
+
+
+def test_adapters_leave_with_their_last_request_where_none_is_kept(replica: BenchReplica) -> None:
+    """Five requests in turn for one adapter, each alone: every one is a cold start, or only the first."""
+    first, _, _ = requests(0.0, 0.0, 0.0)
+    for keeps_adapters, num_resident in ((False, 0), (True, 4)):
+        replica.set_out("stream", NAMES, None)
+        answers: list[Completion] = []
+        for _ in range(5):
+            answers += completed(replica.answer_in_time([first], keeps_adapters=keeps_adapters).outcomes)
+        assert sum(each.cold_start is ColdStart.RESIDENT for each in answers) == num_resident
+
+
+def test_an_adapter_that_another_request_has_stays(replica: BenchReplica) -> None:
+    """The second one arrives while the first is answered, and ends after it."""
+    first, second, _ = requests(0.0, 0.0, 0.0)
+    both = [
+        dataclasses.replace(first, adapter=NAMES[0]),
+        dataclasses.replace(second, adapter=NAMES[0], sampling=SamplingParams(max_tokens=9, ignore_eos=True)),
+    ]
+    replica.set_out("stream", NAMES, None)
+    answers = completed(replica.answer_in_time(both, keeps_adapters=False).outcomes)
+    assert [len(each.token_ids) for each in answers] == [3, 9]
