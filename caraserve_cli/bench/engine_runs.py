@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import torch
 
@@ -25,13 +27,21 @@ from caraserve_cli.bench.engine_result import CaseRun, EngineFacts, OnCaseRun, P
 from caraserve_cli.bench.facts import code_commit, installed_versions
 from caraserve_cli.bench.floor import DeviceSpeed, measure_speed
 from caraserve_cli.bench.peers import OnPeer, measure_peers
-from caraserve_cli.bench.synthetic import SyntheticAdapters, adapters_of
-from caraserve_cli.errors import OptionError
+from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters, adapters_of
+from caraserve_cli.errors import InputError, OptionError
+from caraserve_cli.fleet.machine import choose_dtype
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
+from caraserve_cli.model.resolve import resolve_base
+
+if TYPE_CHECKING:
+    from caraserve_cli.bench.synthetic_folders import SyntheticFolders
 
 _PACKAGES = ("torch", "triton", "transformers", "peft")
 
+
+# Made where they are asked for, or on disk where several processes ask.
+_Adapters: TypeAlias = "SyntheticAdapters | SyntheticFolders"
 
 _Case = TypeVar("_Case", bound=EngineCase)
 _Run = TypeVar("_Run")
@@ -89,9 +99,16 @@ def run_replicas(recipe: EngineRecipe[_Case], run_replica: RunReplica[_Case, _Ru
         OptionError: the recipe asks for what this machine does not have.
         InputError: the base cannot be had, or a step does not fit the device's memory.
     """
+    with ExitStack() as stack:
+        return _run_replicas(recipe, run_replica, stack)
+
+
+def _run_replicas(
+    recipe: EngineRecipe[_Case], run_replica: RunReplica[_Case, _Run], stack: ExitStack
+) -> EngineRuns[_Run]:
     load_average = os.getloadavg()[0]
     device = bench_device(recipe.name, recipe.options.device)
-    adapters = _adapters_by_kernel(recipe, packed=copies_adapters(device))
+    adapters = _adapters_by_kernel(recipe, device, stack)
     started_s = time.perf_counter()
     surroundings = _prepare(recipe, adapters)
     prepared_s = time.perf_counter()
@@ -133,25 +150,42 @@ def run_replicas(recipe: EngineRecipe[_Case], run_replica: RunReplica[_Case, _Ru
 
 
 def _adapters_by_kernel(
-    recipe: EngineRecipe[EngineCase], *, packed: bool
-) -> dict[LoraKernel, SyntheticAdapters]:
-    """Those of all cases with the same LoRA kernel, which decides how they lie in host memory."""
-    return {
-        lora_kernel: SyntheticAdapters(
-            (
-                adapter
-                for case in recipe.cases
-                if case.options.lora_kernel == lora_kernel
-                for adapter in adapters_of(case)
-            ),
-            packed=packed,
+    recipe: EngineRecipe[EngineCase], device: torch.device, stack: ExitStack
+) -> dict[LoraKernel, _Adapters]:
+    """Those of all cases with the same LoRA kernel, which decides how they lie in host memory. What they need
+    on disk is removed with the stack."""
+    adapters: dict[LoraKernel, _Adapters] = {}
+    for lora_kernel in dict.fromkeys(case.options.lora_kernel for case in recipe.cases):
+        cases = [case for case in recipe.cases if case.options.lora_kernel == lora_kernel]
+        wanted = dict.fromkeys(adapter for case in cases for adapter in adapters_of(case))
+        if recipe.options.tensor_parallel > 1:
+            adapters[lora_kernel] = _write_adapters(recipe.options, wanted, device, stack)
+        else:
+            adapters[lora_kernel] = SyntheticAdapters(wanted, packed=copies_adapters(device))
+    return adapters
+
+
+def _write_adapters(
+    options: ReplicaOptions, adapters: Iterable[SyntheticAdapter], device: torch.device, stack: ExitStack
+) -> SyntheticFolders:
+    """Raises InputError if the disk has no room."""
+    from caraserve_cli.bench.synthetic_folders import SyntheticFolders
+
+    config = resolve_base(options.base, options.weights).config
+    root = Path(stack.enter_context(TemporaryDirectory(prefix="caraserve-bench-")))
+    try:
+        return SyntheticFolders(
+            root, adapters, config.shape, choose_dtype(options.dtype, device, config.dtype)
         )
-        for lora_kernel in dict.fromkeys(case.options.lora_kernel for case in recipe.cases)
-    }
+    except OSError as error:
+        raise InputError(
+            f"the adapters for several processes cannot be written to '{root}': {error.strerror}; let TMPDIR "
+            "name a folder with room for one of each rank"
+        ) from error
 
 
 def _prepare(
-    recipe: EngineRecipe[EngineCase], adapters: Mapping[LoraKernel, SyntheticAdapters]
+    recipe: EngineRecipe[EngineCase], adapters: Mapping[LoraKernel, _Adapters]
 ) -> dict[ReplicaOptions, Surroundings]:
     """The surroundings of every replica, with one host store a LoRA kernel. All are made before anything is
     on the device: each replica is to have what is free now."""
@@ -183,7 +217,7 @@ def _in_recipe_words(message: str) -> str:
 
 
 def _make_adapters(
-    adapters: Mapping[LoraKernel, SyntheticAdapters], surroundings: Mapping[ReplicaOptions, Surroundings]
+    adapters: Mapping[LoraKernel, _Adapters], surroundings: Mapping[ReplicaOptions, Surroundings]
 ) -> None:
     """Have all adapters in host memory, those of several LoRA kernels in a store each.
 

@@ -3,6 +3,7 @@ top is that of a throughput benchmark (`throughput_recipe`), without the lengths
 those of the engine's options.
 
     kind = "serving"
+    tensor_parallel = 4                 # optional: so many processes hold the base together
     [[case]]
     name = "9 requests a second"
     strategies = ["cached", "auto"]     # compared on one replica, repeat by repeat; with `auto-unkept` and so
@@ -37,7 +38,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caraserve_cli.bench.cold_starts import CACHED, parse_strategies, start_with
+from caraserve_cli.bench.cold_starts import CACHED, CPU_ASSIST, parse_strategies, start_with
 from caraserve_cli.bench.engine_case import EngineRecipe, parse_cases, parse_options, parse_top
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.bench.timed_case import TimedCase, parse_timed
@@ -104,7 +105,9 @@ def parse_serving(table: RecipeTable, path: Path) -> ServingRecipe:
         OptionError: it has an unknown key, or a wrong value.
     """
     table.choice("kind", (SERVING,), SERVING)
-    options = parse_options(table, path, prefix_caching=False)
+    options = dataclasses.replace(
+        parse_options(table, path, prefix_caching=False), tensor_parallel=table.count("tensor_parallel", 1)
+    )
     recipe = ServingRecipe(
         **parse_top(table, path, options, repeats=5),
         cases=parse_cases(table, lambda each: _parse_case(each, options)),
@@ -118,6 +121,14 @@ def _parse_case(table: RecipeTable, options: ReplicaOptions) -> ServingCase:
         table.refuse(key, "in a serving benchmark, whose strategies are compared with each other")
     timed = parse_timed(table, options)
     strategies = parse_strategies(table, unkept=True)
+    if options.tensor_parallel > 1:
+        table.refuse("cpu_workers", "beside 'tensor_parallel', where no process has a whole adapter")
+        table.refuse(
+            "emulate_link_gbps", "beside 'tensor_parallel', where each process has a link of its own"
+        )
+        if start_with(strategies) == CPU_ASSIST:
+            must_be = f"without '{CPU_ASSIST}' beside 'tensor_parallel', where no process has a whole adapter"
+            raise table.wrong("strategies", must_be, list(strategies))
     rate_per_s, load = table.optional_positive("rate_per_s"), table.optional_positive("load")
     if (rate_per_s is None) == (load is None):
         raise table.wrong("rate_per_s", "given or 'load' given, one of the two", rate_per_s)
