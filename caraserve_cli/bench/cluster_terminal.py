@@ -11,8 +11,6 @@ from rich.text import Text
 from caraserve_cli.bench.cluster_recipe import LessTime
 from caraserve_cli.bench.cluster_result import (
     HELD_ATTAINMENT,
-    PAPER_ATTAINMENT,
-    PAPER_BETTER,
     ClusterPoint,
     ClusterResult,
     JudgedCluster,
@@ -43,11 +41,6 @@ def point_summary(point: ClusterPoint) -> str:
     )
 
 
-def point_name(point: ClusterPoint) -> str:
-    """Which simulation it was."""
-    return f"{point.lora_kernel}, {point.policy}, {point.rate_per_s:,.0f} requests/s"
-
-
 def _circumstances(result: ClusterResult) -> Text:
     facts, base = result.facts, result.without_lora
     origin = "measured profile" if facts.is_measured else "constants of the recipe"
@@ -68,8 +61,7 @@ def _policies_line(result: ClusterResult, lora_kernel: str) -> Text:
     rate = result.without_lora.rate_per_s
     return Text(
         f"{lora_kernel} at {rate:,.0f} requests/s; ms, means but for p99\n"
-        f"less: by what share the time per token of {DEFAULT_PLACEMENT} is less; paper: what the paper\n"
-        f"reports of its own policy, whose attainment there is {PAPER_ATTAINMENT:.0%}; "
+        f"less: by what share the time per token of {DEFAULT_PLACEMENT} is less; "
         f"99% to: requests/s up to which 99% keep the SLO"
     )
 
@@ -77,12 +69,11 @@ def _policies_line(result: ClusterResult, lora_kernel: str) -> Text:
 def _policies_table(result: ClusterResult, lora_kernel: str) -> Table:
     rate = result.without_lora.rate_per_s
     ours = result.at(lora_kernel, DEFAULT_PLACEMENT, rate)
-    table = plain_table("", "a token", "p99", "SLO", "TTFT", "TPOT", "cold", "less", "paper", "99% to")
+    table = plain_table("", "a token", "p99", "SLO", "TTFT", "TPOT", "cold", "less", "99% to")
     for policy in result.policies:
         point = result.at(lora_kernel, policy, rate)
         if point is None:
             continue
-        of_paper = PAPER_BETTER.get(policy)
         table.add_row(
             policy,
             f"{point.time_per_token_ms:.2f}",
@@ -92,7 +83,6 @@ def _policies_table(result: ClusterResult, lora_kernel: str) -> Table:
             "-" if point.tpot_ms is None else f"{point.tpot_ms:.2f}",
             f"{_cold_share(point):.0%}",
             "-" if ours is None or policy == DEFAULT_PLACEMENT else f"{less_time(ours, point):.0%}",
-            "-" if of_paper is None else f"{of_paper:.0%}",
             _held(result, lora_kernel, policy),
         )
     return table

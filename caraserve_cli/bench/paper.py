@@ -8,7 +8,7 @@
     metric = "mean TTFT over CACHED"
     system = "S-LoRA"                     # theirs
     here = "on-demand-blocking"           # optional: what of ours stands for it, where that is not plain
-    value = 1.82                          # what they report
+    value = 1.82                          # what they report; left out where they have no such figure
     up_to = 1.9                           # optional: `value` to that
     unit = "x"                            # or "ms", …; "%" prints the share 0.22 as 22%; optional
     figure = "S3: on-demand-blocking: over_cached: mean_ttft"    # ours: its name (`figures`), * for anything;
@@ -41,6 +41,7 @@ class Reported:
     """One figure of the paper, and the name of ours; see the module's text.
 
     Attributes:
+        value: None where the paper has no such figure.
         up_to: the other end of a range; None for a single value.
         figure: None where nothing of ours stands beside it.
     """
@@ -48,7 +49,7 @@ class Reported:
     metric: str
     system: str
     here: str | None
-    value: float
+    value: float | None
     up_to: float | None
     unit: str
     figure: str | None
@@ -57,9 +58,9 @@ class Reported:
 
     @property
     def theirs(self) -> str:
-        """What the paper reports, in words."""
-        ends = [self.value] if self.up_to is None else [self.value, self.up_to]
-        return " to ".join(in_unit(end, self.unit) for end in ends)
+        """What the paper reports, in words; a dash for nothing."""
+        ends = [end for end in (self.value, self.up_to) if end is not None]
+        return " to ".join(in_unit(end, self.unit) for end in ends) or "-"
 
     def of(self, result: Mapping[str, object]) -> float | None:
         """Ours in a result as JSON; None where the result does not have it."""
@@ -146,18 +147,22 @@ def _parse_reported(table: RecipeTable) -> Reported:
         metric=table.text("metric"),
         system=table.text("system"),
         here=table.optional_text("here"),
-        value=table.zero_or_more("value"),
+        value=table.optional_positive("value"),
         up_to=table.optional_positive("up_to"),
         unit=table.optional_text("unit") or "",
         figure=table.optional_text("figure"),
         over=table.optional_text("over"),
         less=table.flag("less"),
     )
+    if reported.value is None:
+        table.refuse("up_to", "without 'value'")
+        if reported.figure is None:
+            raise table.wrong("value", "given, or 'figure', or both", None)
     if reported.figure is None:
         table.refuse("over", "without 'figure'")
     if reported.over is None:
         table.refuse("less", "without 'over'")
-    if reported.up_to is not None and reported.up_to <= reported.value:
+    if reported.value is not None and reported.up_to is not None and reported.up_to <= reported.value:
         raise table.wrong("up_to", "above 'value'", reported.up_to)
     table.close()
     return reported
@@ -181,6 +186,6 @@ def _median(reported: Reported, results: Sequence[Mapping[str, object]]) -> floa
 def in_unit(value: float, unit: str) -> str:
     """A figure of the paper or of ours, to three digits; a share in percent where the unit is that."""
     if unit == "%":
-        return f"{value:.0%}"
+        return f"{100 * value:.3g}%"
     digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{digits}x" if unit == "x" else f"{digits} {unit}".strip()

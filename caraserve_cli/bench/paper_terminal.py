@@ -13,8 +13,9 @@ def render_paper(comparison: PaperComparison) -> RenderableType:
     """Where it is reported, a table of both sides, and what differs."""
     paper = comparison.paper
     table = plain_table(*COMPARISON_HEADS)
-    for column in table.columns[1:3]:
-        column.justify = "left"
+    for column in table.columns[:3]:
+        # In a narrow terminal text takes another line, and not the figures' room.
+        column.justify, column.no_wrap, column.overflow = "left", False, "fold"
     for row in comparison.rows:
         table.add_row(*row)
     return Group(

@@ -234,9 +234,9 @@ def _measure_arrivals(recipe: ArrivalRecipe, tell: Tell) -> Measured:
 def _measure_cluster(recipe: ClusterRecipe, tell: Tell) -> Measured:
     from caraserve_cli.bench.cluster import run_cluster
     from caraserve_cli.bench.cluster_plot import attainment_svg
-    from caraserve_cli.bench.cluster_terminal import point_name, point_summary, render_cluster
+    from caraserve_cli.bench.cluster_terminal import point_summary, render_cluster
 
-    result = run_cluster(recipe, lambda point: tell(point_name(point), 0, 0, point_summary(point)))
+    result = run_cluster(recipe, lambda point: tell(point.name, 0, 0, point_summary(point)))
     return Measured(result, render_cluster(result), {".svg": attainment_svg(result)})
 
 
