@@ -184,8 +184,10 @@ def _median(reported: Reported, results: Sequence[Mapping[str, object]]) -> floa
 
 
 def in_unit(value: float, unit: str) -> str:
-    """A figure of the paper or of ours, to three digits; a share in percent where the unit is that."""
+    """A figure of the paper or of ours; a share in percent where the unit is that."""
     if unit == "%":
         return f"{100 * value:.3g}%"
+    if unit == "x":
+        return f"{value:,.2f}x"
     digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{digits}x" if unit == "x" else f"{digits} {unit}".strip()
+    return f"{digits} {unit}".strip()
