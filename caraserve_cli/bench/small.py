@@ -32,13 +32,14 @@ SMALL_WORDS = (
 )
 
 # All chosen, not measured: each recipe is to take seconds.
-_MOST_REQUESTS = 8
-_PROMPT_TOKENS, _OUTPUT_TOKENS = 16, 8
+_MOST_REQUESTS = 6
+_PROMPT_TOKENS, _OUTPUT_TOKENS = 16, 4
 _STEP_TOKENS = 64
 _MOST_REPEATS = 2
-_LEAST_RATE_PER_S = 20
+_LEAST_RATE_PER_S = 50
 _MOST_PROCESSES = 2
-_CLUSTER_REQUESTS, _CLUSTER_SETTLING = 600, 100
+_CLUSTER_REQUESTS, _CLUSTER_SETTLING, _CLUSTER_ADAPTERS = 400, 50, 4000
+_FIT_SIZES = 3
 _CONTEXT_TOKENS = 64
 
 _NO_LIMITS = TimeLimits(None, None)
@@ -49,8 +50,8 @@ class _Repeats(TypedDict):
     repeats: int
 
 
-def _repeats(recipe: ServingRecipe | SloRecipe | StepRecipe | ThroughputRecipe | AssistRecipe) -> _Repeats:
-    return _Repeats(warmups=min(recipe.warmups, 1), repeats=1)
+def _once() -> _Repeats:
+    return _Repeats(warmups=0, repeats=1)
 
 
 class _Place(TypedDict):
@@ -102,7 +103,7 @@ def _case(case: _Case) -> _Case:
 def small_serving(recipe: ServingRecipe) -> ServingRecipe:
     """Requests come faster, so that nobody waits for them."""
     cases = tuple(_serving_case(case) for case in recipe.cases)
-    return dataclasses.replace(recipe, options=_options(recipe.options), cases=cases, **_repeats(recipe))
+    return dataclasses.replace(recipe, options=_options(recipe.options), cases=cases, **_once())
 
 
 def _serving_case(case: ServingCase) -> ServingCase:
@@ -113,7 +114,7 @@ def _serving_case(case: ServingCase) -> ServingCase:
 def small_slo(recipe: SloRecipe) -> SloRecipe:
     """At two rates."""
     cases = tuple(_slo_case(case) for case in recipe.cases)
-    return dataclasses.replace(recipe, options=_options(recipe.options), cases=cases, **_repeats(recipe))
+    return dataclasses.replace(recipe, options=_options(recipe.options), cases=cases, **_once())
 
 
 def _slo_case(case: SloCase) -> SloCase:
@@ -124,7 +125,7 @@ def _slo_case(case: SloCase) -> SloCase:
 def small_steps(recipe: StepRecipe) -> StepRecipe:
     """A case that is measured without adapters keeps the one that it is compared with."""
     cases = tuple(_step_case(case) for case in recipe.cases)
-    return dataclasses.replace(recipe, options=_options(recipe.options), cases=cases, **_repeats(recipe))
+    return dataclasses.replace(recipe, options=_options(recipe.options), cases=cases, **_once())
 
 
 def _step_case(case: StepCase) -> StepCase:
@@ -142,7 +143,7 @@ def small_throughput(recipe: ThroughputRecipe) -> ThroughputRecipe:
         cases=cases,
         prompt_tokens=cases[0].prompt_tokens,
         output_tokens=cases[0].output_tokens,
-        **_repeats(recipe),
+        **_once(),
     )
 
 
@@ -183,11 +184,11 @@ def _arrival_case(case: ArrivalCase) -> ArrivalCase:
 def small_assist(recipe: AssistRecipe) -> AssistRecipe:
     """Prompts and ranks stay: of the sample's shape they are quick."""
     cases = tuple(dataclasses.replace(case, limits=AssistLimits()) for case in recipe.cases)
-    return dataclasses.replace(recipe, **_place(), cases=cases, cpu_workers=None, **_repeats(recipe))
+    return dataclasses.replace(recipe, **_place(), cases=cases, cpu_workers=None, **_once())
 
 
 def small_kernels(recipe: KernelRecipe) -> KernelRecipe:
-    """On a CPU the operators are the plain ones of PyTorch. Batches and ranks of a fit stay."""
+    """On a CPU the operators are the plain ones of PyTorch."""
     return dataclasses.replace(
         recipe,
         **_place(),
@@ -222,15 +223,27 @@ def small_kernels(recipe: KernelRecipe) -> KernelRecipe:
             )
             for case in recipe.forms
         ),
-        fit=tuple(dataclasses.replace(case, num_layers=1, r2_at_least=None) for case in recipe.fit),
+        fit=tuple(
+            dataclasses.replace(
+                case,
+                batch_sizes=case.batch_sizes[:_FIT_SIZES],
+                largest_ranks=case.largest_ranks[:_FIT_SIZES],
+                num_layers=1,
+                r2_at_least=None,
+            )
+            for case in recipe.fit
+        ),
         loads=tuple(dataclasses.replace(case, layer_at_most=None) for case in recipe.loads),
     )
 
 
 def small_cluster(recipe: ClusterRecipe) -> ClusterRecipe:
-    """The fleet stays; few requests, at the SLO's load alone."""
+    """The fleet stays; few requests and adapters, at the SLO's load alone."""
+    mix = recipe.workload.adapters
+    mix = dataclasses.replace(mix, num_adapters=min(mix.num_adapters, _CLUSTER_ADAPTERS))
     return dataclasses.replace(
         recipe,
+        workload=dataclasses.replace(recipe.workload, adapters=mix),
         num_requests=min(recipe.num_requests, _CLUSTER_REQUESTS),
         num_settling=min(recipe.num_settling, _CLUSTER_SETTLING),
         rates_per_s=(recipe.slo.rate_per_s,),
