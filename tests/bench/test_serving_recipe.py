@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from caraserve_cli.bench.catalogue import find_recipe
+from caraserve_cli.bench.cold_starts import keeps_adapters, told_strategy
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from caraserve_cli.bench.serving_recipe import ServingRecipe
 from caraserve_cli.core import Bounds
@@ -78,6 +79,36 @@ def test_what_cannot_be_honoured_is_named(tmp_path: Path, old: str, new: str, fr
     assert fragment in str(refused.value)
     assert "mine.toml" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_strategies_that_keep_no_adapter(tmp_path: Path) -> None:
+    """A replica that is told `cpu-assist` for one of them has CPU workers."""
+    text = SERVING.replace('["cached", "stream"]', '["cached", "stream", "cpu-assist-unkept"]')
+    case = load(write(tmp_path, text)).cases[0]
+    assert [keeps_adapters(strategy) for strategy in case.strategies] == [True, True, False]
+    assert [told_strategy(strategy) for strategy in case.strategies] == ["cached", "stream", "cpu-assist"]
+    assert case.options.cold_start == "cpu-assist"
+    with pytest.raises(OptionError, match="'strategies' must be a list"):
+        load(write(tmp_path, SERVING.replace('"stream"]', '"cached-unkept"]')))
+
+
+def test_several_processes_hold_the_base(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, "tensor_parallel = 2\n" + SERVING))
+    assert recipe.options.tensor_parallel == recipe.cases[0].options.tensor_parallel == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragment"),
+    [
+        ('"stream"]', '"stream", "cpu-assist-unkept"]', "'strategies' must be without 'cpu-assist' beside"),
+        ("requests = 6", "requests = 6\ncpu_workers = 1", "'cpu_workers' has no meaning beside"),
+        ("requests = 6", "requests = 6\nemulate_link_gbps = 3", "'emulate_link_gbps' has no meaning beside"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_named(tmp_path: Path, old: str, new: str, fragment: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        load(write(tmp_path, "tensor_parallel = 2\n" + SERVING.replace(old, new, 1)))
+    assert f"{fragment} 'tensor_parallel'" in str(refused.value)
 
 
 def test_a_share_of_saturation_needs_what_saturates(tmp_path: Path) -> None:
