@@ -196,6 +196,7 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem; }
 th { color: var(--soft); font-weight: 500; }
+.paper :is(th, td):nth-child(-n+3) { text-align: left; white-space: normal; min-width: 5rem; }
 .held { color: var(--good); } .regressed { color: var(--bad); } .cannot { color: var(--open); }
 dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -209,7 +210,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 {% if comparison %}
 <p>The paper, {{ comparison.paper.where }}: {{ comparison.paper.setting }}</p>
 <div class="scroll">
-<table>
+<table class="paper">
 <tr>{% for head in comparison_heads %}<th>{{ head }}</th>{% endfor %}</tr>
 {% for row in comparison.rows %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>

@@ -71,7 +71,7 @@ def _paper_lines(comparison: PaperComparison) -> list[str]:
     return [
         _escaped(f"The paper, {paper.where}: {paper.setting}"),
         "",
-        *_table(COMPARISON_HEADS, comparison.rows),
+        *_table(COMPARISON_HEADS, comparison.rows, num_texts=3),
         "",
         "What differs:",
         "",
@@ -86,8 +86,9 @@ def _where(recording: Recording) -> str:
     return _escaped(f"{recording.recorded_at}{commit}; {facts}")
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    marks = ["---", *("---:" for _ in heads[1:])]
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, num_texts: int = 1) -> list[str]:
+    """The first columns are texts, the others figures."""
+    marks = ["---" if index < num_texts else "---:" for index in range(len(heads))]
     return [_row(heads), _row(marks), *(_row([_escaped(cell) for cell in row]) for row in rows)]
 
 

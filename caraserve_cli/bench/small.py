@@ -14,13 +14,13 @@ from caraserve_cli.bench.arrival_recipe import ArrivalCase, ArrivalRecipe, Cell,
 from caraserve_cli.bench.assist_recipe import AssistLimits, AssistRecipe
 from caraserve_cli.bench.cluster_recipe import ClusterRecipe
 from caraserve_cli.bench.engine_case import EngineCase
-from caraserve_cli.bench.kernel_cases import TimeLimits
+from caraserve_cli.bench.kernel_cases import AttentionCase, FitCase, FormsCase, LoraCase, TimeLimits
 from caraserve_cli.bench.kernel_recipe import KernelRecipe
 from caraserve_cli.bench.paired_recipe import PairedRecipe
 from caraserve_cli.bench.recipe import Recipe, WorkloadSpec
 from caraserve_cli.bench.serving_recipe import ServingCase, ServingRecipe
 from caraserve_cli.bench.slo_recipe import SloCase, SloRecipe
-from caraserve_cli.bench.step_recipe import StepCase, StepRecipe
+from caraserve_cli.bench.step_recipe import Measure, StepCase, StepRecipe
 from caraserve_cli.bench.throughput_recipe import ThroughputCase, ThroughputRecipe
 from caraserve_cli.fleet.options import DeviceName, DtypeName, ReplicaOptions
 from caraserve_cli.job.sample import find_sample
@@ -129,9 +129,25 @@ def small_steps(recipe: StepRecipe) -> StepRecipe:
 
 
 def _step_case(case: StepCase) -> StepCase:
-    return dataclasses.replace(
-        _case(case), at_most=None, lora_at_most=None, lora_share_at_most=None, rate_at_least=None
+    small = dataclasses.replace(
+        _case(case),
+        at_most=None,
+        lora_at_most=None,
+        lora_share_at_most=None,
+        rate_at_least=None,
+        is_timed=False,
     )
+    if small.measure is Measure.DECODE:
+        return small
+    # A step that is measured is full.
+    num_tokens = min(_STEP_TOKENS, small.num_requests * small.prompt_tokens)
+    options = dataclasses.replace(
+        small.options,
+        max_running=min(_MOST_REQUESTS, num_tokens),
+        max_batch_tokens=num_tokens,
+        prefill_chunk_tokens=num_tokens,
+    )
+    return dataclasses.replace(small, options=options)
 
 
 def small_throughput(recipe: ThroughputRecipe) -> ThroughputRecipe:
@@ -194,46 +210,44 @@ def small_kernels(recipe: KernelRecipe) -> KernelRecipe:
         **_place(),
         repeats=_MOST_REPEATS,
         products=tuple(dataclasses.replace(case, limits=_NO_LIMITS) for case in recipe.products),
-        attention=tuple(
-            dataclasses.replace(
-                case,
-                num_requests=min(case.num_requests, _MOST_REQUESTS),
-                context_tokens=min(case.context_tokens, _CONTEXT_TOKENS),
-                limits=_NO_LIMITS,
-            )
-            for case in recipe.attention
-        ),
-        lora=tuple(
-            dataclasses.replace(
-                case,
-                num_tokens=min(case.num_tokens // case.num_adapters, 2)
-                * min(case.num_adapters, _MOST_REQUESTS),
-                num_adapters=min(case.num_adapters, _MOST_REQUESTS),
-                limits=_NO_LIMITS,
-            )
-            for case in recipe.lora
-        ),
-        forms=tuple(
-            dataclasses.replace(
-                case,
-                # The last one may be the large one.
-                adapter_ranks=(*case.adapter_ranks[: _MOST_REQUESTS - 1], case.adapter_ranks[-1]),
-                bgmv_at_least=None,
-                mbgmv_at_most=None,
-            )
-            for case in recipe.forms
-        ),
-        fit=tuple(
-            dataclasses.replace(
-                case,
-                batch_sizes=case.batch_sizes[:_FIT_SIZES],
-                largest_ranks=case.largest_ranks[:_FIT_SIZES],
-                num_layers=1,
-                r2_at_least=None,
-            )
-            for case in recipe.fit
-        ),
+        attention=tuple(map(_attention_case, recipe.attention)),
+        lora=tuple(map(_lora_case, recipe.lora)),
+        forms=tuple(map(_forms_case, recipe.forms)),
+        fit=tuple(map(_fit_case, recipe.fit)),
         loads=tuple(dataclasses.replace(case, layer_at_most=None) for case in recipe.loads),
+    )
+
+
+def _attention_case(case: AttentionCase) -> AttentionCase:
+    return dataclasses.replace(
+        case,
+        num_requests=min(case.num_requests, _MOST_REQUESTS),
+        context_tokens=min(case.context_tokens, _CONTEXT_TOKENS),
+        limits=_NO_LIMITS,
+    )
+
+
+def _lora_case(case: LoraCase) -> LoraCase:
+    num_adapters = min(case.num_adapters, _MOST_REQUESTS)
+    tokens_per_adapter = min(case.num_tokens // case.num_adapters, 2)
+    return dataclasses.replace(
+        case, num_tokens=tokens_per_adapter * num_adapters, num_adapters=num_adapters, limits=_NO_LIMITS
+    )
+
+
+def _forms_case(case: FormsCase) -> FormsCase:
+    # The last one may be the large one.
+    adapter_ranks = (*case.adapter_ranks[:-1][: _MOST_REQUESTS - 1], case.adapter_ranks[-1])
+    return dataclasses.replace(case, adapter_ranks=adapter_ranks, bgmv_at_least=None, mbgmv_at_most=None)
+
+
+def _fit_case(case: FitCase) -> FitCase:
+    return dataclasses.replace(
+        case,
+        batch_sizes=case.batch_sizes[:_FIT_SIZES],
+        largest_ranks=case.largest_ranks[:_FIT_SIZES],
+        num_layers=1,
+        r2_at_least=None,
     )
 
 

@@ -67,6 +67,7 @@ class StepCase(EngineCase):
         lora_at_most: what the median added time may be, as a multiple of the floor of the adapters' bytes.
         lora_share_at_most: what the median added time may be of the step.
         rate_at_least: what the median prefill step must reach of the matrix product rate.
+        is_timed: whether a time that cannot be right is told; not where the work alone counts (see `small`).
     """
 
     measure: Measure
@@ -75,6 +76,7 @@ class StepCase(EngineCase):
     lora_at_most: float | None
     lora_share_at_most: float | None
     rate_at_least: float | None
+    is_timed: bool = True
 
     def is_without(self, other: StepCase) -> bool:
         """Whether this is the work of `other`, but for the adapters, on the same replica."""

@@ -121,7 +121,7 @@ class StepCaseResult:
 
     def step_doubts(self) -> Iterator[str]:
         """Why the step's time cannot be right."""
-        case, times = self.case, self.times
+        case, times = self.case, self.times if self.case.is_timed else None
         if times and case.measure is Measure.DECODE and times.times_floor < _LEAST_TIMES_FLOOR:
             yield f"the step takes {times.times_floor:.3f}x its floor, less than the device can"
         if times and case.measure is Measure.PREFILL and times.of_product_rate > _MOST_OF_PRODUCT_RATE:
@@ -130,7 +130,7 @@ class StepCaseResult:
     def lora_doubts(self) -> Iterator[str]:
         """Why the added time cannot be right."""
         lora = self.times and self.times.lora
-        if lora and lora.part_ms.median <= 0:
+        if lora and self.case.is_timed and lora.part_ms.median <= 0:
             yield f"the added time is {lora.part_ms.median:.3f} ms, though adapters are work"
 
     @property

@@ -25,11 +25,28 @@ LIKE_ANOTHER = {"ci": "quick", "peft-long": "peft", "paper-s2": "paper-s1", "pap
 ONLY_ON_A_GPU = {"paper-cpu": ["64 tokens, rank 64: sync_free_ms", "256 tokens, rank 64: sync_free_ms"]}
 
 
+STEPS = """
+kind = "steps"
+description = "one long prompt"
+base = "{base}"
+device = "cpu"
+dtype = "float32"
+max_batch_tokens = 512
+[[case]]
+name = "prefill"
+requests = 1
+adapters = 0
+measure = "prefill"
+prompt_tokens = 4000
+output_tokens = 1
+"""
+
+
 @pytest.fixture
 def quick_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device so fast that all is above its floor, whose measuring (test_floor.py) takes longer than these
-    recipes."""
-    speed = DeviceSpeed(bytes_per_s=1e13, flops_per_s=1e16)
+    """A device so slow that all is below its floor, which nobody must mind. To measure one (test_floor.py)
+    takes longer than these recipes."""
+    speed = DeviceSpeed(bytes_per_s=1e6, flops_per_s=1e6)
     for module in ("engine_runs", "kernels"):
         monkeypatch.setattr(f"caraserve_cli.bench.{module}.measure_speed", lambda *_: speed)
     monkeypatch.setattr("caraserve_cli.bench.assist_run.measure_peak", lambda *_: 1e9)
@@ -42,6 +59,27 @@ def test_every_recipe_can_be_cut_down(path: Path) -> None:
     if isinstance(recipe, EngineRecipe):
         assert (recipe.options.base, recipe.options.device) == (str(SAMPLE / "base"), "cpu")
         assert all(case.options.base == str(SAMPLE / "base") for case in recipe.cases)
+
+
+def test_a_full_prefill_step_of_few_tokens(tmp_path: Path) -> None:
+    """What is cut down still fills the steps that it measures."""
+    text = STEPS.format(base=SAMPLE / "base")
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    recipe = BenchRecipe.load(path, is_small=True).recipe
+    assert isinstance(recipe, EngineRecipe)
+    (case,) = recipe.cases
+    assert case.num_requests * case.prompt_tokens == case.options.max_batch_tokens == 16
+
+
+@pytest.mark.usefixtures("quick_floor")
+def test_a_recipe_of_ones_own_is_cut_down_too(caraserve: Caraserve, tmp_path: Path) -> None:
+    """From a shape that no CPU holds, and a device that is not there."""
+    path = tmp_path / "mine.toml"
+    path.write_text(STEPS.format(base="llama2-70b").replace('"cpu"', '"cuda"'))
+    ended = caraserve("bench", path, "--small")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "prefill step" in ended.stdout
 
 
 def test_what_is_not_run_is_like_what_is() -> None:
