@@ -208,7 +208,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 {% if sentence %}<p class="{{ verdict.split()[0] }}"><strong>{{ sentence }}</strong></p>{% endif %}
 {% for remark in remarks %}<p class="note">{{ remark }}</p>{% endfor %}
 {% if comparison %}
-<p>The paper, {{ comparison.paper.where }}: {{ comparison.paper.setting }}</p>
+<p>{{ comparison.paper.heading }}</p>
 <div class="scroll">
 <table class="paper">
 <tr>{% for head in comparison_heads %}<th>{{ head }}</th>{% endfor %}</tr>

@@ -69,7 +69,7 @@ def gate_markdown(result: GateResult) -> str:
 def _paper_lines(comparison: PaperComparison) -> list[str]:
     paper = comparison.paper
     return [
-        _escaped(f"The paper, {paper.where}: {paper.setting}"),
+        _escaped(paper.heading),
         "",
         *_table(COMPARISON_HEADS, comparison.rows, num_texts=3),
         "",

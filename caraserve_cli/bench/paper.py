@@ -1,7 +1,8 @@
 """What a paper reports of an experiment that a recipe of whatever kind does again, and what differs.
 
     [paper]
-    where = "section 4, S3"
+    title = "Toppings (CaraServe), USENIX ATC 2025, arXiv 2401.11240"
+    where = "evaluation, S3"
     setting = "Llama-2-7B, rank 64, …"    # what they measured, on what
     differences = ["their GPU is …"]      # every one that a reader must know to compare
     [[paper.reported]]
@@ -79,10 +80,16 @@ class Reported:
 class Paper:
     """The paper's side of one experiment."""
 
+    title: str
     where: str
     setting: str
     differences: tuple[str, ...]
     reported: tuple[Reported, ...]
+
+    @property
+    def heading(self) -> str:
+        """What was measured, and where it stands."""
+        return f"{self.title}, {self.where}: {self.setting}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,7 @@ def parse_paper(table: RecipeTable) -> Paper | None:
     if own is None:
         return None
     paper = Paper(
+        title=own.text("title"),
         where=own.text("where"),
         setting=own.text("setting"),
         differences=own.texts("differences"),

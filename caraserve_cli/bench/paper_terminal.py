@@ -19,7 +19,7 @@ def render_paper(comparison: PaperComparison) -> RenderableType:
     for row in comparison.rows:
         table.add_row(*row)
     return Group(
-        Text(f"The paper, {paper.where}: {paper.setting}"),
+        Text(paper.heading),
         table,
         *(Text(f"Not measured here: {figure}", style="yellow") for figure in comparison.missing),
         Text("What differs:"),

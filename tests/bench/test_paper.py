@@ -18,7 +18,8 @@ __all__ = ["caraserve"]
 
 PAPER = """
 [paper]
-where = "section 4, S3"
+title = "Toppings"
+where = "evaluation, S3"
 setting = "an A10 | <of theirs>"
 differences = ["hardware: another", "weights: random"]
 [[paper.reported]]
@@ -101,7 +102,7 @@ def test_figures_of_the_paper_are_none_of_ours(paper: Paper) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('where = "section 4, S3"', "", r"\[paper\]: 'where' is missing"),
+        ('where = "evaluation, S3"', "", r"\[paper\]: 'where' is missing"),
         ("value = 1.82", "valeu = 1.82", "unknown key 'valeu'; did you mean 'value'"),
         ("up_to = 0.23", "up_to = 0.22", "'up_to' must be above 'value'"),
         ("value = 0.22\n", "", "'up_to' has no meaning without 'value'"),
@@ -127,7 +128,7 @@ def test_it_is_on_the_terminal_and_in_every_file(
     ended = caraserve("bench", write(tmp_path, SERVING + PAPER), *options)
     assert ended.returncode == 0, ended.stderr
     lines = [" ".join(line.split()) for line in ended.stdout.splitlines()]
-    assert lines[0] == "The paper, section 4, S3: an A10 | <of theirs>"
+    assert lines[0] == "Toppings, evaluation, S3: an A10 | <of theirs>"
     content = json.loads(files["--json"].read_text())
     ratio = content["cases"][0]["results"][1]["over_cached"]["mean_ttft"]["median"]
     reported = content["paper"]["reported"]
