@@ -68,6 +68,8 @@ _RULES: dict[Basis, tuple[_Rule, ...]] = {
 # Figures that a result has once, which are metrics nevertheless.
 _SINGLE = ("copy_bytes_per_s", "product_flops_per_s", "startup_s")
 _LABELS = ("name", "strategy", "system")
+# What a recipe requires is judged by the run itself, and measured elsewhere in the result.
+_JUDGED_ELSEWHERE = ("requirements",)
 
 
 def find_metrics(result: Mapping[str, object], *, each_repeat: bool = False) -> list[Metric]:
@@ -108,6 +110,8 @@ def describe_metric(name: str, values: tuple[float, ...]) -> Metric:
 def _figures(part: Mapping[str, object], way: tuple[str, ...]) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Name → the repeats, of everything in a part of a result that `way` leads to."""
     for key, value in part.items():
+        if key in _JUDGED_ELSEWHERE:
+            continue
         if _is_spread(value):
             yield ": ".join((*way, key)), tuple(cast("Mapping[str, list[float]]", value)["values"])
         elif key in _SINGLE and isinstance(value, float):
