@@ -15,7 +15,7 @@ name.
     [[require]]                           # of a case; each limit may be left out
     prompt_tokens = 128
     lora_rank = 64
-    speedup_at_least = 1.4                # of the workers over torch's own threads
+    speedup_at_least = 1.4                # of the workers over torch's threads, from device to device
     peak_share_at_least = 0.2             # of the measured rate of a large product on as many cores
     saved_ms_at_least = 1                 # of a prefill, over explicit synchronisation; on a GPU
 

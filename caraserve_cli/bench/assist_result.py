@@ -87,8 +87,9 @@ class AssistTimes:
         saved_ms: the difference, of each repeat.
         replayed_ms: of a prefill, replayed from a CUDA graph as a replica does it; not synchronised.
         workers_us: of an op without the base's product, sending and adding included.
-        torch_us: of an op, by torch's own threads.
-        speedup: the last two, of each repeat.
+        torch_us: of an op, by torch's own threads, copying the rows to the host and the result back included.
+        torch_alone_us: the same without the copies, which workers have no way to leave out.
+        speedup: `torch_us` over `workers_us`, of each repeat.
     """
 
     sync_free_ms: Spread
@@ -97,6 +98,7 @@ class AssistTimes:
     replayed_ms: Spread | None
     workers_us: Spread
     torch_us: Spread
+    torch_alone_us: Spread | None
     speedup: Spread
 
 

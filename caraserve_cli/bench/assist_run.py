@@ -38,14 +38,16 @@ OnCase = Callable[[AssistCaseResult], None]
 
 _PACKAGES = ("torch", "triton")
 # Ways of computing a prefill.
-_SYNC_FREE, _REPLAYED, _SYNCHRONISED, _WORKERS, _TORCH = (
+_SYNC_FREE, _REPLAYED, _SYNCHRONISED, _WORKERS, _TORCH, _TORCH_ALONE = (
     "sync-free",
     "replayed",
     "synchronised",
     "workers",
     "torch",
+    "torch alone",
 )
-_MOST_WAYS = 5
+_BY_TORCH = (_TORCH, _TORCH_ALONE)
+_MOST_WAYS = 6
 
 
 @torch.inference_mode()
@@ -136,7 +138,7 @@ def _measure(
     error = 0.0
     for name, way in ways.items():
         _, weights = run_way(way, bench, case.lora_rank)
-        if name == _TORCH:
+        if name in _BY_TORCH:
             error = max(error, by_torch.error(weights))
         else:
             error = max(error, prefill.error(weights, with_base=name != _WORKERS))
@@ -174,7 +176,8 @@ def _ways(prefill: Prefill, by_torch: TorchPrefill) -> dict[str, Way]:
         _SYNCHRONISED: prefill.synchronised,
         _REPLAYED: lambda weights: prefill.assisted(replayed, weights),
         _WORKERS: lambda weights: prefill.assisted(replayed_alone, weights),
-        _TORCH: by_torch.run,
+        _TORCH: by_torch.run_for_device,
+        _TORCH_ALONE: by_torch.run,
     }
 
 
@@ -214,6 +217,7 @@ def _judge(seconds: Mapping[str, list[float]], num_ops: int) -> AssistTimes:
         replayed_ms=prefill_ms(_REPLAYED),
         workers_us=op_us(_WORKERS),
         torch_us=op_us(_TORCH),
+        torch_alone_us=op_us(_TORCH_ALONE) if _TORCH_ALONE in seconds else None,
         speedup=Spread.of([slow / fast for slow, fast in pairs(_TORCH, _WORKERS)]),
     )
 

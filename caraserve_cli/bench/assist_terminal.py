@@ -73,21 +73,29 @@ def _median(spread: Spread | None) -> str:
     return "-" if spread is None else f"{spread.median:,.2f}"
 
 
+def _whole_us(spread: Spread | None) -> str:
+    return "-" if spread is None else f"{spread.median:,.0f}"
+
+
 def _not_synchronised(cases: Sequence[AssistCaseResult]) -> Iterator[Text]:
     if any(each.times.synchronised_ms is None for each in cases):
-        yield Text("On a CPU nothing is waited for explicitly, and nothing replayed.", style="dim")
+        yield Text("On a CPU nothing is waited for, replayed, or copied for torch.", style="dim")
 
 
 def _worker_table(cases: Sequence[AssistCaseResult]) -> Table:
-    table = plain_table("LoRA of an op, µs", "workers", "torch", "speed-up", "extremes", "of peak", "")
+    # No wider than a terminal of 80 columns.
+    table = plain_table(
+        "LoRA of an op, µs", "workers", "torch", "alone", "speed-up", "extremes", "of peak", ""
+    )
     for each in cases:
         times = each.times
         table.add_row(
             each.name,
-            f"{times.workers_us.median:,.1f}",
-            f"{times.torch_us.median:,.1f}",
+            f"{times.workers_us.median:,.0f}",
+            f"{times.torch_us.median:,.0f}",
+            _whole_us(times.torch_alone_us),
             f"{times.speedup.median:.2f}x",
-            f"{times.speedup.lowest:.2f}x to {times.speedup.highest:.2f}x",
+            f"{times.speedup.lowest:.2f} to {times.speedup.highest:.2f}",
             f"{each.peak_share:.1%}",
             verdict_text(verdict_on(each), is_required=any(True for _ in each.limits())),
         )

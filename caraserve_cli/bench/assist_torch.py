@@ -29,7 +29,7 @@ _REST_S = 0.02
 
 
 class TorchPrefill:
-    """The LoRA products of a prefill on the host, by torch's threads.
+    """The LoRA products of a prefill on the host, by torch's threads: alone, or with the trip of their rows.
 
     Args:
         bench: the adapters, and how many threads there are: a thread for each worker.
@@ -42,18 +42,46 @@ class TorchPrefill:
         self._xs: dict[int, Tensor] = {}
         # The next op writes over them, as workers write all results to the same memory.
         self._outs: dict[int, Tensor] = {}
+        # What the trip begins and ends with, on the device.
+        self._device_xs: dict[int, Tensor] = {}
+        self._device_ys: dict[int, Tensor] = {}
         for group, weight in bench.base_weights.items():
-            self._xs[group] = torch.empty(num_tokens, weight.shape[1], dtype=setup.dtype).normal_()
-            self._outs[group] = torch.zeros(num_tokens, weight.shape[0], dtype=setup.dtype)
+            out_width, in_width = weight.shape
+            self._xs[group] = self._host_rows(num_tokens, in_width).normal_()
+            self._outs[group] = self._host_rows(num_tokens, out_width).zero_()
+            self._device_xs[group] = setup.random(num_tokens, in_width)
+            self._device_ys[group] = setup.random(num_tokens, out_width)
 
     def run(self, weights: AdapterWeights) -> float:
-        """Seconds of all ops; a `Way`."""
+        """Seconds of all ops, of rows that lie in host memory, where their results stay; a `Way`."""
         with torch_threads(len(self._bench.setup.cores)):
             products = [self._product(layer, group, weights) for layer, group in self._bench.setup.ops]
             began_s = time.perf_counter()
             for product in products:
                 product()
             return time.perf_counter() - began_s
+
+    def run_for_device(self, weights: AdapterWeights) -> float:
+        """Seconds of all ops from where the workers' begin to where they end; a `Way`. The rows are copied
+        from the device and waited for, and what torch made of them is copied there and added."""
+        setup = self._bench.setup
+        with torch_threads(len(setup.cores)):
+            products = [(group, self._product(layer, group, weights)) for layer, group in setup.ops]
+            setup.synchronize()
+            began_s = time.perf_counter()
+            for group, product in products:
+                self._xs[group].copy_(self._device_xs[group], non_blocking=True)
+                setup.synchronize()
+                product()
+                # The group's next op overwrites the result only when its own rows have come: afterwards.
+                update = self._outs[group].to(setup.device, non_blocking=True)
+                self._device_ys[group].add_(update)
+            setup.synchronize()
+            return time.perf_counter() - began_s
+
+    def _host_rows(self, num_tokens: int, width: int) -> Tensor:
+        setup = self._bench.setup
+        return torch.empty(num_tokens, width, dtype=setup.dtype, pin_memory=setup.device.type == "cuda")
 
     def error(self, weights: AdapterWeights) -> float:
         """The largest difference of any op of the last layer from its float32 reference, of the largest

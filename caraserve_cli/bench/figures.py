@@ -12,6 +12,8 @@ from typing import TypeGuard, cast
 
 # What tells an item of a list from the others.
 _LABELS = ("name", "strategy", "system")
+# What a recipe requires is judged by the run itself, and measured elsewhere in the result.
+_JUDGED_ELSEWHERE = ("requirements",)
 # Lists whose items have names of their own; sections of kernels do not.
 _UNNAMED_LISTS = ("cases", "systems", "ratios", "results")
 
@@ -20,6 +22,8 @@ def figures_of(part: Mapping[str, object], way: tuple[str, ...] = ()) -> Iterato
     """Name → a spread (see `is_spread`) or a number, true and false not being some, of all that a part of a
     result has; `way` leads to the part."""
     for key, value in part.items():
+        if key in _JUDGED_ELSEWHERE:
+            continue
         if is_spread(value) or is_figure(value):
             yield ": ".join((*way, key)), value
         elif isinstance(value, Mapping):

@@ -41,7 +41,7 @@ _RULES: dict[Basis, tuple[_Rule, ...]] = {
     Basis.YARDSTICK: (
         _Rule(r"(copy_bytes|product_flops)_per_s$", "1/s", Direction.HIGHER),
         _Rule(r"(^|: )(reference|contiguous)\w*_ms$", "ms", Direction.LOWER),
-        _Rule(r"\bcontiguous\w*_us$|\b(torch_us|synchronised_ms)$", "", Direction.LOWER),
+        _Rule(r"\bcontiguous\w*_us$|\b(torch(_alone)?_us|synchronised_ms)$", "", Direction.LOWER),
         _Rule(r"\bpeers: .*_us$", "us", Direction.LOWER),
         _Rule(r"^(peft-mixed|peft-one-adapter): seconds$", "s", Direction.LOWER),
         _Rule(r"^(peft-mixed|peft-one-adapter): tokens_per_s$", "tokens/s", Direction.HIGHER),

@@ -103,10 +103,17 @@ class LoraConfig:
 # 1,268, one by one (512 x 16, 4, 1, 5): 4,408 / 3,970 / 3,479.
 # PREFILL, 8,192 tokens of 32 adapters, one layer's q, k, v: shrink (64 rows) 44, expand (128 x 32, 4 warps)
 # 204, (8 warps) 333.
+# CHUNK, where 64 tokens a tile make too few tiles. H100, q, k, v and o of one layer; a prompt of 16 /
+# 128 / 512 / 1,024 / 2,048 tokens, rank 64: 22 / 26 / 60 / 98 / 191, as PREFILL 43 / 50 / 62 / 89 / 136, as
+# SHARED 17 / 26 / 65 / 130 / 261. One or four prompts of 128 beside 36 and 32 that decode, of 22 adapters of
+# ranks 8 to 128: 60 / 83, PREFILL 106 / 116, SHARED 62 / 94; 32 tokens a tile, (16 x 256, 4 parts), (128 x
+# 32): 76 / 100; 64, (32 x 128, 4 parts), (128 x 32): 89 / 106. 8 / 16 prompts of 128: 87 / 179, PREFILL 92 /
+# 142.
 _DECODE_SHRINK = ShrinkConfig(4, 1024, 1, 4, 3, 4)
 DECODE_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(256, 32, 1, 1, 8))
 FEW_CONFIG = LoraConfig(1, _DECODE_SHRINK, ExpandConfig(64, 64, 1, 1, 12))
 SHARED_CONFIG = LoraConfig(16, ShrinkConfig(16, 256, 4, 4, 4, 4), ExpandConfig(128, 32, 4, 2, 8))
+CHUNK_CONFIG = LoraConfig(16, ShrinkConfig(16, 256, 2, 4, 4, 4), ExpandConfig(256, 32, 4, 2, 6))
 PREFILL_CONFIG = LoraConfig(64, ShrinkConfig(64, 128, 1, 4, 3, 3), ExpandConfig(128, 32, 4, 2, 2))
 
 

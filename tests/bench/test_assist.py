@@ -168,7 +168,7 @@ def test_the_whole_benchmark(caraserve: Caraserve, tmp_path: Path) -> None:
     ended = caraserve("bench", write_assist(tmp_path), "--json", result_file)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "All work was done and every requirement is met." in ended.stdout
-    assert "On a CPU nothing is waited for explicitly, and nothing replayed." in ended.stdout
+    assert "On a CPU nothing is waited for, replayed, or copied for torch." in ended.stdout
     told = [line.partition(":")[0] for line in ended.stderr.splitlines()]
     assert told == ["measured  1 token, rank 16", "measured  40 tokens, rank 16"]
     result = json.loads(result_file.read_text())
@@ -178,6 +178,7 @@ def test_the_whole_benchmark(caraserve: Caraserve, tmp_path: Path) -> None:
         assert (case["wrong"], case["num_ops"], case["repeats"]) == (None, 12, 2)
         assert case["error"] < TOLERANCE
         assert (case["synchronised_ms"], case["saved_ms"], case["replayed_ms"]) == (None, None, None)
+        assert case["torch_alone_us"] is None
         for key in ("sync_free_ms", "workers_us", "torch_us", "speedup"):
             assert len(case[key]["values"]) == 2
         assert case["trace"]["num_ops"] == 12

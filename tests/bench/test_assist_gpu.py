@@ -26,7 +26,8 @@ def test_graphs_and_synchronisation_are_measured(caraserve: Caraserve, tmp_path:
     result = json.loads(result_file.read_text())
     for case in result["cases"]:
         assert case["wrong"] is None
-        for key in ("sync_free_ms", "synchronised_ms", "saved_ms", "replayed_ms", "workers_us", "torch_us"):
+        times_ms = ("sync_free_ms", "synchronised_ms", "saved_ms", "replayed_ms")
+        for key in (*times_ms, "workers_us", "torch_us", "torch_alone_us"):
             assert len(case[key]["values"]) == 2
         assert case["trace"]["num_ops"] == 12
     events = json.loads((tmp_path / "result.trace.json").read_text())["traceEvents"]

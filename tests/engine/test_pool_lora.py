@@ -175,14 +175,16 @@ def test_the_lists_of_the_widest_step_fit(decoding: bool) -> None:
         assert lora.write_work(work.numpy(), segments, config) <= work.shape[0]
 
 
+@pytest.mark.parametrize(("decoding", "most_tokens"), [(True, 64), (False, 2048)])
 @pytest.mark.parametrize(("dtype", "is_one"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
 def test_in_float32_a_token_is_computed_the_same_in_small_and_large_batches(
-    dtype: torch.dtype, is_one: bool
+    dtype: torch.dtype, is_one: bool, decoding: bool, most_tokens: int
 ) -> None:
     pool = PackedPool(SHAPE, 1024, 1, dtype, CPU)
-    work = torch.zeros(PoolLora.work_capacity(64, 64, decoding=True), dtype=torch.int32)
-    lora = PoolLora(pool, UnpaddedForm(), work, 64, num_sms=1, decoding=True)
-    assert (lora.ways(1) == lora.ways(64)) is is_one
+    capacity = PoolLora.work_capacity(most_tokens, 64, decoding=decoding)
+    work = torch.zeros(capacity, dtype=torch.int32)
+    lora = PoolLora(pool, UnpaddedForm(), work, most_tokens, num_sms=1, decoding=decoding)
+    assert (lora.ways(1) == lora.ways(most_tokens)) is is_one
 
 
 class RecordedWaits(Transfer):

@@ -19,6 +19,7 @@ from caraserve_kernels import lora_work
 from caraserve_kernels.lora_layout import AdapterLayout, FusedGroup, empty_table
 from caraserve_kernels.lora_linear import LoraPart, add_lora_reference
 from caraserve_kernels.lora_pool import (
+    CHUNK_CONFIG,
     DECODE_CONFIG,
     FEW_CONFIG,
     PREFILL_CONFIG,
@@ -33,7 +34,13 @@ from caraserve_kernels.lora_work import Padding, build_work
 from tests.kernels.pool_blobs import write_blob
 
 CASES = Path(__file__).with_name("cases_lora_pool.py")
-CONFIGS = {"decode": DECODE_CONFIG, "few": FEW_CONFIG, "shared": SHARED_CONFIG, "prefill": PREFILL_CONFIG}
+CONFIGS = {
+    "decode": DECODE_CONFIG,
+    "few": FEW_CONFIG,
+    "shared": SHARED_CONFIG,
+    "chunk": CHUNK_CONFIG,
+    "prefill": PREFILL_CONFIG,
+}
 GROUP = FusedGroup(("q", "k"), 24, (16, 8))
 
 
