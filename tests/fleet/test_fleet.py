@@ -13,7 +13,8 @@ from caraserve_cli.core import Failure, Request
 from caraserve_cli.errors import InputError, RowError, RowErrorCode
 from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet import fleet_options
-from caraserve_cli.fleet.fleet import MOST_DEATHS, Fleet
+from caraserve_cli.fleet.deaths import MOST_DEATHS
+from caraserve_cli.fleet.fleet import Fleet
 from caraserve_cli.fleet.fleet_facts import AHEAD_REQUESTS, fleet_facts
 from caraserve_cli.fleet.local import NoEvents
 from caraserve_cli.fleet.messages import Outcome, ReplicaNews
