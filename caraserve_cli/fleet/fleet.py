@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from caraserve_cli.core import AdapterInfo, Failure, Request
+from caraserve_cli.core import AdapterInfo, Completion, Failure, Request
 from caraserve_cli.errors import InputError, RowError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.account import FleetAccount, ReplicaAccount
@@ -41,6 +41,7 @@ class Fleet:
             RowError.
         clock_ms: milliseconds since the start of the run.
         events: told of the steps of all replicas.
+        on_note: told, in a line, what a user should know while it goes on: which replica died, and why.
         clock_error_ms: as in `FleetAccount`.
 
     Attributes:
@@ -54,11 +55,13 @@ class Fleet:
         describe_adapter: Callable[[Request], AdapterInfo | None],
         clock_ms: Callable[[], float],
         events: EventSink,
+        on_note: Callable[[str], None],
         clock_error_ms: float = 0.0,
     ) -> None:
         self._crew, self._placement = crew, placement
         self._mover = placement if isinstance(placement, MigratingPlacement) else None
         self._describe_adapter, self._clock_ms, self._events = describe_adapter, clock_ms, events
+        self._on_note = on_note
         self._descriptions = list(crew.descriptions)
         self._loads = self._make_loads()
         self._line = WaitingLine()
@@ -219,11 +222,17 @@ class Fleet:
             loads.end(request_id)
             self._trials.note_end(request_id)
             account.add_outcome(outcome)
-            outcomes.append(outcome)
+            outcomes.append(self._named(outcome, account.name))
         if outcomes:
             self._deaths.note_answer(replica)
         self._trials.end_if_idle(replica, loads)
         return outcomes
+
+    def _named(self, outcome: Outcome, replica: str) -> Outcome:
+        """An answer says whose it is, where there are several."""
+        if len(self._descriptions) == 1 or not isinstance(outcome, Completion):
+            return outcome
+        return replace(outcome, replica=replica)
 
     def _bury(self, died: Died) -> None:
         """All that a dead replica had is placed again, but for what surely killed it; another takes its
@@ -233,8 +242,13 @@ class Fleet:
         self._trials.note_death(replica)
         self._come_back(lost, died.reason)
         self._num_running[replica] = 0
-        self.account.replicas[replica].deaths += 1
-        if self._deaths.note_death(replica):
+        self.account.replicas[replica].add_death(died.reason)
+        is_replaced = self._deaths.note_death(replica)
+        self._on_note(
+            f"{self._crew.names[replica]} died, because {died.reason}; "
+            + ("another takes its place" if is_replaced else "it is given up, for it died too often")
+        )
+        if is_replaced:
             self._crew.replace(replica)
         elif self._deaths.are_all_given_up:
             raise InputError(

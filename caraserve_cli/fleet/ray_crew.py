@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from caraserve_cli import __version__
 from caraserve_cli.adapters.library import AdapterLibrary
@@ -319,6 +319,8 @@ def _reason(error: RayError | CaraServeError) -> str:
     """Why an actor did not answer, in a line."""
     if isinstance(error, RayTaskError):
         return " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
+    if isinstance(error, OutOfMemoryError):  # Ray's own words fill a screen
+        return "its machine ran out of memory, and Ray ended it"
     if isinstance(error, RayActorError):
         return "its process ended"
     return " ".join(str(error).split())

@@ -45,7 +45,7 @@ PROMPT_TOKENS = 128
 
 def measure(crew: Crew, name: str, clock_ms: Callable[[], float]) -> float:
     """Requests a second through a fleet, its window kept full as a run does."""
-    fleet = Fleet(crew, placement(name), describe_adapter, clock_ms, NoEvents())
+    fleet = Fleet(crew, placement(name), describe_adapter, clock_ms, NoEvents(), print)
     window = len(crew.names) * MAX_RUNNING + LOOKAHEAD_REQUESTS
     requests = iter(
         [
@@ -113,7 +113,7 @@ class EchoSource:
             return None if request.adapter is None else self._infos[request.adapter]
 
         crew = make_echoes(self._num_replicas)
-        return Fleet(crew, placement(self._name), describe, clock_ms, events)
+        return Fleet(crew, placement(self._name), describe, clock_ms, events, print)
 
     def close(self) -> None:
         pass
@@ -122,7 +122,7 @@ class EchoSource:
 def measure_run(num_replicas: int, name: str) -> float:
     """Requests a second of a whole run, from its report."""
     source = EchoSource(num_replicas, name)
-    job_run.open_replicas = lambda options: source
+    job_run.open_replicas = lambda options, on_note: source
     names = source.library.names
     with tempfile.TemporaryDirectory() as folder:
         rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -36,8 +36,12 @@ class Clock:
         return self.now_ms
 
 
-def start(crew: EchoCrew, name: str = "most-idle") -> Fleet:
-    return Fleet(crew, placement(name), describe_adapter, Clock(), NoEvents())
+def ignore_note(_: str) -> None:
+    """Who died is seen in the account too."""
+
+
+def start(crew: EchoCrew, name: str = "most-idle", on_note: Callable[[str], None] = ignore_note) -> Fleet:
+    return Fleet(crew, placement(name), describe_adapter, Clock(), NoEvents(), on_note)
 
 
 def finish(fleet: Fleet) -> list[Outcome]:
@@ -169,7 +173,7 @@ def test_a_refused_adapter_fails_alone() -> None:
         if request.adapter == "bad":
             raise RowError(RowErrorCode.ADAPTER_REFUSED, "DoRA", request.id)
 
-    fleet = Fleet(EchoCrew([description()]), placement("random"), describe, Clock(), NoEvents())
+    fleet = Fleet(EchoCrew([description()]), placement("random"), describe, Clock(), NoEvents(), ignore_note)
     fleet.submit([make_request(0), make_request(1, "bad")])
     outcomes = finish(fleet)
     (failure,) = (outcome for outcome in outcomes if isinstance(outcome, Failure))
@@ -221,7 +225,7 @@ def test_the_driver_counts_what_replicas_tell() -> None:
 
     crew = EchoCrew([description(), description()])
     crew.most_answers = 0
-    fleet = Fleet(crew, placement("adapter-affinity"), describe_adapter, Clock(), Steps())
+    fleet = Fleet(crew, placement("adapter-affinity"), describe_adapter, Clock(), Steps(), ignore_note)
     fleet.submit([make_request(0, "3")])
     fleet.poll()
     (home,) = (replica for replica, holding in enumerate(crew.holding) if holding)
@@ -300,7 +304,9 @@ def test_what_kills_every_replica_fails_and_all_else_is_answered(num_replicas: i
 def test_suspects_do_not_wait_for_ever_for_a_replica_without_work() -> None:
     crew = EchoCrew([description()])
     crew.poison = {"r0"}
-    fleet = Fleet(crew, placement("most-idle"), describe_adapter, Clock(tick_ms=100.0), NoEvents())
+    fleet = Fleet(
+        crew, placement("most-idle"), describe_adapter, Clock(tick_ms=100.0), NoEvents(), ignore_note
+    )
     fleet.submit([make_request(number) for number in range(60)])
     crew.most_answers = 1
     for number in range(60, 20_000):
@@ -338,3 +344,25 @@ def test_what_fits_only_a_replica_that_was_given_up_is_refused() -> None:
     crew.most_answers = None
     assert "r1000" in {outcome.request.id for outcome in finish(fleet)}
     assert "r1000" in {request.id for request in crew.sent[0]}, "which tells why it cannot answer it"
+
+
+def test_each_death_is_told_at_once_and_kept_by_replica() -> None:
+    notes: list[str] = []
+    crew = EchoCrew([description(), description()])
+    crew.most_answers = 1
+    fleet = start(crew, on_note=notes.append)
+    fleet.submit([make_request(number) for number in range(400)])
+    for number in range(MOST_DEATHS + 1):
+        fleet.poll()
+        crew.kill(1, f"of cause {number}")
+        fleet.poll()
+    assert notes == [
+        *(
+            f"replica-1 died, because of cause {number}; another takes its place"
+            for number in range(MOST_DEATHS)
+        ),
+        f"replica-1 died, because of cause {MOST_DEATHS}; it is given up, for it died too often",
+    ]
+    well, dead = (replica.as_json() for replica in fleet.account.replicas)
+    assert (well["deaths"], well["death_reasons"]) == (0, [])
+    assert dead["death_reasons"] == [f"of cause {number}" for number in range(MOST_DEATHS + 1)]
