@@ -123,7 +123,12 @@ class FleetSource:
         from caraserve_cli.fleet.ray_crew import RayCrew
 
         self._crew = RayCrew(
-            self._options, self._num_replicas, is_on_gpu=is_on_gpu, library=self.library, clock_ms=clock_ms
+            self._cluster,
+            self._options,
+            self._num_replicas,
+            is_on_gpu=is_on_gpu,
+            library=self.library,
+            clock_ms=clock_ms,
         )
         self._descriptions = self._crew.descriptions
         fleet = Fleet(

@@ -27,6 +27,7 @@ from caraserve_cli.fleet.hosted_replica import HostedReplica, as_error
 from caraserve_cli.fleet.messages import HostFacts, MachineShare, Refusal, ReplicaDescription
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.parcels import Parcels
+from caraserve_cli.fleet.ray_cluster import RayCluster
 
 # An actor with nothing to tell answers all the same, so often. Chosen, not measured.
 _POLL_S = 1.0
@@ -55,9 +56,10 @@ class _Seat:
 
 
 class RayCrew:
-    """See `Crew`. There must be a `RayCluster`.
+    """See `Crew`.
 
     Args:
+        cluster: whose machines they run on; it stays the caller's.
         options: of every replica.
         num_replicas: at least 1.
         is_on_gpu: whether each takes a GPU.
@@ -71,6 +73,7 @@ class RayCrew:
 
     def __init__(
         self,
+        cluster: RayCluster,
         options: ReplicaOptions,
         num_replicas: int,
         *,
@@ -79,7 +82,7 @@ class RayCrew:
         clock_ms: Callable[[], float],
         hosted: type[HostedReplica] = HostedReplica,
     ) -> None:
-        self._options, self._is_on_gpu = options, is_on_gpu
+        self._cluster, self._options, self._is_on_gpu = cluster, options, is_on_gpu
         self._base = options.base if Path(options.base).is_dir() else None
         self._paths = [str(root) for root in options.adapter_roots]
         self._paths += [] if self._base is None else [self._base]
@@ -131,7 +134,12 @@ class RayCrew:
         self._note_asked(submit.remote(list(requests), origin_ms, names, *files), replica, "submit")
 
     def wait(self, most_wait_s: float) -> list[CrewEvent]:
-        """See `Crew.wait`."""
+        """See `Crew.wait`.
+
+        Raises:
+            InputError: the whole cluster is gone.
+        """
+        self._cluster.check_head()
         asked = list(self._pending)
         if not asked:
             time.sleep(most_wait_s)
@@ -255,11 +263,7 @@ class RayCrew:
         if now_s - max(first_s, self._checked_s) < _QUIET_S:
             return []
         self._checked_s = now_s
-        if not any(node["Alive"] for node in ray.nodes()):
-            raise InputError(
-                "the Ray cluster has ended: none of its machines is alive; to go on, give the same command "
-                "with --resume"
-            )
+        self._cluster.check_machines()
         events: list[CrewEvent] = []
         for answer, (replica, stage, since_s) in list(self._pending.items()):
             seconds = now_s - since_s

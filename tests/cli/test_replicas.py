@@ -130,6 +130,13 @@ def is_replica(process: psutil.Process) -> bool:
         return False
 
 
+def is_running(process: psutil.Process, name: str) -> bool:
+    try:
+        return process.name() == name
+    except psutil.Error:
+        return False
+
+
 @pytest.fixture
 def start(arguments: list[str | Path], tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
@@ -221,6 +228,26 @@ def test_a_start_that_is_stopped_leaves_no_process(start: Callable[..., Running]
     assert err.splitlines()[-1] == "caraserve: stopped before anything was answered"
     assert "Traceback" not in err
     running.assert_nobody_is_left()
+
+
+def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
+    start: Callable[..., Running], arguments: list[str | Path], alone: dict[str, Row]
+) -> None:
+    rate = ("--rate", "12")  # so that it is not done before it is noticed
+    running = start(*rate)
+    running.wait_for_rows(3)
+    (head,) = (process for process in running.family if is_running(process, "gcs_server"))
+    head.kill()
+    exit_status, _, err = running.finish()
+    assert exit_status == 1
+    assert "the Ray cluster has ended: its head at" in err.splitlines()[-1]
+    assert "--resume" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert "gcs_server.out" not in err, "Ray says it in its own words"
+    running.assert_nobody_is_left()
+    ended = run_caraserve(*arguments, "--out", running.out, "--resume", *rate)
+    assert ended.returncode == 3, ended.stderr
+    assert answers_in(running.out) == alone
 
 
 def test_a_killed_driver_leaves_no_process(start: Callable[..., Running]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from caraserve_cli.bench.echo import numbered_adapter
 from caraserve_cli.core import Failure, Request
 from caraserve_cli.errors import InputError, RowError, RowErrorCode
 from caraserve_cli.events import StepRecord
@@ -21,7 +22,7 @@ from caraserve_cli.fleet.messages import Outcome, ReplicaNews
 from caraserve_cli.perf.step_correction import StepCorrection, StepCorrections
 from caraserve_cli.placement import catalogue
 from caraserve_cli.placement.catalogue import all_placements, placement
-from tests.fleet.echo_crew import EchoCrew, describe_adapter, description, make_request
+from tests.fleet.mortal_crew import MortalCrew, description, make_request
 from tests.perf.h200 import h200_profile
 
 NAMES = [each.name for each in all_placements()]
@@ -40,8 +41,8 @@ def ignore_note(_: str) -> None:
     """Who died is seen in the account too."""
 
 
-def start(crew: EchoCrew, name: str = "most-idle", on_note: Callable[[str], None] = ignore_note) -> Fleet:
-    return Fleet(crew, placement(name), describe_adapter, Clock(), NoEvents(), on_note)
+def start(crew: MortalCrew, name: str = "most-idle", on_note: Callable[[str], None] = ignore_note) -> Fleet:
+    return Fleet(crew, placement(name), numbered_adapter, Clock(), NoEvents(), on_note)
 
 
 def finish(fleet: Fleet) -> list[Outcome]:
@@ -65,7 +66,7 @@ def test_the_command_line_knows_the_placements_that_there_are() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_comes_back_once_whoever_dies(name: str) -> None:
-    crew = EchoCrew([description(), description(max_running=8), description(kv_tokens=640)])
+    crew = MortalCrew([description(), description(max_running=8), description(kv_tokens=640)])
     crew.most_answers = 3
     fleet = start(crew, name)
     requests = [make_request(number, None if number % 5 == 0 else str(number % 7)) for number in range(500)]
@@ -83,7 +84,7 @@ def test_everything_comes_back_once_whoever_dies(name: str) -> None:
 
 
 def test_no_replica_has_more_than_it_is_sent() -> None:
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 0
     fleet = start(crew)
     fleet.submit([make_request(number) for number in range(1000)])
@@ -97,7 +98,7 @@ def test_no_replica_has_more_than_it_is_sent() -> None:
 
 
 def test_requests_go_out_in_their_order_and_lists() -> None:
-    crew = EchoCrew([description()])
+    crew = MortalCrew([description()])
     crew.most_answers = 7
     fleet = start(crew)
     requests = [make_request(number) for number in range(300)]
@@ -110,7 +111,7 @@ def test_requests_go_out_in_their_order_and_lists() -> None:
 
 
 def test_who_dies_too_often_is_given_up_and_the_others_go_on() -> None:
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 1
     fleet = start(crew)
     requests = [make_request(number) for number in range(400)]
@@ -128,7 +129,7 @@ def test_who_dies_too_often_is_given_up_and_the_others_go_on() -> None:
 
 
 def test_nobody_is_left() -> None:
-    crew = EchoCrew([description()])
+    crew = MortalCrew([description()])
     crew.most_answers = 1
     fleet = start(crew)
     fleet.submit([make_request(number) for number in range(100)])
@@ -142,7 +143,7 @@ def test_nobody_is_left() -> None:
 
 
 def test_what_only_a_dead_replica_holds_waits_for_it_and_others_pass() -> None:
-    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=1600)])
+    crew = MortalCrew([description(kv_tokens=160), description(kv_tokens=1600)])
     crew.replaced_by = None
     crew.most_answers = 0
     fleet = start(crew)
@@ -161,7 +162,7 @@ def test_what_only_a_dead_replica_holds_waits_for_it_and_others_pass() -> None:
 
 
 def test_what_fits_nowhere_is_sent_to_the_roomiest_to_be_refused() -> None:
-    crew = EchoCrew([description(), description(kv_tokens=4800)])
+    crew = MortalCrew([description(), description(kv_tokens=4800)])
     fleet = start(crew)
     fleet.submit([make_request(0, prompt_tokens=5000)])
     finish(fleet)
@@ -173,7 +174,9 @@ def test_a_refused_adapter_fails_alone() -> None:
         if request.adapter == "bad":
             raise RowError(RowErrorCode.ADAPTER_REFUSED, "DoRA", request.id)
 
-    fleet = Fleet(EchoCrew([description()]), placement("random"), describe, Clock(), NoEvents(), ignore_note)
+    fleet = Fleet(
+        MortalCrew([description()]), placement("random"), describe, Clock(), NoEvents(), ignore_note
+    )
     fleet.submit([make_request(0), make_request(1, "bad")])
     outcomes = finish(fleet)
     (failure,) = (outcome for outcome in outcomes if isinstance(outcome, Failure))
@@ -183,7 +186,7 @@ def test_a_refused_adapter_fails_alone() -> None:
 
 def test_another_replica_in_a_dead_ones_place_is_known_by_its_own_sizes() -> None:
     """What runs elsewhere stays where it is, and it takes what it holds."""
-    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=160)])
+    crew = MortalCrew([description(kv_tokens=160), description(kv_tokens=160)])
     crew.replaced_by = description(kv_tokens=1600)
     crew.most_answers = 0
     fleet = start(crew)
@@ -203,7 +206,7 @@ def test_another_replica_in_a_dead_ones_place_is_known_by_its_own_sizes() -> Non
 
 
 def test_dlora_moves_what_is_still_in_the_driver() -> None:
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 0
     fleet = start(crew, "dlora")
     # All of one adapter, so that all go to one replica first.
@@ -223,9 +226,9 @@ def test_the_driver_counts_what_replicas_tell() -> None:
         def on_step(self, record: StepRecord) -> None:
             records.append(record)
 
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 0
-    fleet = Fleet(crew, placement("adapter-affinity"), describe_adapter, Clock(), Steps(), ignore_note)
+    fleet = Fleet(crew, placement("adapter-affinity"), numbered_adapter, Clock(), Steps(), ignore_note)
     fleet.submit([make_request(0, "3")])
     fleet.poll()
     (home,) = (replica for replica, holding in enumerate(crew.holding) if holding)
@@ -264,7 +267,7 @@ def test_placement_goes_by_what_replicas_say_of_their_steps() -> None:
     """Where times are measured: corrections of assumed ones would compare nothing."""
     slow = StepCorrections(decode=StepCorrection(times=50.0), prompts=StepCorrection(times=50.0))
     for profile, expected in ((h200_profile(), 0), (None, 10)):
-        crew = EchoCrew([replace(description(), profile=profile)] * 2)
+        crew = MortalCrew([replace(description(), profile=profile)] * 2)
         crew.most_answers = 0
         fleet = start(crew, "rank-aware")
         crew.tell(0, ReplicaNews(corrections=slow))
@@ -286,7 +289,7 @@ def test_times_are_measured_ones_only_if_all_are() -> None:
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_what_kills_every_replica_fails_and_all_else_is_answered(num_replicas: int) -> None:
     """Whoever has one of them dies at once, before it has answered anything."""
-    crew = EchoCrew([description() for _ in range(num_replicas)])
+    crew = MortalCrew([description() for _ in range(num_replicas)])
     crew.poison = {"r0", "r77"}
     fleet = start(crew)
     requests = [make_request(number) for number in range(300)]
@@ -302,10 +305,10 @@ def test_what_kills_every_replica_fails_and_all_else_is_answered(num_replicas: i
 
 
 def test_suspects_do_not_wait_for_ever_for_a_replica_without_work() -> None:
-    crew = EchoCrew([description()])
+    crew = MortalCrew([description()])
     crew.poison = {"r0"}
     fleet = Fleet(
-        crew, placement("most-idle"), describe_adapter, Clock(tick_ms=100.0), NoEvents(), ignore_note
+        crew, placement("most-idle"), numbered_adapter, Clock(tick_ms=100.0), NoEvents(), ignore_note
     )
     fleet.submit([make_request(number) for number in range(60)])
     crew.most_answers = 1
@@ -319,7 +322,7 @@ def test_suspects_do_not_wait_for_ever_for_a_replica_without_work() -> None:
 
 
 def test_a_replica_that_answers_nothing_is_given_up_whatever_it_had() -> None:
-    crew = EchoCrew([description()])
+    crew = MortalCrew([description()])
     crew.poison = {f"r{number}" for number in range(10)}
     fleet = start(crew)
     fleet.submit([make_request(number) for number in range(10)])
@@ -330,7 +333,7 @@ def test_a_replica_that_answers_nothing_is_given_up_whatever_it_had() -> None:
 
 def test_what_fits_only_a_replica_that_was_given_up_is_refused() -> None:
     """It would wait for ever for one that does not come back."""
-    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=1600)])
+    crew = MortalCrew([description(kv_tokens=160), description(kv_tokens=1600)])
     crew.replaced_by = description(kv_tokens=1600)
     fleet = start(crew)
     crew.most_answers = 0
@@ -348,7 +351,7 @@ def test_what_fits_only_a_replica_that_was_given_up_is_refused() -> None:
 
 def test_each_death_is_told_at_once_and_kept_by_replica() -> None:
     notes: list[str] = []
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 1
     fleet = start(crew, on_note=notes.append)
     fleet.submit([make_request(number) for number in range(400)])

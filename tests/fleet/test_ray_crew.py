@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from caraserve_cli.adapters.library import AdapterLibrary
+from caraserve_cli.bench.echo_hosted import EchoHosted
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.errors import InputError
 from caraserve_cli.fleet import ray_crew
@@ -25,7 +26,6 @@ from caraserve_cli.fleet.ray_cluster import RayCluster
 from caraserve_cli.fleet.shipped_adapters import Files
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import VARIANTS, write_variant
-from tests.fleet.echo_hosted import EchoHosted
 from tests.fleet.families import write_base
 
 pytest.importorskip("ray")
@@ -82,12 +82,16 @@ def test_adapters_are_sent_where_they_are_not_seen(tmp_path: Path) -> None:
         expected.update({outcome.request.id: outcome for outcome in local.poll()})
 
     library = AdapterLibrary.scan(options.adapter_roots)
-    with RayCluster(None, 2):
+    with RayCluster(None, 2) as cluster:
         from caraserve_cli.fleet.ray_crew import RayCrew
 
         with pytest.raises(InputError, match=r"machine 'far' has no '.*base'; put the base there"):
-            RayCrew(options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarFromAll)
-        crew = RayCrew(options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarAway)
+            RayCrew(
+                cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarFromAll
+            )
+        crew = RayCrew(
+            cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarAway
+        )
         crew.submit(0, requests[:3])
         crew.submit(0, requests[3:])
         answers = {}
@@ -130,9 +134,9 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
     library = AdapterLibrary.scan(())
     options = ReplicaOptions(base="of nobody", device="cpu")
-    with RayCluster(None, 1):
+    with RayCluster(None, 1) as cluster:
         crew = ray_crew.RayCrew(
-            options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=Full
+            cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=Full
         )
         crew.submit(0, [make_request(0), make_request(1)])
         died = watch(crew, Died)
