@@ -16,14 +16,12 @@ from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.account import FleetAccount, ReplicaAccount
 from caraserve_cli.fleet.crew import Crew, Died, Replaced, Told
 from caraserve_cli.fleet.deaths import MOST_DEATHS, Deaths
-from caraserve_cli.fleet.fleet_facts import fleet_facts, has_measured_models
+from caraserve_cli.fleet.known_replicas import KnownReplicas
 from caraserve_cli.fleet.messages import Outcome, ReplicaNews
 from caraserve_cli.fleet.outbox import Outbox, Placed
 from caraserve_cli.fleet.suspects import GUILTY_LOSSES, Verdict
 from caraserve_cli.fleet.trials import Trials
 from caraserve_cli.fleet.waiting_line import Waiting, WaitingLine
-from caraserve_cli.perf.batch_load import BoolArray
-from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.migration import RequestMigration
 from caraserve_cli.placement.policy import MigratingPlacement, Placement
 
@@ -62,22 +60,23 @@ class Fleet:
         self._mover = placement if isinstance(placement, MigratingPlacement) else None
         self._describe_adapter, self._clock_ms, self._events = describe_adapter, clock_ms, events
         self._on_note = on_note
-        self._descriptions = list(crew.descriptions)
-        self._loads = self._make_loads()
+        self._deaths = Deaths(len(crew.names))
+        self._known = KnownReplicas(
+            crew.names, crew.descriptions, self._deaths, clock_ms, moves_requests=self._mover is not None
+        )
         self._line = WaitingLine()
         self._failed: list[Outcome] = []
-        self._outbox = Outbox(self._descriptions)
-        self._num_running = [0] * len(self._descriptions)
-        self._deaths = Deaths(len(self._descriptions))
+        self._outbox = Outbox(crew.descriptions)
+        self._num_running = [0] * len(crew.names)
         self._trials = Trials(self._deaths, self._may_try, self._place)
         self._rebalance_at_ms = 0.0
         self.account = FleetAccount(
             placement=placement.name,
-            has_measured_models=has_measured_models(self._descriptions),
+            has_measured_models=self._known.has_measured_models,
             clock_error_ms=clock_error_ms,
             replicas=[
                 ReplicaAccount(name=name, device=description.device)
-                for name, description in zip(crew.names, self._descriptions, strict=True)
+                for name, description in zip(crew.names, crew.descriptions, strict=True)
             ],
         )
 
@@ -97,7 +96,7 @@ class Fleet:
             except RowError as error:
                 self._failed.append(Failure(request, error.code, error.message))
                 continue
-            self._line.join(request, adapter, self._most_output_tokens(request))
+            self._line.join(request, adapter, self._known.most_output_tokens(request))
 
     def poll(self, most_wait_s: float = 0.0) -> list[Outcome]:
         """Send what can be placed, wait until something has ended, started or died, and return what ended.
@@ -128,53 +127,34 @@ class Fleet:
 
     # Placing
 
-    def _most_output_tokens(self, request: Request) -> int:
-        context_tokens = max(description.config.max_context_tokens for description in self._descriptions)
-        return min(request.sampling.max_tokens, context_tokens - len(request.prompt_token_ids))
-
     def _place_waiting(self) -> None:
         """Place requests in their order until one has to wait. Only one that fits no replica that is open,
         while another is being replaced, is passed by others."""
         passed: list[Waiting] = []
-        while self._line and self._loads.is_open.any():
+        while self._line and self._known.loads.is_open.any():
             waiting = self._line.first
-            replica = self._placement.choose(waiting.facts, self._loads)
+            replica = self._placement.choose(waiting.facts, self._known.loads)
             if replica is None:
-                fits = self._fits_alone(waiting)
-                if (fits & self._loads.is_open).any():
+                fits = self._known.fit_alone(waiting)
+                if (fits & self._known.loads.is_open).any():
                     break
                 if fits.any():
                     passed.append(self._line.leave())
                     continue
-                replica = self._roomiest()
+                replica = self._known.roomiest()
                 if replica is None:
                     break
             self._place(self._line.leave(), replica)
         self._line.come_back(passed)
-        self._trials.begin(self._loads, self._clock_ms())
+        self._trials.begin(self._known.loads, self._clock_ms())
         self._outbox.send(self._crew.submit)
 
     def _may_try(self, waiting: Waiting, replica: int) -> bool:
-        fits = self._fits_alone(waiting)
+        fits = self._known.fit_alone(waiting)
         return bool(fits[replica] or not fits.any())
 
-    def _fits_alone(self, waiting: Waiting) -> BoolArray:
-        """Which replicas would hold a request, of those that are there or will be; shape [N]."""
-        fits = self._loads.fits_alone(waiting.facts)
-        fits[list(self._deaths.given_up)] = False
-        return fits
-
-    def _roomiest(self) -> int | None:
-        """The replica that tells why it cannot answer what fits nowhere; None while all are full."""
-        loads = self._loads
-        has_room = loads.is_open & (loads.num_requests < loads.max_requests)
-        candidates = has_room.nonzero()[0]
-        if not len(candidates):
-            return None
-        return int(candidates[loads.kv_capacity_tokens[candidates].argmax()])
-
     def _place(self, waiting: Waiting, replica: int) -> None:
-        self._loads.place(waiting.facts, replica)
+        self._known.loads.place(waiting.facts, replica)
         self._outbox.add(waiting, replica)
 
     def _rebalance(self) -> None:
@@ -183,28 +163,21 @@ class Fleet:
             return
         self._rebalance_at_ms = self._clock_ms() + REBALANCE_INTERVAL_MS
         moves: defaultdict[int, dict[str, int]] = defaultdict(dict)
-        for migration in self._mover.rebalance(self._loads):
+        for migration in self._mover.rebalance(self._known.loads):
             # An adapter comes with the first request that needs it.
             if isinstance(migration, RequestMigration):
                 moves[migration.source][migration.request_id] = migration.target
         for source, targets in moves.items():
             for waiting in self._outbox.withdraw(source, targets):
-                self._loads.end(waiting.request.id)
+                self._known.loads.end(waiting.request.id)
                 self._place(waiting, targets[waiting.request.id])
                 self.account.moved += 1
 
     # What happens on replicas
 
     def _take_news(self, replica: int, news: ReplicaNews) -> list[Outcome]:
-        loads, account = self._loads, self.account.replicas[replica]
-        for adapter in news.adapters_came:
-            loads.places.note_resident(adapter, replica)
-        for adapter in news.adapters_left:
-            loads.places.note_gone(adapter, replica)
-        if news.link_free_ms is not None:
-            loads.note_link_busy(replica, news.link_free_ms)
-        if news.corrections is not None and self._is_measured:
-            loads.note_corrections(replica, news.corrections)
+        loads, account = self._known.loads, self.account.replicas[replica]
+        self._known.take_state(replica, news)
         for record in news.records:
             self._events.on_step(replace(record, replica=replica) if replica else record)
             account.add_step(record)
@@ -216,21 +189,42 @@ class Fleet:
         outcomes = []
         for outcome in news.outcomes:
             request_id = outcome.request.id
-            if self._outbox.find(request_id, replica) is None:
+            placed = self._outbox.find(request_id, replica)
+            if placed is None:
                 continue  # of one that was thought to be dead: it is answered elsewhere
             self._outbox.end(request_id)
             loads.end(request_id)
             self._trials.note_end(request_id)
+            self._deaths.note_answer(replica)
+            if self._goes_elsewhere(placed.waiting, outcome, replica):
+                continue
             account.add_outcome(outcome)
             outcomes.append(self._named(outcome, account.name))
-        if outcomes:
-            self._deaths.note_answer(replica)
         self._trials.end_if_idle(replica, loads)
         return outcomes
 
+    def _goes_elsewhere(self, waiting: Waiting, outcome: Outcome, replica: int) -> bool:
+        """Whether an adapter is refused by one replica, which may not be able to read its files, and another
+        one is there that has not refused it: the request is placed again."""
+        adapter = waiting.facts.adapter
+        if isinstance(outcome, Completion) or outcome.code != RowErrorCode.ADAPTER_REFUSED or adapter is None:
+            return False
+        is_new = replica not in self._known.loads.places.unusable_on(adapter)
+        self._known.loads.places.note_unusable(adapter, replica)
+        if not self._known.fit_alone(waiting).any():
+            return False
+        if is_new:
+            self._on_note(
+                f"{self._crew.names[replica]} refuses adapter '{adapter}', which goes to others: "
+                f"{outcome.message}"
+            )
+        self._line.come_back([waiting])
+        self.account.placed_again += 1
+        return True
+
     def _named(self, outcome: Outcome, replica: str) -> Outcome:
         """An answer says whose it is, where there are several."""
-        if len(self._descriptions) == 1 or not isinstance(outcome, Completion):
+        if len(self._known) == 1 or not isinstance(outcome, Completion):
             return outcome
         return replace(outcome, replica=replica)
 
@@ -238,7 +232,7 @@ class Fleet:
         """All that a dead replica had is placed again, but for what surely killed it; another takes its
         place, so many times."""
         replica = died.replica
-        lost = self._outbox.lose(replica, [facts.id for facts in self._loads.close(replica)])
+        lost = self._outbox.lose(replica, [facts.id for facts in self._known.loads.close(replica)])
         self._trials.note_death(replica)
         self._come_back(lost, died.reason)
         self._num_running[replica] = 0
@@ -279,29 +273,7 @@ class Fleet:
 
     def _welcome(self, replaced: Replaced) -> None:
         replica, description = replaced.replica, replaced.description
-        before, self._descriptions[replica] = self._descriptions[replica], description
         self.account.replaced_replicas += 1
-        if (before.config, before.profile) == (description.config, description.profile):
-            self._loads.open(replica)
-        else:
-            self._loads = self._remake_loads(open_again=replica)
+        self._known.replace(replica, description, self._outbox)
         self._outbox.note_replaced(replica, description)
-        self._trials.note_replaced(replica, self._loads)
-
-    def _make_loads(self) -> ReplicaLoads:
-        self._is_measured = has_measured_models(self._descriptions)
-        facts = fleet_facts(self._crew.names, self._descriptions, moves_requests=self._mover is not None)
-        return ReplicaLoads(facts, self._clock_ms)
-
-    def _remake_loads(self, open_again: int) -> ReplicaLoads:
-        """The same loads where a replica is another one than before; who has room for fewer keeps what it has
-        until it is answered."""
-        before, loads = self._loads, self._make_loads()
-        for placed in self._outbox:
-            loads.place(placed.waiting.facts, placed.replica)
-            if placed.has_started:
-                loads.start(placed.waiting.request.id)
-        for replica in range(len(self._descriptions)):
-            if not before.is_open[replica] and replica != open_again:
-                loads.shut(replica)
-        return loads
+        self._trials.note_replaced(replica, self._known.loads)

@@ -40,8 +40,8 @@ _MOST_TRIES = 3
 _NO_RANKS_COUNT = "ranks count in predictions only as the steps of a run show it"
 _NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
 _NO_CPU_LORA = (
-    "LoRA on the CPU: ops of CPU workers follow no model, as those of a small base may not; a base on the CPU "
-    "needs none, for nothing is copied to it"
+    "LoRA on the CPU: ops of CPU workers follow no model, as those of a small base may not; a base on the "
+    "CPU needs none, for nothing is copied to it"
 )
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64

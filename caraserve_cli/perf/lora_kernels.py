@@ -15,8 +15,8 @@ from caraserve_cli.perf.least_squares import FitQuality, fit_costs
 # The paper's own fits; a line that explains less is not believed.
 LEAST_KERNEL_R2 = 0.96
 _WHY_NO_LINE = (
-    "either other work disturbed it, then run `caraserve profile` again without that, or the base is so small "
-    "that ranks hardly cost it anything, which comes out the same again and does no harm"
+    "either other work disturbed it, then run `caraserve profile` again without that, or the base is so "
+    "small that ranks hardly cost it anything, which comes out the same again and does no harm"
 )
 
 

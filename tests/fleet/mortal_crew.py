@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from caraserve_cli.bench.echo import echo_description, echo_news
-from caraserve_cli.core import Bounds, Request, SamplingParams
+from caraserve_cli.bench.echo import echo_answer, echo_description, echo_news
+from caraserve_cli.core import Bounds, Failure, Request, SamplingParams
+from caraserve_cli.errors import RowErrorCode
 from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
 from caraserve_cli.fleet.messages import ReplicaDescription, ReplicaNews
 
@@ -36,6 +37,7 @@ class MortalCrew:
         holding: what it was sent and has not answered.
         most_answers: that it gives when it is asked for news; None for all.
         replaced_by: what comes in the place of who dies; None for nobody, yet.
+        refused: (replica, adapter) of adapters that it cannot read.
         poison: ids of requests that kill whoever has them when it is asked for news.
     """
 
@@ -46,6 +48,7 @@ class MortalCrew:
         self.holding: list[list[Request]] = [[] for _ in descriptions]
         self.most_answers: int | None = None
         self.replaced_by: ReplicaDescription | None = description()
+        self.refused: set[tuple[int, str | None]] = set()
         self.poison: set[str] = set()
         self.num_replacements = 0
         self.num_lost = 0
@@ -81,6 +84,12 @@ class MortalCrew:
                 del holding[: len(answered)]
                 news = echo_news(answered)
                 news.num_running = len(holding)
+                news.outcomes = [
+                    Failure(request, RowErrorCode.ADAPTER_REFUSED, f"not readable on {replica}")
+                    if (replica, request.adapter) in self.refused
+                    else echo_answer(request)
+                    for request in answered
+                ]
                 events.append(Told(replica, news))
         return events
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from caraserve_cli.bench.echo import numbered_adapter
-from caraserve_cli.core import Failure, Request
+from caraserve_cli.core import Completion, Failure, Request
 from caraserve_cli.errors import InputError, RowError, RowErrorCode
 from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet import fleet_options
@@ -369,3 +369,25 @@ def test_each_death_is_told_at_once_and_kept_by_replica() -> None:
     well, dead = (replica.as_json() for replica in fleet.account.replicas)
     assert (well["deaths"], well["death_reasons"]) == (0, [])
     assert dead["death_reasons"] == [f"of cause {number}" for number in range(MOST_DEATHS + 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_that_one_replica_cannot_read_goes_to_the_others(name: str) -> None:
+    notes: list[str] = []
+    crew = MortalCrew([description(), description()])
+    crew.refused = {(0, "3"), (0, "5"), (1, "5")}
+    fleet = start(crew, name, notes.append)
+    requests = [make_request(number, str(number % 7)) for number in range(300)]
+    fleet.submit(requests)
+    outcomes = finish(fleet)
+    assert_each_once(outcomes, requests)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert {failure.request.adapter for failure in failures} == {"5"}, "which nobody can read"
+    assert len(failures) == sum(request.adapter == "5" for request in requests)
+    refused_at = [note.partition(":")[0] for note in notes if "'3'" in note]
+    assert refused_at in ([], ["replica-0 refuses adapter '3', which goes to others"]), "told once"
+    # It is known by now, and nobody tries it there any more.
+    num_sent = len(crew.sent[0])
+    fleet.submit([make_request(number, "3") for number in range(300, 340)])
+    assert all(isinstance(outcome, Completion) for outcome in finish(fleet))
+    assert not refused_at or len(crew.sent[0]) == num_sent
