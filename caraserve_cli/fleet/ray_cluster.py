@@ -1,7 +1,7 @@
 """A Ray cluster: one that is there already, or one on this machine that lives as long as this object.
 
-Nothing but this file and `ray_crew` imports Ray, and only when a cluster is opened. Plain Ray Core: no
-dashboard, no Serve.
+Nothing but this file, `ray_crew` and what that is made of (`ray_calls`, `ray_seat`) imports Ray, and only
+when a cluster is opened. Plain Ray Core: no dashboard, no Serve.
 """
 
 from __future__ import annotations

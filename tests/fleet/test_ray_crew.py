@@ -13,7 +13,7 @@ import pytest
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.errors import InputError
-from caraserve_cli.fleet import ray_crew
+from caraserve_cli.fleet import ray_calls, ray_crew
 from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
 from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -116,7 +116,7 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
         assert isinstance(died, Died)
         assert "No space left" in died.reason
 
-        monkeypatch.setitem(ray_crew._MOST_SILENCE_S, "poll", 2.0)
+        monkeypatch.setitem(ray_calls.MOST_SILENCE_S, "poll", 2.0)
         crew.replace(0)
         watch(crew, Replaced)
         os.kill(crew.hosts[0].pid, signal.SIGSTOP)
