@@ -15,7 +15,7 @@ from caraserve_cli.errors import ExitStatus, OptionError
 from caraserve_cli.job.stop_request import StopRequest
 
 if TYPE_CHECKING:
-    from caraserve_cli.bench.gate import GateVerdict
+    from caraserve_cli.bench.judged_metric import GateVerdict
     from caraserve_cli.bench.recipe_kinds import AnyRecipe
 
 # Ten runs of recipes/quick.toml, and a few more on a quiet machine.
