@@ -45,7 +45,7 @@ def run_driver(recipe: DriverRecipe, on_run: OnDriverRun) -> DriverResult:
     load_average = os.getloadavg()[0]
     requests = _make_requests(recipe)
     cases = (_measure_alone(recipe, requests, on_run), _measure_over_ray(recipe, requests, on_run))
-    return DriverResult(facts=_facts(recipe, load_average), cases=cases)
+    return DriverResult(recipe=recipe, facts=_facts(load_average), cases=cases)
 
 
 def _make_requests(recipe: DriverRecipe) -> list[Request]:
@@ -123,20 +123,11 @@ def _clock_ms() -> float:
     return time.perf_counter() * 1000.0
 
 
-def _facts(recipe: DriverRecipe, load_average: float) -> DriverFacts:
+def _facts(load_average: float) -> DriverFacts:
     return DriverFacts(
-        recipe=recipe.name,
-        description=recipe.description,
         caraserve_version=__version__,
         commit=code_commit(),
         versions=installed_versions(("numpy", "ray")),
         num_cores=len(os.sched_getaffinity(0)),
         load_average=round(load_average, 2),
-        num_replicas=recipe.num_replicas,
-        placement=recipe.placement,
-        num_requests=recipe.num_requests,
-        num_adapters=recipe.num_adapters,
-        prompt_tokens=recipe.prompt_tokens,
-        max_running=recipe.max_running,
-        repeats=recipe.repeats,
     )

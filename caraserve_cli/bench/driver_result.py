@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from caraserve_cli.bench.comparison import Spread, Verdict
-from caraserve_cli.bench.driver_recipe import DRIVER
+from caraserve_cli.bench.driver_recipe import DRIVER, DriverRecipe
 from caraserve_cli.bench.engine_result import worst_verdict
 
 
@@ -19,20 +19,11 @@ class DriverFacts:
         load_average: processes that wanted a core in the minute before, others' included.
     """
 
-    recipe: str
-    description: str
     caraserve_version: str
     commit: str | None
     versions: dict[str, str]
     num_cores: int
     load_average: float
-    num_replicas: int
-    placement: str
-    num_requests: int
-    num_adapters: int
-    prompt_tokens: int
-    max_running: int
-    repeats: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +81,7 @@ def judge_driver(
 class DriverResult:
     """What a benchmark of a driver found, and where."""
 
+    recipe: DriverRecipe
     facts: DriverFacts
     cases: tuple[DriverCase, ...]
 
@@ -101,6 +93,8 @@ class DriverResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": DRIVER,
+            "recipe": self.recipe.name,
+            **{key: value for key, value in dataclasses.asdict(self.recipe).items() if key != "name"},
             **dataclasses.asdict(self.facts),
             "cases": [{**dataclasses.asdict(case), "verdict": case.verdict} for case in self.cases],
             "verdict": self.verdict,

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.driver_recipe import DriverRecipe
 from caraserve_cli.bench.driver_result import DriverFacts, DriverResult
 from caraserve_cli.bench.engine_terminal import all_met, cannot_tell, extremes, missed, verdict_text
 from caraserve_cli.bench.terminal import plain_table
@@ -16,7 +17,7 @@ from caraserve_cli.bench.terminal import plain_table
 
 def render_driver(result: DriverResult) -> RenderableType:
     """The circumstances, a table of the cases, and what keeps them from passing."""
-    return Group(_circumstances(result.facts), "", _table(result), "", *_verdict_lines(result))
+    return Group(_circumstances(result.recipe, result.facts), "", _table(result), "", *_verdict_lines(result))
 
 
 def driver_summary(requests_per_s: float) -> str:
@@ -24,14 +25,14 @@ def driver_summary(requests_per_s: float) -> str:
     return f"{requests_per_s:,.0f} requests/s"
 
 
-def _circumstances(facts: DriverFacts) -> Text:
+def _circumstances(recipe: DriverRecipe, facts: DriverFacts) -> Text:
     versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
     commit = f", commit {facts.commit}" if facts.commit else ""
     return Text(
-        f"{facts.recipe}: {facts.description}\n"
-        f"{facts.num_requests:,} requests a run, {facts.num_adapters:,} adapters, {facts.prompt_tokens} "
+        f"{recipe.name}: {recipe.description}\n"
+        f"{recipe.num_requests:,} requests a run, {recipe.num_adapters:,} adapters, {recipe.prompt_tokens} "
         f"prompt tokens\n"
-        f"{facts.num_replicas} replicas of {facts.max_running} requests, placement {facts.placement}\n"
+        f"{recipe.num_replicas} replicas of {recipe.max_running} requests, placement {recipe.placement}\n"
         f"caraserve {facts.caraserve_version}{commit}, {versions}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores"
     )

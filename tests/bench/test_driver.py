@@ -66,24 +66,9 @@ def test_without_ray_the_driver_alone_is_measured(tmp_path: Path, monkeypatch: p
     assert required.verdict is Verdict.CANNOT_TELL
 
 
-def judged(case: DriverCase) -> DriverResult:
-    facts = DriverFacts(
-        recipe="small",
-        description="a small one",
-        caraserve_version="0",
-        commit=None,
-        versions={},
-        num_cores=2,
-        load_average=0.0,
-        num_replicas=2,
-        placement="random",
-        num_requests=100,
-        num_adapters=1,
-        prompt_tokens=1,
-        max_running=1,
-        repeats=1,
-    )
-    return DriverResult(facts=facts, cases=(case,))
+def judged(tmp_path: Path, case: DriverCase) -> DriverResult:
+    facts = DriverFacts(caraserve_version="0", commit=None, versions={}, num_cores=2, load_average=0.0)
+    return DriverResult(recipe=load(tmp_path), facts=facts, cases=(case,))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +80,8 @@ def judged(case: DriverCase) -> DriverResult:
         (DriverRun(0.01, 100, ("replica-1 died",)), Verdict.CANNOT_TELL, "replica-1 died"),
     ],
 )
-def test_what_was_not_done_is_no_speed(run: DriverRun, verdict: Verdict, line: str) -> None:
-    result = judged(judge_driver(ALONE, [run], 100, 5000.0))
+def test_what_was_not_done_is_no_speed(tmp_path: Path, run: DriverRun, verdict: Verdict, line: str) -> None:
+    result = judged(tmp_path, judge_driver(ALONE, [run], 100, 5000.0))
     assert result.verdict is verdict
     assert line in printed(result)
 
