@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,10 @@ PLACES_S = 300.0
 # Who answers nothing for so long is taken for dead: it is stopped, or its machine is out of reach. A base
 # is loaded in less. Chosen, not measured.
 MOST_SILENCE_S = {"where": PLACES_S, "start": 1800.0, "submit": 1800.0, "poll": 60.0}
+
+# What Ray says of an actor that was not made.
+_CREATION = "error raised in its creation task"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 Stage = Literal["where", "start", "submit", "poll"]
 
@@ -88,5 +93,9 @@ def why_unanswered(error: RayError | CaraServeError) -> str:
     if isinstance(error, OutOfMemoryError):  # Ray's own words fill a screen
         return "its machine ran out of memory, and Ray ended it"
     if isinstance(error, RayActorError):
-        return "its process ended"
+        words = str(error).strip()
+        if _CREATION not in words:
+            return "its process ended"
+        # A traceback in colours, of which the last line says what it was.
+        return f"its process could not begin: {_COLOURS.sub('', words).splitlines()[-1].strip()}"
     return " ".join(str(error).split())

@@ -30,6 +30,13 @@ class FarFromAll(HostedReplica):
         return replace(super().where(paths), host_name="far", missing_paths=tuple(paths))
 
 
+class Unable(HostedReplica):
+    """As on a machine that lacks a package."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'caraserve_cli'")
+
+
 class Full(EchoHosted):
     """As on a machine with a full disk."""
 

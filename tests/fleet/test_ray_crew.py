@@ -21,7 +21,7 @@ from caraserve_cli.fleet.ray_cluster import RayCluster
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.fleet.families import write_base
-from tests.fleet.hosted_kinds import FarAway, FarFromAll, Full
+from tests.fleet.hosted_kinds import FarAway, FarFromAll, Full, Unable
 
 pytest.importorskip("ray")
 
@@ -59,6 +59,10 @@ def test_adapters_are_sent_where_they_are_not_seen(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"machine 'far' has no '.*base'; put the base there"):
             RayCrew(
                 cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarFromAll
+            )
+        with pytest.raises(InputError, match=r"could not begin: ModuleNotFoundError: No module named 'cara"):
+            RayCrew(
+                cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=Unable
             )
         crew = RayCrew(
             cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarAway
