@@ -221,7 +221,7 @@ class Sequence:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One finished answer. `text` is None when the run has no tokenizer; `token_ids` includes the token
-    that ended the answer."""
+    that ended the answer. `replica` is the name of the one that answered; None where there is only one."""
 
     request: Request
     text: str | None
@@ -233,6 +233,7 @@ class Completion:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_failed_assists: int = 0
+    replica: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

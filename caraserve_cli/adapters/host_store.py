@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,12 +19,14 @@ import torch
 from caraserve_cli.adapters.adapter_reader import AdapterReader
 from caraserve_cli.adapters.description import Description, Descriptions, OutlineAdapter
 from caraserve_cli.adapters.host_arena import HostArena
+from caraserve_cli.adapters.host_store_counters import HostStoreCounters
 from caraserve_cli.adapters.kept_adapters import KeptAdapters, Room
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.adapters.loader import load_adapter, outline_adapter
 from caraserve_cli.adapters.module_key import ModuleKey
 from caraserve_cli.adapters.packing import BlobRoom, Packer
 from caraserve_cli.adapters.weights import AdapterWeights, LoraPair
+from caraserve_cli.adapters.wishes import Wishes
 from caraserve_cli.core import AdapterInfo, BaseShape
 from caraserve_cli.errors import AdapterError
 
@@ -34,21 +35,6 @@ from caraserve_cli.errors import AdapterError
 LoadAdapter: TypeAlias = Callable[
     [str, Path, BaseShape, torch.dtype, Mapping[ModuleKey, LoraPair] | None], AdapterWeights
 ]
-
-
-@dataclass(slots=True)
-class HostStoreCounters:
-    """What a host store did since it was made. `loaded_bytes` counts canonical weights, not file sizes.
-
-    `hits` found the adapter in memory, `misses` waited for its files; `prefetched` are those read before
-    anyone asked for them.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    prefetched: int = 0
-    loaded_bytes: int = 0
-    load_ms: float = 0.0
 
 
 class HostStore:
@@ -88,12 +74,8 @@ class HostStore:
         # Guards all that follows, and is notified of every change to it.
         self._changed = threading.Condition()
         self._kept = KeptAdapters(capacity_bytes, self.arena)
-        self._wished: tuple[str, ...] = ()
+        self._wishes = Wishes()
         self._being_read: set[str] = set()
-        # Wishes that the reader cannot meet: `acquire` has to.
-        self._given_up: set[str] = set()
-        # The first wish that is not met has no room before another one is used.
-        self._waits_for_room = False
         # How many wishes were met or given up, and how many of these a waiting caller has been told of.
         self._num_ready = self._num_told = 0
         self._reader = AdapterReader(self._changed, self._choose, self._prefetch)
@@ -126,20 +108,15 @@ class HostStore:
         Adapters that are neither in this list nor pinned leave for them, and later ones for earlier ones.
         Whatever goes wrong comes out of `acquire`.
         """
-        wished = tuple(dict.fromkeys(names))
         with self._changed:
-            if wished == self._wished or self._is_closed:
-                return
-            self._wished = wished
-            self._given_up.intersection_update(wished)
-            self._waits_for_room = False
-            self._reader.wake()
+            if not self._is_closed and self._wishes.replace(names):
+                self._reader.wake()
 
     def is_ready(self, name: str) -> bool:
         """Whether waiting for a prefetch makes no sense: the adapter is in memory, cannot be read at all,
         or there is no room to prefetch it to."""
         with self._changed:
-            return name in self._kept or name in self._given_up or self._descriptions.is_hopeless(name)
+            return self._is_settled(name)
 
     def kept_ms(self, name: str) -> float:
         """For how long the adapter has been in memory; 0 where it is not."""
@@ -196,7 +173,7 @@ class HostStore:
         """
         with self._changed:
             self._kept.unpin(name)
-            self._given_up.clear()
+            self._wishes.try_again()
             self._note_change()
 
     def close(self) -> None:
@@ -213,23 +190,25 @@ class HostStore:
         with self._changed:
             self._changed.wait_for(lambda: not self._being_read)
             self._kept.check_integrity()
-            assert self._given_up <= set(self._wished)
+            self._wishes.check_integrity()
 
     def _note_change(self) -> None:
         """Something was used, given back or read: the reader may have room now."""
-        self._waits_for_room = False
+        self._wishes.wait_for_room = False
         self._changed.notify_all()
 
     def _choose(self) -> str | None:
         """The first wish that the reader can do something about, as begun."""
-        if self._waits_for_room:
+        if self._wishes.wait_for_room:
             return None
-        for name in self._wished:
-            is_settled = name in self._kept or name in self._given_up or self._descriptions.is_hopeless(name)
-            if not is_settled and name not in self._being_read:
+        for name in self._wishes.names:
+            if not self._is_settled(name) and name not in self._being_read:
                 self._being_read.add(name)
                 return name
         return None
+
+    def _is_settled(self, name: str) -> bool:
+        return name in self._kept or self._wishes.is_given_up(name) or self._descriptions.is_hopeless(name)
 
     def _prefetch(self, name: str) -> None:
         """What the reader does. An AdapterError is remembered as a refusal; what else goes wrong goes
@@ -240,9 +219,9 @@ class HostStore:
             pass
         except Exception:
             with self._changed:
-                self._give_up(name)
+                self._wishes.give_up(name)
         with self._changed:
-            if not self._waits_for_room:
+            if not self._wishes.wait_for_room:
                 self._num_ready += 1
                 self._changed.notify_all()
 
@@ -281,23 +260,19 @@ class HostStore:
 
     def _take_room(self, description: Description, *, is_wish: bool) -> Room | None:
         num_bytes, name = description.info.num_bytes, description.info.name
+        wished = self._wishes.names
         if not is_wish:
-            return self._kept.take_room(num_bytes, self._wished)
-        # It may have been struck off the list meanwhile: then it drives out nobody on it.
-        num_ahead = self._wished.index(name) if name in self._wished else len(self._wished)
-        room = self._kept.take_room(num_bytes, self._wished, num_ahead)
+            return self._kept.take_room(num_bytes, wished)
+        num_ahead = self._wishes.num_ahead(name)
+        room = self._kept.take_room(num_bytes, wished, num_ahead)
         if room is None:
-            in_the_way = (other for other in self._wished[:num_ahead] if other in self._kept)
-            self._waits_for_room = self._kept.has_room_for(num_bytes) and any(
+            in_the_way = (other for other in wished[:num_ahead] if other in self._kept)
+            self._wishes.wait_for_room = self._kept.has_room_for(num_bytes) and any(
                 not self._kept.is_pinned(other) for other in in_the_way
             )
-            if not self._waits_for_room:
-                self._give_up(name)
+            if not self._wishes.wait_for_room:
+                self._wishes.give_up(name)
         return room
-
-    def _give_up(self, name: str) -> None:
-        if name in self._wished:
-            self._given_up.add(name)
 
     def _load(self, description: Description, room: Room | None) -> AdapterWeights:
         """Read an adapter, packed into its place, without the lock."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from jinja2 import Environment
 
-from caraserve_cli.bench.gate import Change, GateResult, JudgedMetric
+from caraserve_cli.bench.gate import GateResult
 from caraserve_cli.bench.gate_words import (
     allowed,
     extremes_of,
@@ -19,6 +19,7 @@ from caraserve_cli.bench.gate_words import (
     verdict_sentence,
     worse_of,
 )
+from caraserve_cli.bench.judged_metric import Change, JudgedMetric
 from caraserve_cli.bench.metric import Direction, Metric
 from caraserve_cli.bench.paper import COMPARISON_HEADS, PaperComparison
 from caraserve_cli.bench.recording import Recording

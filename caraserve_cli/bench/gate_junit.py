@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from caraserve_cli.bench.gate import GateResult, GateVerdict, JudgedMetric
+from caraserve_cli.bench.gate import GateResult
 from caraserve_cli.bench.gate_words import allowed, figure, notes, verdict_sentence, worse_of
+from caraserve_cli.bench.judged_metric import GateVerdict, JudgedMetric
 
 
 def gate_junit(result: GateResult) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from caraserve_cli.bench.gate import GateResult, GateVerdict
+from caraserve_cli.bench.gate import GateResult
 from caraserve_cli.bench.gate_words import (
     allowed,
     extremes_of,
@@ -13,6 +13,7 @@ from caraserve_cli.bench.gate_words import (
     verdict_sentence,
     worse_of,
 )
+from caraserve_cli.bench.judged_metric import GateVerdict
 from caraserve_cli.bench.paper import COMPARISON_HEADS, PaperComparison
 from caraserve_cli.bench.recording import Recording
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from caraserve_cli.bench.gate import GateResult, GateVerdict
+from caraserve_cli.bench.gate import GateResult
 from caraserve_cli.bench.gate_words import allowed, figure, notes, verdict_sentence, worse_of
+from caraserve_cli.bench.judged_metric import GateVerdict
 from caraserve_cli.bench.terminal import plain_table
 
 _STYLES = {

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from caraserve_cli.bench.gate import GateVerdict
 from caraserve_cli.bench.gated_run import run_gated
+from caraserve_cli.bench.judged_metric import GateVerdict
 from caraserve_cli.errors import ExitStatus
 
 # The share of tries on a slowed build in which that must be found; the same build must never be.

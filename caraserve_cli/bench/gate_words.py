@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from caraserve_cli.bench.confidence import MIN_VALUES
-from caraserve_cli.bench.gate import Change, GateResult, GateVerdict, JudgedMetric
+from caraserve_cli.bench.gate import GateResult
+from caraserve_cli.bench.judged_metric import Change, GateVerdict, JudgedMetric
 from caraserve_cli.bench.metric import Basis, Metric
 
 

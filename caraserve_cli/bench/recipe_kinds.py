@@ -16,6 +16,7 @@ from caraserve_cli.bench.assist_recipe import ASSIST, AssistRecipe, parse_assist
 from caraserve_cli.bench.cluster_parser import parse_cluster
 from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRecipe
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.driver_recipe import DRIVER, DriverRecipe, parse_driver
 from caraserve_cli.bench.gate_rules import parse_gate_rules
 from caraserve_cli.bench.kernel_recipe import KERNELS, KernelRecipe, parse_kernels
 from caraserve_cli.bench.paired_recipe import PAIRED, PairedRecipe, parse_paired
@@ -30,6 +31,7 @@ from caraserve_cli.bench.small import (
     small_assist,
     small_cluster,
     small_comparison,
+    small_driver,
     small_kernels,
     small_paired,
     small_serving,
@@ -240,6 +242,19 @@ def _measure_cluster(recipe: ClusterRecipe, tell: Tell) -> Measured:
     return Measured(result, render_cluster(result), {".svg": attainment_svg(result)})
 
 
+def _measure_driver(recipe: DriverRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.driver import run_driver
+    from caraserve_cli.bench.driver_terminal import driver_summary, render_driver
+
+    result = run_driver(
+        recipe,
+        lambda case, repeat, requests_per_s: tell(
+            case, repeat, recipe.repeats, driver_summary(requests_per_s)
+        ),
+    )
+    return Measured(result, render_driver(result))
+
+
 def _tell_peer(tell: Tell, case: EngineCase, peer: Peer, gave: str | None) -> None:
     tell(f"{case.name}, {case.peft_name}", 1, 1, gave or f"not measured: {peer.problem}")
 
@@ -292,6 +307,7 @@ _KINDS: dict[str, RecipeKind[Any]] = {
     ASSIST: RecipeKind(AssistRecipe, parse_assist, small_assist, _measure_assist),
     CLUSTER: RecipeKind(ClusterRecipe, parse_cluster, small_cluster, _measure_cluster),
     COMPARISON: RecipeKind(Recipe, parse_recipe, small_comparison, _measure_comparison),
+    DRIVER: RecipeKind(DriverRecipe, parse_driver, small_driver, _measure_driver),
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, small_kernels, _measure_kernels),
     PAIRED: RecipeKind(PairedRecipe, parse_paired, small_paired, _measure_paired, _measure_paired),
     SERVING: RecipeKind(ServingRecipe, parse_serving, small_serving, _measure_serving),

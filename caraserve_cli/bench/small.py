@@ -13,6 +13,7 @@ from typing import TypedDict, TypeVar
 from caraserve_cli.bench.arrival_recipe import ArrivalCase, ArrivalRecipe, Cell, GridKeys
 from caraserve_cli.bench.assist_recipe import AssistLimits, AssistRecipe
 from caraserve_cli.bench.cluster_recipe import ClusterRecipe
+from caraserve_cli.bench.driver_recipe import DriverRecipe
 from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.bench.kernel_cases import AttentionCase, FitCase, FormsCase, LoraCase, TimeLimits
 from caraserve_cli.bench.kernel_recipe import KernelRecipe
@@ -39,6 +40,7 @@ _MOST_REPEATS = 2
 _LEAST_RATE_PER_S = 50
 _MOST_PROCESSES = 2
 _CLUSTER_REQUESTS, _CLUSTER_SETTLING, _CLUSTER_ADAPTERS = 400, 50, 4000
+_DRIVER_REQUESTS = 1000
 _FIT_SIZES = 3
 _CONTEXT_TOKENS = 64
 
@@ -263,6 +265,13 @@ def small_cluster(recipe: ClusterRecipe) -> ClusterRecipe:
         rates_per_s=(recipe.slo.rate_per_s,),
         further_factor=None,
         requirements=(),
+    )
+
+
+def small_driver(recipe: DriverRecipe) -> DriverRecipe:
+    """Fewer requests; there is no base in it."""
+    return dataclasses.replace(
+        recipe, num_requests=_DRIVER_REQUESTS, at_least=dict.fromkeys(recipe.at_least), repeats=1
     )
 
 

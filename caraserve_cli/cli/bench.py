@@ -16,7 +16,7 @@ from caraserve_cli.job.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from caraserve_cli.bench.bench_recipe import BenchRecipe
-    from caraserve_cli.bench.gate import GateVerdict
+    from caraserve_cli.bench.judged_metric import GateVerdict
 
 # Ten runs of recipes/quick.toml, and a few more on a quiet machine.
 _DEFAULT_BUDGET_S = 120.0

@@ -39,26 +39,6 @@ def profile(
     which steps are predicted and cold starts decided, prints them with the break-even chart, and stores them
     for runs.
     """
-    from rich.console import Console
-
-    from caraserve_cli.bench.facts import code_commit
-    from caraserve_cli.fleet.cold_start import this_machine
-    from caraserve_cli.fleet.profiling import measure_profile
-    from caraserve_cli.perf.profile_json import to_json
-    from caraserve_cli.perf.profile_store import ProfileStore, default_folder
-    from caraserve_cli.report.profile_terminal import render_profile
-
-    stop: StopRequest = context.obj
-    stop.goal = "all was measured"
-
-    def tell(part: str) -> None:
-        """A line a part on stderr, so that a long measurement is seen to move."""
-        stop.check()
-        typer.echo(f"measuring: {part}", err=True)
-
-    def tell_left_out(what: str) -> None:
-        typer.echo(f"left out: {what}", err=True)
-
     if json_file is not None:
         check_writable(json_file, "--json")
     options = ReplicaOptions(
@@ -72,6 +52,29 @@ def profile(
         cold_start="stream",  # no strategy that would ask for the profile that is being made
         cpu_workers=0,
     )
+    _measure(options, json_file, context.obj)
+
+
+def _measure(options: ReplicaOptions, json_file: Path | None, stop: StopRequest) -> None:
+    from rich.console import Console
+
+    from caraserve_cli.bench.facts import code_commit
+    from caraserve_cli.fleet.cold_start import this_machine
+    from caraserve_cli.fleet.profiling import measure_profile
+    from caraserve_cli.perf.profile_json import to_json
+    from caraserve_cli.perf.profile_store import ProfileStore, default_folder
+    from caraserve_cli.report.profile_terminal import render_profile
+
+    stop.goal = "all was measured"
+
+    def tell(part: str) -> None:
+        """A line a part on stderr, so that a long measurement is seen to move."""
+        stop.check()
+        typer.echo(f"measuring: {part}", err=True)
+
+    def tell_left_out(what: str) -> None:
+        typer.echo(f"left out: {what}", err=True)
+
     measured = measure_profile(options, code_commit(), tell, tell_left_out)
     if json_file is not None:
         _write(json_file, to_json(measured))

@@ -26,7 +26,7 @@ from caraserve_cli.coldstart.parent_death import die_with_parent
 from caraserve_cli.coldstart.process_title import set_process_title
 from caraserve_cli.coldstart.worker import SharedMemory, WorkerSpec, run_worker
 
-# Worker and core to fork it on, with its end of a socket; or END_WORKER and the process to kill.
+# Worker and core to fork it on, with its end of a socket; or END_WORKER and the worker to kill.
 NURSERY_MESSAGE = struct.Struct("ii")
 END_WORKER = -1
 # The first message: a pickled WorkerSpec, with the fds of the process to live with, arena, exchange, tickets.
@@ -45,8 +45,8 @@ class Nursery:
 
     def __init__(self, orders: socket.socket, owner: int, spec: WorkerSpec, memory: SharedMemory) -> None:
         self._orders, self._owner, self._spec, self._memory = orders, owner, spec, memory
-        # pidfd -> pid of workers that were not yet waited for: until then no other process has the pid.
-        self._workers: dict[int, int] = {}
+        # pidfd -> worker and its pid, of those not yet waited for: until then no other process has the pid.
+        self._workers: dict[int, tuple[int, int]] = {}
         self._poll = select.poll()
         self._poll.register(orders, select.POLLIN)
         self._poll.register(owner, select.POLLIN)
@@ -62,7 +62,7 @@ class Nursery:
                     elif fd == self._owner or not self._take_order():
                         is_wanted = False
         finally:
-            for fd, pid in list(self._workers.items()):
+            for fd, (_, pid) in list(self._workers.items()):
                 os.kill(pid, signal.SIGKILL)
                 self._bury(fd)
 
@@ -73,8 +73,9 @@ class Nursery:
             return False
         first, second = NURSERY_MESSAGE.unpack(message)
         if first == END_WORKER:
-            if second in self._workers.values():
-                os.kill(second, signal.SIGKILL)
+            for index, pid in self._workers.values():
+                if index == second:
+                    os.kill(pid, signal.SIGKILL)
         else:
             with socket.socket(fileno=fds[0]) as wakes:
                 self._fork(first, second, wakes)
@@ -90,7 +91,7 @@ class Nursery:
         if pid == 0:
             self._become_worker(nursery_pid, index, core, wakes)
         fd = os.pidfd_open(pid)
-        self._workers[fd] = pid
+        self._workers[fd] = index, pid
         self._poll.register(fd, select.POLLIN)
 
     def _become_worker(self, nursery_pid: int, index: int, core: int, wakes: socket.socket) -> NoReturn:
@@ -111,7 +112,8 @@ class Nursery:
             os._exit(status)
 
     def _bury(self, fd: int) -> None:
-        os.waitpid(self._workers.pop(fd), 0)
+        _, pid = self._workers.pop(fd)
+        os.waitpid(pid, 0)
         self._poll.unregister(fd)
         os.close(fd)
 

@@ -66,10 +66,10 @@ class NurseryProcess:
                 return None
         return ours
 
-    def end(self, pid: int) -> None:
-        """Ask for a worker's end; nothing happens if nobody takes the order now, or it has ended."""
+    def end(self, index: int) -> None:
+        """Ask for the end of worker `index`; nothing happens if nobody takes the order now, or it is gone."""
         with suppress(OSError):
-            self._orders.send(NURSERY_MESSAGE.pack(END_WORKER, pid))
+            self._orders.send(NURSERY_MESSAGE.pack(END_WORKER, index))
 
     def close(self) -> None:
         """End the nursery and all workers; they are gone when this returns. A second call does nothing."""

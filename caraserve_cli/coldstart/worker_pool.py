@@ -36,6 +36,9 @@ _MAX_LAYERS = 256
 _LATE_S = 0.5
 # Importing torch takes 2 to 4 seconds, from a cold disk a minute.
 _START_S = 120.0
+# A worker that is not ready after so long, once the nursery forks, is ended: it is stopped. Else it is there
+# in milliseconds. Chosen, not measured.
+_READY_S = 20.0
 
 
 class NoFreeWorkerError(ValueError):
@@ -77,6 +80,7 @@ class WorkerPool:
         self._next_number = 1
         self._seats = [WorkerSeat(index, core) for index, core in enumerate(cores)]
         self._is_closed = False
+        self._forks_since_s: float | None = None
         max_rows = exchange_memory.max_rows
         self._tickets = TicketMemory.create(len(groups) * _MAX_LAYERS, max_rows)
         tickets = self._tickets
@@ -155,7 +159,8 @@ class WorkerPool:
         return ticket
 
     def poll(self) -> int:
-        """Replace dead workers, and those that do not end what has failed. Never blocks.
+        """Replace dead workers, and those that do not end what has failed, or do not become ready. Never
+        blocks.
 
         Returns:
             How many have died since the last call.
@@ -169,10 +174,8 @@ class WorkerPool:
             for seat in self._seats:
                 seat.leave()
             return num_dead
-        now_s = time.monotonic()
+        self._end_stopped()
         for seat in self._seats:
-            if seat.late_since_s is not None and now_s - seat.late_since_s > _LATE_S:
-                self._nursery.end(seat.pid)
             seat.start(self._nursery)
         return num_dead
 
@@ -191,6 +194,7 @@ class WorkerPool:
         while not all(seat.is_ready or seat.is_given_up for seat in self._seats):
             if self._nursery.is_gone or time.monotonic() > until_s:
                 break
+            self._end_stopped()
             for seat in self._seats:
                 seat.start(self._nursery)
             self._listen(timeout_ms=50)
@@ -200,13 +204,30 @@ class WorkerPool:
                 "use --cpu-workers 0 to run without"
             )
 
+    def _end_stopped(self) -> None:
+        """End workers that are late for too long, with a ticket that has failed or with being ready."""
+        now_s = time.monotonic()
+        for seat in self._seats:
+            is_late = seat.late_since_s is not None and now_s - seat.late_since_s > _LATE_S
+            if is_late or self._is_stopped_at_start(seat, now_s):
+                self._nursery.end(seat.index)
+
+    def _is_stopped_at_start(self, seat: WorkerSeat, now_s: float) -> bool:
+        """Until the nursery has imported what workers need, orders wait for it."""
+        if self._forks_since_s is None or seat.is_ready or seat.wakes is None:
+            return False
+        return now_s - max(seat.asked_s, self._forks_since_s) > _READY_S
+
     def _listen(self, timeout_ms: int) -> int:
         """Take what workers have sent; how many turn out to be dead."""
         poll = select.poll()
         seats = {seat.wakes.fileno(): seat for seat in self._seats if seat.wakes is not None}
         for fd in seats:
             poll.register(fd, select.POLLIN)
-        return sum(not seats[fd].listen() for fd, _ in poll.poll(timeout_ms))
+        num_dead = sum(not seats[fd].listen() for fd, _ in poll.poll(timeout_ms))
+        if self._forks_since_s is None and any(seat.is_ready for seat in self._seats):
+            self._forks_since_s = time.monotonic()
+        return num_dead
 
     def _look_at_words(self) -> None:
         failed = self._exchange.failed[0]

@@ -33,6 +33,7 @@ class WorkerSeat:
         pid: of the process; 0 until it is ready.
         given: tickets that this process was given and has not ended, oldest first.
         late_since_s: when it was first seen that it is late; None if it is not.
+        asked_s: when the process was asked for.
     """
 
     index: int
@@ -41,6 +42,7 @@ class WorkerSeat:
     pid: int = 0
     given: list[GivenTicket] = field(default_factory=list)
     late_since_s: float | None = None
+    asked_s: float = 0.0
     _num_failed_starts: int = 0
 
     @property
@@ -56,6 +58,7 @@ class WorkerSeat:
     def start(self, nursery: NurseryProcess) -> None:
         """Ask for a process, if there is none."""
         if self.wakes is None and not self.is_given_up:
+            self.asked_s = time.monotonic()
             self.wakes = nursery.fork(self.index, self.core)
 
     def listen(self) -> bool:

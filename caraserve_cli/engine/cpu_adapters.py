@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from caraserve_cli.adapters.device_pool import DevicePool
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.core import ColdStart
-from caraserve_cli.engine.gpu_adapters import ADAPTER_WAIT_S
+from caraserve_cli.engine.host_adapters import ADAPTER_WAIT_S, HostAdapters
 from caraserve_cli.engine.lora_batch import LoraBatcher
 from caraserve_cli.step_plan import AdapterLoad, AdapterMove
 
 
-class CpuAdapters:
+class CpuAdapters(HostAdapters):
     """Implements `depot.AdapterDepot`.
 
     Args:
@@ -31,7 +29,8 @@ class CpuAdapters:
     def __init__(
         self, host_store: HostStore, pool: DevicePool, lora: LoraBatcher, assistant: Assistant | None
     ) -> None:
-        self._host_store, self._pool, self._lora, self._assistant = host_store, pool, lora, assistant
+        super().__init__(host_store, assistant)
+        self._pool, self._lora = pool, lora
         self._adapter_in: dict[int, str] = {}
 
     def load(self, load: AdapterLoad) -> None:
@@ -59,23 +58,9 @@ class CpuAdapters:
     def begin_copies(self) -> None:
         """Nothing is copied."""
 
-    def prefetch(self, adapters: Sequence[str]) -> None:
-        """See `AdapterDepot`."""
-        if self._assistant is not None:
-            self._assistant.settle()
-        self._host_store.prefetch(adapters)
-
     def wait(self) -> None:
         """See `AdapterDepot`."""
         self._host_store.wait_until_ready(ADAPTER_WAIT_S)
-
-    def is_ready(self, adapter: str) -> bool:
-        """See `AdapterSupply`."""
-        return self._host_store.is_ready(adapter)
-
-    def ready_ms(self, adapter: str) -> float:
-        """See `AdapterSupply`."""
-        return self._host_store.kept_ms(adapter)
 
     def has_arrived(self, adapter_slot: int) -> bool:
         """Adapters are used where they are."""
@@ -88,22 +73,3 @@ class CpuAdapters:
     def take_stall(self) -> Stall:
         """Nothing is waited for."""
         return Stall()
-
-    @property
-    def num_lost_workers(self) -> int:
-        """See `AdapterDepot`."""
-        return 0 if self._assistant is None else self._assistant.num_lost_workers
-
-    def can_assist(self, adapter: str) -> bool:
-        """See `AdapterSupply`."""
-        return self._assistant is not None and self._host_store.is_shared(adapter)
-
-    @property
-    def most_assisted_tokens(self) -> int:
-        """See `AdapterSupply`."""
-        return 0 if self._assistant is None else self._assistant.max_tokens
-
-    @property
-    def free_workers(self) -> int:
-        """See `AdapterSupply`."""
-        return 0 if self._assistant is None else self._assistant.num_workers

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
 from hashlib import blake2b
 from typing import Protocol
 
@@ -23,60 +22,18 @@ from caraserve_cli.core import (
     SequenceStatus,
     Timings,
 )
-from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.missed_deadlines import MissedDeadlines, describe_miss, is_late
+from caraserve_cli.engine.runner import BesideRunner, Runner
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.scheduling import SchedulingPolicy
 from caraserve_cli.engine.step_record import Attempt
-from caraserve_cli.engine.steps_under_way import BesideResult, StepResult, StepsUnderWay
+from caraserve_cli.engine.steps_under_way import StepResult, StepsUnderWay
 from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
 from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, ScheduledChunk, StepPlan
-
-
-class BesideRunner(Protocol):
-    """Computes steps beside those of a runner, of up to `max_tokens` tokens."""
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def launch(self, chunks: SequenceOf[ScheduledChunk]) -> BesideResult:
-        """Start computing chunks, none of which has a token under way, beside the plans launched before and
-        after; no other such step must be under way.
-
-        Raises:
-            DeviceMemoryError: as `Runner.launch`.
-        """
-        ...
-
-
-class Runner(Protocol):
-    """What the engine needs of a model runner.
-
-    `max_in_flight`: plans that may be under way at once; with more than 1 the runner feeds a sequence's
-    pending token to its next step by itself. `beside`: what computes steps beside the others, None where
-    nothing does. `adapters`: those it computes with.
-    """
-
-    @property
-    def max_in_flight(self) -> int: ...
-
-    @property
-    def beside(self) -> BesideRunner | None: ...
-
-    @property
-    def adapters(self) -> AdapterDepot: ...
-
-    def launch(self, plan: StepPlan) -> StepResult:
-        """Start computing a plan. Plans are computed in the order of their launches.
-
-        Raises:
-            DeviceMemoryError: the device's memory does not hold it; it is as if it had not been launched.
-        """
-        ...
 
 
 class TextStream(Protocol):

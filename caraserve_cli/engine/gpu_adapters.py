@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from caraserve_cli.adapters.host_store import HostStore
@@ -11,13 +10,11 @@ from caraserve_cli.adapters.packed_pool import PackedPool
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.core import ColdStart
+from caraserve_cli.engine.host_adapters import ADAPTER_WAIT_S, HostAdapters
 from caraserve_cli.step_plan import AdapterLoad, AdapterMove
 
-# How long a replica that has nothing but adapters to wait for does so before it looks for other work.
-ADAPTER_WAIT_S = 0.001
 
-
-class GpuAdapters:
+class GpuAdapters(HostAdapters):
     """Implements `depot.AdapterDepot`.
 
     Args:
@@ -27,7 +24,8 @@ class GpuAdapters:
     """
 
     def __init__(self, host_store: HostStore, pool: PackedPool, assistant: Assistant | None) -> None:
-        self._host_store, self._pool, self._assistant = host_store, pool, assistant
+        super().__init__(host_store, assistant)
+        self._pool = pool
 
     def load(self, load: AdapterLoad) -> None:
         """Bring an adapter into a slot, beneath the next launch, which waits for each layer as it needs it.
@@ -63,12 +61,6 @@ class GpuAdapters:
         self._pool.start_copies()
         self._pool.transfers.begin()
 
-    def prefetch(self, adapters: Sequence[str]) -> None:
-        """See `AdapterDepot`."""
-        if self._assistant is not None:
-            self._assistant.settle()
-        self._host_store.prefetch(adapters)
-
     def wait(self) -> None:
         """See `AdapterDepot`."""
         self.begin_copies()  # of what a launch that failed has left
@@ -76,14 +68,6 @@ class GpuAdapters:
             self._host_store.wait_until_ready(ADAPTER_WAIT_S)
         else:
             self._pool.transfers.block(ADAPTER_WAIT_S)
-
-    def is_ready(self, adapter: str) -> bool:
-        """See `AdapterSupply`."""
-        return self._host_store.is_ready(adapter)
-
-    def ready_ms(self, adapter: str) -> float:
-        """See `AdapterSupply`."""
-        return self._host_store.kept_ms(adapter)
 
     def has_arrived(self, adapter_slot: int) -> bool:
         """See `AdapterSupply`."""
@@ -101,25 +85,6 @@ class GpuAdapters:
     def copied_bytes(self) -> int:
         """See `AdapterDepot`."""
         return self._pool.transfers.opened_bytes
-
-    @property
-    def num_lost_workers(self) -> int:
-        """See `AdapterDepot`."""
-        return 0 if self._assistant is None else self._assistant.num_lost_workers
-
-    def can_assist(self, adapter: str) -> bool:
-        """See `AdapterSupply`."""
-        return self._assistant is not None and self._host_store.is_shared(adapter)
-
-    @property
-    def free_workers(self) -> int:
-        """See `AdapterSupply`."""
-        return 0 if self._assistant is None else self._assistant.num_workers
-
-    @property
-    def most_assisted_tokens(self) -> int:
-        """See `AdapterSupply`."""
-        return 0 if self._assistant is None else self._assistant.max_tokens
 
     @property
     def link_bytes_per_ms(self) -> float | None:

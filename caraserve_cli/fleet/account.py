@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from caraserve_cli.core import Completion
 from caraserve_cli.events import StepRecord
+from caraserve_cli.fleet.busy_time import BusyTime
 from caraserve_cli.fleet.messages import Outcome
+
+# Reasons that are kept of each replica. Chosen, not measured.
+_KEPT_REASONS = 8
 
 
 @dataclass(slots=True, kw_only=True)
 class ReplicaAccount:
     """Counts of one replica, of all that were there in its place.
 
-    `deaths`: how often it died, its starts in another's place included.
+    Attributes:
+        busy: the time in which at least one step was under way; those beside others count once with them.
+        deaths: how often it died, its starts in another's place included.
+        death_reasons: of the last ones, for people; as many as are kept.
     """
 
     name: str
@@ -23,14 +31,15 @@ class ReplicaAccount:
     failed: int = 0
     output_tokens: int = 0
     steps: int = 0
-    busy_ms: float = 0.0
+    busy: BusyTime = field(default_factory=BusyTime)
     running_sum: int = 0
     deaths: int = 0
+    death_reasons: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_REASONS))
 
     def add_step(self, record: StepRecord) -> None:
         """One more step."""
         self.steps += 1
-        self.busy_ms += record.end_ms - record.start_ms
+        self.busy.add(record.start_ms, record.end_ms)
         self.running_sum += record.num_running
 
     def add_outcome(self, outcome: Outcome) -> None:
@@ -41,6 +50,11 @@ class ReplicaAccount:
         else:
             self.failed += 1
 
+    def add_death(self, reason: str) -> None:
+        """It died once more."""
+        self.deaths += 1
+        self.death_reasons.append(reason)
+
     def as_json(self) -> dict[str, object]:
         """For the report."""
         return {
@@ -50,9 +64,10 @@ class ReplicaAccount:
             "failed": self.failed,
             "output_tokens": self.output_tokens,
             "steps": self.steps,
-            "busy_ms": round(self.busy_ms, 3),
+            "busy_ms": round(self.busy.total_ms, 3),
             "mean_running": round(self.running_sum / self.steps, 3) if self.steps else None,
             "deaths": self.deaths,
+            "death_reasons": list(self.death_reasons),
         }
 
 

@@ -6,38 +6,27 @@ replicas through a `Crew` only. Requests wait here, in the order of their arriva
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from caraserve_cli.core import AdapterInfo, Failure, Request
+from caraserve_cli.core import AdapterInfo, Completion, Failure, Request
 from caraserve_cli.errors import InputError, RowError, RowErrorCode
 from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.account import FleetAccount, ReplicaAccount
 from caraserve_cli.fleet.crew import Crew, Died, Replaced, Told
-from caraserve_cli.fleet.fleet_facts import fleet_facts, has_measured_models, most_sent
+from caraserve_cli.fleet.deaths import MOST_DEATHS, Deaths
+from caraserve_cli.fleet.known_replicas import KnownReplicas
 from caraserve_cli.fleet.messages import Outcome, ReplicaNews
-from caraserve_cli.fleet.suspects import GUILTY_LOSSES, Suspects, Verdict
+from caraserve_cli.fleet.outbox import Outbox, Placed
+from caraserve_cli.fleet.suspects import GUILTY_LOSSES, Verdict
+from caraserve_cli.fleet.trials import Trials
 from caraserve_cli.fleet.waiting_line import Waiting, WaitingLine
-from caraserve_cli.perf.batch_load import BoolArray
-from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.migration import RequestMigration
 from caraserve_cli.placement.policy import MigratingPlacement, Placement
 
-# How often in a row one replica may die and be replaced, without an answer between. Chosen, not measured.
-MOST_DEATHS = 3
-# After so many of them it is given one suspect alone: an answer tells that the replica is well.
-_PROBED_DEATHS = 2
 # How often a placement that moves requests is asked for it. Chosen, not measured.
 REBALANCE_INTERVAL_MS = 50.0
-
-
-@dataclass(slots=True)
-class _Placed:
-    waiting: Waiting
-    replica: int
-    is_sent: bool = False
-    has_started: bool = False
 
 
 class Fleet:
@@ -50,6 +39,7 @@ class Fleet:
             RowError.
         clock_ms: milliseconds since the start of the run.
         events: told of the steps of all replicas.
+        on_note: told, in a line, what a user should know while it goes on: which replica died, and why.
         clock_error_ms: as in `FleetAccount`.
 
     Attributes:
@@ -63,40 +53,36 @@ class Fleet:
         describe_adapter: Callable[[Request], AdapterInfo | None],
         clock_ms: Callable[[], float],
         events: EventSink,
+        on_note: Callable[[str], None],
         clock_error_ms: float = 0.0,
     ) -> None:
         self._crew, self._placement = crew, placement
         self._mover = placement if isinstance(placement, MigratingPlacement) else None
         self._describe_adapter, self._clock_ms, self._events = describe_adapter, clock_ms, events
-        self._descriptions = list(crew.descriptions)
-        self._loads = self._make_loads()
+        self._on_note = on_note
+        self._deaths = Deaths(len(crew.names))
+        self._known = KnownReplicas(
+            crew.names, crew.descriptions, self._deaths, clock_ms, moves_requests=self._mover is not None
+        )
         self._line = WaitingLine()
         self._failed: list[Outcome] = []
-        self._placed: dict[str, _Placed] = {}
-        # Placed, and kept here for as long as the replica has as many as it is sent.
-        self._unsent: list[deque[Request]] = [deque() for _ in self._descriptions]
-        self._num_sent = [0] * len(self._descriptions)
-        self._num_running = [0] * len(self._descriptions)
-        self._given_up: set[int] = set()
-        self._suspects = Suspects()
-        # Replicas that have suspects, and those that end what they have to be given some: nobody joins them.
-        self._trying: set[int] = set()
-        self._reserved: set[int] = set()
-        self._deaths_in_a_row = [0] * len(self._descriptions)
+        self._outbox = Outbox(crew.descriptions)
+        self._num_running = [0] * len(crew.names)
+        self._trials = Trials(self._deaths, self._may_try, self._place)
         self._rebalance_at_ms = 0.0
         self.account = FleetAccount(
             placement=placement.name,
-            has_measured_models=has_measured_models(self._descriptions),
+            has_measured_models=self._known.has_measured_models,
             clock_error_ms=clock_error_ms,
             replicas=[
                 ReplicaAccount(name=name, device=description.device)
-                for name, description in zip(crew.names, self._descriptions, strict=True)
+                for name, description in zip(crew.names, crew.descriptions, strict=True)
             ],
         )
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._line) + len(self._placed) + len(self._failed) + len(self._suspects)
+        return len(self._line) + len(self._outbox) + len(self._failed) + len(self._trials)
 
     @property
     def num_running(self) -> int:
@@ -110,7 +96,7 @@ class Fleet:
             except RowError as error:
                 self._failed.append(Failure(request, error.code, error.message))
                 continue
-            self._line.join(request, adapter, self._most_output_tokens(request))
+            self._line.join(request, adapter, self._known.most_output_tokens(request))
 
     def poll(self, most_wait_s: float = 0.0) -> list[Outcome]:
         """Send what can be placed, wait until something has ended, started or died, and return what ended.
@@ -120,7 +106,7 @@ class Fleet:
         """
         self._place_waiting()
         outcomes, self._failed = self._failed, []
-        if self._placed or self._line or self._suspects:
+        if self._outbox or self._line or self._trials:
             for event in self._crew.wait(0.0 if outcomes else most_wait_s):
                 match event:
                     case Told():
@@ -141,94 +127,35 @@ class Fleet:
 
     # Placing
 
-    def _most_output_tokens(self, request: Request) -> int:
-        context_tokens = max(description.config.max_context_tokens for description in self._descriptions)
-        return min(request.sampling.max_tokens, context_tokens - len(request.prompt_token_ids))
-
     def _place_waiting(self) -> None:
         """Place requests in their order until one has to wait. Only one that fits no replica that is open,
         while another is being replaced, is passed by others."""
         passed: list[Waiting] = []
-        while self._line and self._loads.is_open.any():
+        while self._line and self._known.loads.is_open.any():
             waiting = self._line.first
-            replica = self._placement.choose(waiting.facts, self._loads)
+            replica = self._placement.choose(waiting.facts, self._known.loads)
             if replica is None:
-                fits = self._fits_alone(waiting)
-                if (fits & self._loads.is_open).any():
+                fits = self._known.fit_alone(waiting)
+                if (fits & self._known.loads.is_open).any():
                     break
                 if fits.any():
                     passed.append(self._line.leave())
                     continue
-                replica = self._roomiest()
+                replica = self._known.roomiest()
                 if replica is None:
                     break
             self._place(self._line.leave(), replica)
         self._line.come_back(passed)
-        self._place_suspects()
-        self._send()
+        self._trials.begin(self._known.loads, self._clock_ms())
+        self._outbox.send(self._crew.submit)
 
-    def _place_suspects(self) -> None:
-        """A group for each replica that has nothing to do; nobody joins it there."""
-        if not self._suspects and not self._reserved:
-            return
-        loads, now_ms = self._loads, self._clock_ms()
-        if self._suspects.are_impatient(now_ms) and not self._trying | self._reserved and loads.is_open.any():
-            candidates = loads.is_open.nonzero()[0]
-            self._reserve(int(candidates[loads.num_requests[candidates].argmin()]))
-        idle = (loads.num_requests == 0) & loads.is_open
-        for replica in {*idle.nonzero()[0].tolist(), *self._reserved}:
-            if not self._suspects or not loads.num_requests[replica]:
-                self._place_group(replica, now_ms)
-
-    def _place_group(self, replica: int, now_ms: float) -> None:
-        def may_go(waiting: Waiting) -> bool:
-            fits = self._fits_alone(waiting)
-            return bool(fits[replica] or not fits.any())
-
-        is_probe = self._deaths_in_a_row[replica] >= _PROBED_DEATHS
-        group = self._suspects.take_group(may_go, now_ms, is_probe=is_probe)
-        self._reserved.discard(replica)
-        self._loads.open(replica)
-        for waiting in group:
-            self._place(waiting, replica)
-        if group:
-            self._loads.shut(replica)
-            self._trying.add(replica)
-
-    def _reserve(self, replica: int) -> None:
-        self._loads.shut(replica)
-        self._reserved.add(replica)
-
-    def _fits_alone(self, waiting: Waiting) -> BoolArray:
-        """Which replicas would hold a request, of those that are there or will be; shape [N]."""
-        fits = self._loads.fits_alone(waiting.facts)
-        fits[list(self._given_up)] = False
-        return fits
-
-    def _roomiest(self) -> int | None:
-        """The replica that tells why it cannot answer what fits nowhere; None while all are full."""
-        loads = self._loads
-        has_room = loads.is_open & (loads.num_requests < loads.max_requests)
-        candidates = has_room.nonzero()[0]
-        if not len(candidates):
-            return None
-        return int(candidates[loads.kv_capacity_tokens[candidates].argmax()])
+    def _may_try(self, waiting: Waiting, replica: int) -> bool:
+        fits = self._known.fit_alone(waiting)
+        return bool(fits[replica] or not fits.any())
 
     def _place(self, waiting: Waiting, replica: int) -> None:
-        self._loads.place(waiting.facts, replica)
-        self._placed[waiting.request.id] = _Placed(waiting, replica)
-        self._unsent[replica].append(waiting.request)
-
-    def _send(self) -> None:
-        """One list for each replica that takes more."""
-        for replica, unsent in enumerate(self._unsent):
-            room = most_sent(self._descriptions[replica]) - self._num_sent[replica]
-            if unsent and room > 0:
-                requests = [unsent.popleft() for _ in range(min(room, len(unsent)))]
-                self._num_sent[replica] += len(requests)
-                for request in requests:
-                    self._placed[request.id].is_sent = True
-                self._crew.submit(replica, requests)
+        self._known.loads.place(waiting.facts, replica)
+        self._outbox.add(waiting, replica)
 
     def _rebalance(self) -> None:
         """Move what the placement would move, as far as it is still here."""
@@ -236,81 +163,94 @@ class Fleet:
             return
         self._rebalance_at_ms = self._clock_ms() + REBALANCE_INTERVAL_MS
         moves: defaultdict[int, dict[str, int]] = defaultdict(dict)
-        for migration in self._mover.rebalance(self._loads):
+        for migration in self._mover.rebalance(self._known.loads):
             # An adapter comes with the first request that needs it.
             if isinstance(migration, RequestMigration):
                 moves[migration.source][migration.request_id] = migration.target
         for source, targets in moves.items():
-            unsent = self._unsent[source]
-            leaving = [request.id for request in unsent if request.id in targets]
-            self._unsent[source] = deque(request for request in unsent if request.id not in targets)
-            for request_id in leaving:
-                self._loads.end(request_id)
-                self._place(self._placed.pop(request_id).waiting, targets[request_id])
+            for waiting in self._outbox.withdraw(source, targets):
+                self._known.loads.end(waiting.request.id)
+                self._place(waiting, targets[waiting.request.id])
                 self.account.moved += 1
 
     # What happens on replicas
 
     def _take_news(self, replica: int, news: ReplicaNews) -> list[Outcome]:
-        loads, account = self._loads, self.account.replicas[replica]
-        for adapter in news.adapters_came:
-            loads.places.note_resident(adapter, replica)
-        for adapter in news.adapters_left:
-            loads.places.note_gone(adapter, replica)
-        if news.link_free_ms is not None:
-            loads.note_link_busy(replica, news.link_free_ms)
-        if news.corrections is not None and self._is_measured:
-            loads.note_corrections(replica, news.corrections)
+        loads, account = self._known.loads, self.account.replicas[replica]
+        self._known.take_state(replica, news)
         for record in news.records:
             self._events.on_step(replace(record, replica=replica) if replica else record)
             account.add_step(record)
         self._num_running[replica] = news.num_running
         for request_id in news.started:
-            placed = self._placed.get(request_id)
-            if placed is not None and placed.replica == replica:
+            if placed := self._outbox.find(request_id, replica):
                 placed.has_started = True
                 loads.start(request_id)
         outcomes = []
         for outcome in news.outcomes:
-            placed = self._placed.get(outcome.request.id)
-            if placed is None or placed.replica != replica:
+            request_id = outcome.request.id
+            placed = self._outbox.find(request_id, replica)
+            if placed is None:
                 continue  # of one that was thought to be dead: it is answered elsewhere
-            del self._placed[outcome.request.id]
-            loads.end(outcome.request.id)
-            self._suspects.note_end(outcome.request.id)
+            self._outbox.end(request_id)
+            loads.end(request_id)
+            self._trials.note_end(request_id)
+            self._deaths.note_answer(replica)
+            if self._goes_elsewhere(placed.waiting, outcome, replica):
+                continue
             account.add_outcome(outcome)
-            outcomes.append(outcome)
-        self._num_sent[replica] -= len(outcomes)
-        if outcomes:
-            self._deaths_in_a_row[replica] = 0
-        if replica in self._trying and not loads.num_requests[replica]:
-            self._trying.remove(replica)
-            loads.open(replica)
+            outcomes.append(self._named(outcome, account.name))
+        self._trials.end_if_idle(replica, loads)
         return outcomes
+
+    def _goes_elsewhere(self, waiting: Waiting, outcome: Outcome, replica: int) -> bool:
+        """Whether an adapter is refused by one replica, which may not be able to read its files, and another
+        one is there that has not refused it: the request is placed again."""
+        adapter = waiting.facts.adapter
+        if isinstance(outcome, Completion) or outcome.code != RowErrorCode.ADAPTER_REFUSED or adapter is None:
+            return False
+        is_new = replica not in self._known.loads.places.unusable_on(adapter)
+        self._known.loads.places.note_unusable(adapter, replica)
+        if not self._known.fit_alone(waiting).any():
+            return False
+        if is_new:
+            self._on_note(
+                f"{self._crew.names[replica]} refuses adapter '{adapter}', which goes to others: "
+                f"{outcome.message}"
+            )
+        self._line.come_back([waiting])
+        self.account.placed_again += 1
+        return True
+
+    def _named(self, outcome: Outcome, replica: str) -> Outcome:
+        """An answer says whose it is, where there are several."""
+        if len(self._known) == 1 or not isinstance(outcome, Completion):
+            return outcome
+        return replace(outcome, replica=replica)
 
     def _bury(self, died: Died) -> None:
         """All that a dead replica had is placed again, but for what surely killed it; another takes its
         place, so many times."""
         replica = died.replica
-        lost = [self._placed.pop(facts.id) for facts in self._loads.close(replica)]
-        self._reserved.discard(replica)
-        self._trying.discard(replica)
+        lost = self._outbox.lose(replica, [facts.id for facts in self._known.loads.close(replica)])
+        self._trials.note_death(replica)
         self._come_back(lost, died.reason)
-        self._unsent[replica].clear()
-        self._num_sent[replica] = self._num_running[replica] = 0
-        self.account.replicas[replica].deaths += 1
-        self._deaths_in_a_row[replica] += 1
-        if self._deaths_in_a_row[replica] <= MOST_DEATHS:
+        self._num_running[replica] = 0
+        self.account.replicas[replica].add_death(died.reason)
+        is_replaced = self._deaths.note_death(replica)
+        self._on_note(
+            f"{self._crew.names[replica]} died, because {died.reason}; "
+            + ("another takes its place" if is_replaced else "it is given up, for it died too often")
+        )
+        if is_replaced:
             self._crew.replace(replica)
-            return
-        self._given_up.add(replica)
-        if len(self._given_up) == len(self._descriptions):
+        elif self._deaths.are_all_given_up:
             raise InputError(
                 f"no replica is left: each died {MOST_DEATHS + 1} times without an answer, the last one "
                 f"because {died.reason}; to go on, remove the cause and give the same command with --resume"
             )
 
-    def _come_back(self, lost: Sequence[_Placed], reason: str) -> None:
+    def _come_back(self, lost: Sequence[Placed], reason: str) -> None:
         """Requests of a replica that died. What it was not sent did it no harm."""
         returning: list[Waiting] = []
         now_ms = self._clock_ms()
@@ -318,7 +258,7 @@ class Fleet:
             waiting = placed.waiting
             verdict = Verdict.INNOCENT
             if placed.is_sent:
-                verdict = self._suspects.note_loss(waiting, now_ms)
+                verdict = self._trials.judge(waiting, now_ms)
             if verdict is Verdict.INNOCENT:
                 returning.append(waiting)
             if verdict is not Verdict.GUILTY:
@@ -333,29 +273,7 @@ class Fleet:
 
     def _welcome(self, replaced: Replaced) -> None:
         replica, description = replaced.replica, replaced.description
-        before, self._descriptions[replica] = self._descriptions[replica], description
         self.account.replaced_replicas += 1
-        if (before.config, before.profile) == (description.config, description.profile):
-            self._loads.open(replica)
-        else:
-            self._loads = self._remake_loads(open_again=replica)
-        if self._suspects and self._deaths_in_a_row[replica] >= _PROBED_DEATHS:
-            self._reserve(replica)
-
-    def _make_loads(self) -> ReplicaLoads:
-        self._is_measured = has_measured_models(self._descriptions)
-        facts = fleet_facts(self._crew.names, self._descriptions, moves_requests=self._mover is not None)
-        return ReplicaLoads(facts, self._clock_ms)
-
-    def _remake_loads(self, open_again: int) -> ReplicaLoads:
-        """The same loads where a replica is another one than before; who has room for fewer keeps what it has
-        until it is answered."""
-        before, loads = self._loads, self._make_loads()
-        for request_id, placed in self._placed.items():
-            loads.place(placed.waiting.facts, placed.replica)
-            if placed.has_started:
-                loads.start(request_id)
-        for replica in range(len(self._descriptions)):
-            if not before.is_open[replica] and replica != open_again:
-                loads.shut(replica)
-        return loads
+        self._known.replace(replica, description, self._outbox)
+        self._outbox.note_replaced(replica, description)
+        self._trials.note_replaced(replica, self._known.loads)

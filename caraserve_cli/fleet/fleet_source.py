@@ -41,6 +41,7 @@ class FleetSource:
     Args:
         options: of each replica.
         fleet: how many, where, and how they are chosen.
+        on_note: as in `Fleet`.
 
     Raises:
         OptionError: an option cannot be met, or Ray is not installed.
@@ -48,9 +49,9 @@ class FleetSource:
         BaseModelError: the base is missing or cannot be honoured.
     """
 
-    def __init__(self, options: ReplicaOptions, fleet: FleetOptions) -> None:
+    def __init__(self, options: ReplicaOptions, fleet: FleetOptions, on_note: Callable[[str], None]) -> None:
         require_ray(fleet)
-        self._fleet = fleet
+        self._fleet, self._on_note = fleet, on_note
         self._placement = placement(fleet.placement or DEFAULT_PLACEMENT, options.seed)
         self.base = resolve_base(options.base, options.weights)
         adapters = AdapterSource(AdapterLibrary.scan(options.adapter_roots))
@@ -122,7 +123,12 @@ class FleetSource:
         from caraserve_cli.fleet.ray_crew import RayCrew
 
         self._crew = RayCrew(
-            self._options, self._num_replicas, is_on_gpu=is_on_gpu, library=self.library, clock_ms=clock_ms
+            self._cluster,
+            self._options,
+            self._num_replicas,
+            is_on_gpu=is_on_gpu,
+            library=self.library,
+            clock_ms=clock_ms,
         )
         self._descriptions = self._crew.descriptions
         fleet = Fleet(
@@ -131,6 +137,7 @@ class FleetSource:
             self._describe_adapter,
             clock_ms,
             events,
+            self._on_note,
             clock_error_ms=self._crew.clock_error_ms,
         )
         self.account = fleet.account

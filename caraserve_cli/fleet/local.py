@@ -11,10 +11,11 @@ from caraserve_cli.coldstart.policy import Auto
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import Failure, Request
 from caraserve_cli.engine.by_slack import make_scheduling_policy
-from caraserve_cli.engine.engine import Engine, Runner, TextStream
+from caraserve_cli.engine.engine import Engine, TextStream
 from caraserve_cli.engine.gpu_runner import GpuRunner
 from caraserve_cli.engine.leading_runner import LeadingRunner
 from caraserve_cli.engine.model_runner import ModelRunner
+from caraserve_cli.engine.runner import Runner
 from caraserve_cli.errors import RowError
 from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.fleet.cold_start import (

@@ -39,6 +39,10 @@ _MOST_TRIES = 3
 # What is told with a model that is left out.
 _NO_RANKS_COUNT = "ranks count in predictions only as the steps of a run show it"
 _NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
+_NO_CPU_LORA = (
+    "LoRA on the CPU: ops of CPU workers follow no model, as those of a small base may not; a base on the "
+    "CPU needs none, for nothing is copied to it"
+)
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
@@ -64,7 +68,7 @@ def measure_profile(
     shape, dtype, device = surroundings.base.config.shape, surroundings.dtype, surroundings.device
     # Before the base is loaded, with the caches and the memory to itself.
     on_part("LoRA on the CPU")
-    cpu_lora = _measure_cpu_lora(surroundings, choose_cores(replace(options, cpu_workers=None)))
+    cpu_lora = _measure_cpu_lora(surroundings, choose_cores(replace(options, cpu_workers=None)), on_left_out)
     link = exchange = None
     if device.type == "cuda":
         on_part("link")
@@ -99,9 +103,11 @@ def measure_profile(
     )
 
 
-def _measure_cpu_lora(surroundings: Surroundings, cores: Sequence[int]) -> CpuLoraModel | None:
+def _measure_cpu_lora(
+    surroundings: Surroundings, cores: Sequence[int], on_left_out: OnLeftOut
+) -> CpuLoraModel | None:
     """None only for a base on the CPU, which sleeps between its looks for results: the ops of a small base
-    then follow no model, and no decision needs one, as nothing is copied.
+    then follow no model, which is told, and no decision needs one, as nothing is copied.
 
     Raises:
         InputError: no CPU worker starts.
@@ -117,6 +123,7 @@ def _measure_cpu_lora(surroundings: Surroundings, cores: Sequence[int]) -> CpuLo
             return CpuLoraModel.fit(list(times_ms), [median_low(each) for each in times_ms.values()])
         except ProfileError:
             if device.type != "cuda":
+                on_left_out(_NO_CPU_LORA)
                 return None
             if not tries_left:
                 raise

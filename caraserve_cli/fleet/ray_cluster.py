@@ -1,7 +1,7 @@
 """A Ray cluster: one that is there already, or one on this machine that lives as long as this object.
 
-Nothing but this file and `ray_crew` imports Ray, and only when a cluster is opened. Plain Ray Core: no
-dashboard, no Serve.
+Nothing but this file, `ray_crew` and what that is made of (`ray_calls`, `ray_seat`) imports Ray, and only
+when a cluster is opened. Plain Ray Core: no dashboard, no Serve.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Self
 from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.guarded_folder import GuardedFolder
+from caraserve_cli.fleet.head_watch import HeadWatch
 
 # What Ray would do otherwise: report its use over the network, hide all GPUs from who asked for none, warn of
 # results that nobody looks at any more, abort at SIGTERM.
@@ -29,6 +30,9 @@ _SETTINGS = {
 # Of a local cluster. Lists of requests and results are a few hundred kilobytes. Chosen, not measured.
 _OBJECT_STORE_BYTES = 128 * 2**20
 _CONNECT_S = 5.0
+# For how long a cluster's head may be away: nobody starts that of an own cluster again; another's may come
+# back, for which Ray waits for 60 s before it ends this process. Chosen, not measured.
+_OWN_HEAD_S, _HEAD_S = 5.0, 45.0
 
 
 def require_ray(options: FleetOptions) -> None:
@@ -79,6 +83,8 @@ class RayCluster:
             }
         try:
             self._connect(own, address)
+            head = ray.get_runtime_context().gcs_address
+            self._head = HeadWatch(head, _OWN_HEAD_S if address is None else _HEAD_S)
         except BaseException:
             self.close()
             raise
@@ -128,6 +134,26 @@ class RayCluster:
     def num_free(self, resource: str) -> int:
         """How many units of a resource, `GPU` or `CPU`, nobody has taken."""
         return int(self._ray.available_resources().get(resource, 0))
+
+    def check_head(self) -> None:
+        """Look for the cluster's head now and then.
+
+        Raises:
+            InputError: it is gone, and with it the cluster.
+        """
+        self._head.check()
+
+    def check_machines(self) -> None:
+        """Ask whether any machine is left.
+
+        Raises:
+            InputError: none is.
+        """
+        if self._head.is_there and not self.num_machines:
+            raise InputError(
+                "the Ray cluster has ended: none of its machines is alive; to go on, give the same command "
+                "with --resume"
+            )
 
     def close(self) -> None:
         """Leave the cluster; one of its own ends, with all its processes. A second call does nothing."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
 from caraserve_cli import __version__
 from caraserve_cli.adapters.library import AdapterLibrary
@@ -22,42 +22,26 @@ from caraserve_cli.core import Request
 from caraserve_cli.errors import CaraServeError, InputError
 from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
 from caraserve_cli.fleet.host import asked_threads, host_facts, share_out
-from caraserve_cli.fleet.host_clock import SAME_CLOCK, ClockOffset, measure_offset, monotonic_ms
+from caraserve_cli.fleet.host_clock import SAME_CLOCK, measure_offset, monotonic_ms
 from caraserve_cli.fleet.hosted_replica import HostedReplica, as_error
-from caraserve_cli.fleet.messages import HostFacts, MachineShare, Refusal, ReplicaDescription
+from caraserve_cli.fleet.messages import HostFacts, Refusal, ReplicaDescription
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.parcels import Parcels
+from caraserve_cli.fleet.ray_calls import PLACES_S, RayCalls, why_unanswered
+from caraserve_cli.fleet.ray_cluster import RayCluster
+from caraserve_cli.fleet.ray_seat import RaySeat
 
 # An actor with nothing to tell answers all the same, so often. Chosen, not measured.
 _POLL_S = 1.0
-# Until all processes are there; a busy machine takes a while to import torch. Chosen, not measured.
-_PLACES_S = 300.0
-# Who answers nothing for so long is taken for dead: it is stopped, or its machine is out of reach. A base
-# is loaded in less. Chosen, not measured.
-_MOST_SILENCE_S = {"where": _PLACES_S, "start": 1800.0, "submit": 1800.0, "poll": 60.0}
 # After so long it is asked whether any machine of the cluster is there. Chosen, not measured.
 _QUIET_S = 10.0
 
-_Stage = Literal["where", "start", "submit", "poll"]
-
-
-@dataclass(slots=True)
-class _Seat:
-    """The place of one replica; `actor` is a handle of whoever has it now."""
-
-    name: str
-    actor: Any
-    host: HostFacts | None = None
-    share: MachineShare | None = None
-    offset: ClockOffset = SAME_CLOCK
-    # Adapters whose files it was sent; None where it sees them.
-    shipped: set[str] | None = None
-
 
 class RayCrew:
-    """See `Crew`. There must be a `RayCluster`.
+    """See `Crew`.
 
     Args:
+        cluster: whose machines they run on; it stays the caller's.
         options: of every replica.
         num_replicas: at least 1.
         is_on_gpu: whether each takes a GPU.
@@ -71,6 +55,7 @@ class RayCrew:
 
     def __init__(
         self,
+        cluster: RayCluster,
         options: ReplicaOptions,
         num_replicas: int,
         *,
@@ -79,7 +64,7 @@ class RayCrew:
         clock_ms: Callable[[], float],
         hosted: type[HostedReplica] = HostedReplica,
     ) -> None:
-        self._options, self._is_on_gpu = options, is_on_gpu
+        self._cluster, self._options, self._is_on_gpu = cluster, options, is_on_gpu
         self._base = options.base if Path(options.base).is_dir() else None
         self._paths = [str(root) for root in options.adapter_roots]
         self._paths += [] if self._base is None else [self._base]
@@ -87,12 +72,12 @@ class RayCrew:
         self._clock_ms, self._hosted = clock_ms, hosted
         self._own_boot_id = host_facts().boot_id
         self._asked_threads = asked_threads()
-        self._pending: dict[Any, tuple[int, _Stage, float]] = {}  # and since when
+        self._calls = RayCalls()
         self._checked_s = 0.0
-        self._seats: list[_Seat] = []
+        self._seats: list[RaySeat] = []
         self._descriptions: list[ReplicaDescription] = []
         try:
-            self._seats = [_Seat(f"replica-{number}", self._hire()) for number in range(num_replicas)]
+            self._seats = [RaySeat(f"replica-{number}", self._hire()) for number in range(num_replicas)]
             self._start_all()
         except BaseException:
             self.close()
@@ -128,31 +113,30 @@ class RayCrew:
         files = [self._parcels.weights(name) for name in names]
         submit = seat.actor.submit.options(concurrency_group="submit")
         # Adapters that cannot be written there fail there: what comes of it is heard like all else.
-        self._note_asked(submit.remote(list(requests), origin_ms, names, *files), replica, "submit")
+        self._calls.add(submit.remote(list(requests), origin_ms, names, *files), replica, "submit")
 
     def wait(self, most_wait_s: float) -> list[CrewEvent]:
-        """See `Crew.wait`."""
-        asked = list(self._pending)
-        if not asked:
-            time.sleep(most_wait_s)
-            return []
-        ready, _ = ray.wait(asked, num_returns=1, timeout=most_wait_s)
-        if ready:
-            ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
-        events = [event for answer in ready if (event := self._take(answer)) is not None]
+        """See `Crew.wait`.
+
+        Raises:
+            InputError: the whole cluster is gone.
+        """
+        self._cluster.check_head()
+        answers = self._calls.wait(most_wait_s)
+        events = [event for answer in answers if (event := self._take(answer)) is not None]
         return events + self._find_silent()
 
     def replace(self, replica: int) -> None:
         """See `Crew.replace`."""
         seat = self._seats[replica]
         seat.actor = self._hire()
-        self._note_asked(seat.actor.where.remote(self._paths), replica, "where")
+        self._calls.add(seat.actor.where.remote(self._paths), replica, "where")
 
     def close(self) -> None:
         """See `Crew.close`."""
-        self._pending.clear()
+        self._calls.clear()
         for seat in self._seats:
-            _dismiss(seat.actor)
+            seat.dismiss()
 
     # Starting
 
@@ -170,7 +154,7 @@ class RayCrew:
 
     def _start_all(self) -> None:
         try:
-            hosts = ray.get([seat.actor.where.remote(self._paths) for seat in self._seats], timeout=_PLACES_S)
+            hosts = ray.get([seat.actor.where.remote(self._paths) for seat in self._seats], timeout=PLACES_S)
             sharers = Counter(host.machine for host in hosts)
             free_bytes = {host.machine: host.free_bytes for host in hosts}
             num_shares: Counter[tuple[str, str]] = Counter()
@@ -187,19 +171,19 @@ class RayCrew:
             starts = [self._start(seat) for seat in self._seats]
             for seat, started in zip(self._seats, ray.get(starts), strict=True):
                 if isinstance(started, Refusal):
-                    raise as_error(started, self._place_of(seat))
+                    raise as_error(started, seat.place)
                 self._descriptions.append(started)
         except GetTimeoutError as error:
             raise InputError(
-                f"--replicas: some of {len(self._seats)} found no room in {_PLACES_S:.0f} s; ask for fewer, "
+                f"--replicas: some of {len(self._seats)} found no room in {PLACES_S:.0f} s; ask for fewer, "
                 "or free the cluster"
             ) from error
         except RayError as error:
-            raise InputError(f"a replica ended while it started: {_reason(error)}") from error
+            raise InputError(f"a replica ended while it started: {why_unanswered(error)}") from error
         for replica, seat in enumerate(self._seats):
             self._ask(replica, seat)
 
-    def _seat(self, seat: _Seat, host: HostFacts) -> None:
+    def _seat(self, seat: RaySeat, host: HostFacts) -> None:
         """Somebody is there: is all else there that a replica needs?
 
         Raises:
@@ -226,23 +210,17 @@ class RayCrew:
         if host.boot_id != self._own_boot_id:
             seat.offset = measure_offset(lambda: float(ray.get(seat.actor.now_ms.remote())))
 
-    def _start(self, seat: _Seat) -> Any:
+    def _start(self, seat: RaySeat) -> Any:
         if seat.shipped is None:
             return seat.actor.start.remote(self._options, seat.share)
         options = replace(self._options, adapter_roots=())
         return seat.actor.start.remote(options, seat.share, self._parcels.configs)
 
-    def _place_of(self, seat: _Seat) -> str:
-        return seat.name if seat.host is None else f"{seat.name} on {seat.host.host_name}"
-
     # What actors answer
 
-    def _ask(self, replica: int, seat: _Seat) -> None:
+    def _ask(self, replica: int, seat: RaySeat) -> None:
         call = seat.actor.poll.options(concurrency_group="poll")
-        self._note_asked(call.remote(_POLL_S), replica, "poll")
-
-    def _note_asked(self, answer: Any, replica: int, stage: _Stage) -> None:
-        self._pending[answer] = replica, stage, time.monotonic()
+        self._calls.add(call.remote(_POLL_S), replica, "poll")
 
     def _find_silent(self) -> list[CrewEvent]:
         """Those that should have answered long ago.
@@ -251,33 +229,26 @@ class RayCrew:
             InputError: the whole cluster is gone.
         """
         now_s = time.monotonic()
-        first_s = min((since_s for _, _, since_s in self._pending.values()), default=now_s)
-        if now_s - max(first_s, self._checked_s) < _QUIET_S:
+        if min(self._calls.longest_s(), now_s - self._checked_s) < _QUIET_S:
             return []
         self._checked_s = now_s
-        if not any(node["Alive"] for node in ray.nodes()):
-            raise InputError(
-                "the Ray cluster has ended: none of its machines is alive; to go on, give the same command "
-                "with --resume"
-            )
-        events: list[CrewEvent] = []
-        for answer, (replica, stage, since_s) in list(self._pending.items()):
-            seconds = now_s - since_s
-            if answer in self._pending and seconds > _MOST_SILENCE_S[stage]:
-                events.append(self._end(replica, f"it has not answered for {seconds:.0f} s"))
-        return events
+        self._cluster.check_machines()
+        return [
+            self._end(call.replica, f"it has not answered for {now_s - call.since_s:.0f} s")
+            for call in self._calls.overdue()
+        ]
 
     def _end(self, replica: int, reason: str) -> Died:
         """One is dead, or taken for it: nothing more is heard of it."""
-        _dismiss(self._seats[replica].actor)
-        for answer in [answer for answer, asked in self._pending.items() if asked[0] == replica]:
-            del self._pending[answer]
+        self._seats[replica].dismiss()
+        self._calls.forget(replica)
         return Died(replica, reason)
 
     def _take(self, answer: Any) -> CrewEvent | None:
-        if answer not in self._pending:
+        call = self._calls.take(answer)
+        if call is None:
             return None
-        replica, stage, _ = self._pending.pop(answer)
+        replica, stage, _ = call
         seat = self._seats[replica]
         try:
             told = ray.get(answer)
@@ -288,17 +259,17 @@ class RayCrew:
                 return Told(replica, told)
             if stage == "where":
                 self._reseat(seat, told)
-                self._note_asked(self._start(seat), replica, "start")
+                self._calls.add(self._start(seat), replica, "start")
                 return None
             if isinstance(told, Refusal):
-                raise as_error(told, self._place_of(seat))
+                raise as_error(told, seat.place)
             self._descriptions[replica] = told
             self._ask(replica, seat)
             return Replaced(replica, told)
         except (RayError, CaraServeError) as error:
-            return self._end(replica, _reason(error))
+            return self._end(replica, why_unanswered(error))
 
-    def _reseat(self, seat: _Seat, host: HostFacts) -> None:
+    def _reseat(self, seat: RaySeat, host: HostFacts) -> None:
         """A new process has the share of the dead one where that was, or elsewhere what one more may have."""
         before, share = seat.host, seat.share
         self._seat(seat, host)
@@ -308,17 +279,3 @@ class RayCrew:
         seat.share = share_out(
             host.cores, host.free_bytes * num_there, num_there - 1, num_there, self._asked_threads
         )
-
-
-def _dismiss(actor: Any) -> None:
-    """Kill the process, if it is there."""
-    ray.kill(actor, no_restart=True)
-
-
-def _reason(error: RayError | CaraServeError) -> str:
-    """Why an actor did not answer, in a line."""
-    if isinstance(error, RayTaskError):
-        return " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
-    if isinstance(error, RayActorError):
-        return "its process ended"
-    return " ".join(str(error).split())

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from caraserve_cli.fleet.replica_source import LocalSource, ReplicaSource
 from caraserve_cli.job.options import RunOptions
 
 
-def open_replicas(options: RunOptions) -> ReplicaSource:
+def open_replicas(options: RunOptions, on_note: Callable[[str], None]) -> ReplicaSource:
     """One engine in this process, or a fleet, of which nothing is imported otherwise.
+
+    Args:
+        options: of the run.
+        on_note: told, in a line, what a user should know while replicas work.
 
     Raises:
         OptionError: an option cannot be met.
@@ -21,4 +27,4 @@ def open_replicas(options: RunOptions) -> ReplicaSource:
         )
     from caraserve_cli.fleet.fleet_source import FleetSource
 
-    return FleetSource(options.replica, options.fleet)
+    return FleetSource(options.replica, options.fleet, on_note)

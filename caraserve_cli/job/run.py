@@ -56,7 +56,7 @@ class Run:
     Args:
         options: what the user asked for.
         on_progress: told after every step.
-        on_note: told, in a line, what a user should know before the first answer.
+        on_note: told, in a line, what a user should know, most of it before the first answer.
         stop: asked by whoever wants the run to end early. Start-up is broken off, by KeyboardInterrupt; the
             step under way is finished.
     """
@@ -91,7 +91,7 @@ class Run:
                 was read before is answered first.
         """
         started_s = time.perf_counter()
-        replicas = open_replicas(self._options)
+        replicas = open_replicas(self._options, self._on_note)
         try:
             return self._execute(replicas, started_s)
         finally:

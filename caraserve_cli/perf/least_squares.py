@@ -21,6 +21,8 @@ LEAST_R2 = 0.9
 SMALL_RESIDUAL = 0.25
 # Of all squares, what a set of terms must leave less than another one: rounding is no reason for it.
 _ROUNDING = 1e-15
+# What to do about points that follow no model.
+MEASURE_AGAIN = "stop other work on this machine and run `caraserve profile` again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +80,16 @@ class FitQuality:
         """Whether the model may be used."""
         return self.r2 >= LEAST_R2 or self.largest_residual <= SMALL_RESIDUAL
 
-    def require(self, what: str, least_r2: float | None = None) -> None:
+    def require(self, what: str, least_r2: float | None = None, advice: str = MEASURE_AGAIN) -> None:
         """Refuse a model that its points do not follow; with `least_r2`, one that explains less than that.
 
         Raises:
-            ProfileError: the fit is not good; the message names `what` was modelled.
+            ProfileError: the fit is not good; the message names `what` was modelled, and ends with `advice`.
         """
         if not (self.is_good if least_r2 is None else self.r2 >= least_r2):
             raise ProfileError(
                 f"{what}: the {self.num_points} measured points follow no model (R² {self.r2:.2f}, at least "
-                f"{least_r2 or LEAST_R2:g} is needed; the worst is {self.largest_residual:.0%} off); stop "
-                "other work on this machine and run `caraserve profile` again"
+                f"{least_r2 or LEAST_R2:g} is needed; the worst is {self.largest_residual:.0%} off); {advice}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Which replicas use an adapter, and on which it is on the device or on its way there.
+"""Which replicas use an adapter, on which it is on the device or on its way there, and where it cannot come.
 
 Who is on a device is what replicas report; until one does, it is assumed that an adapter comes where a
 request for it was placed, and stays.
@@ -7,6 +7,7 @@ request for it was placed, and stays.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class AdapterPlaces:
         # Adapters that are used nowhere, or are on no device, are in neither.
         self._num_users: dict[str, ReplicaValues] = {}
         self._ready_ms: dict[str, ReplicaValues] = {}
+        self._unusable: dict[str, set[int]] = {}
 
     def use(self, adapter: str, replica: int) -> bool:
         """One more request there has this adapter; whether it is the first one."""
@@ -80,10 +82,21 @@ class AdapterPlaces:
             if not places:
                 del self._ready_ms[adapter]
 
+    def note_unusable(self, adapter: str, replica: int) -> None:
+        """The adapter cannot come there: its files cannot be read on that machine, or are others."""
+        self._unusable.setdefault(adapter, set()).add(replica)
+        self.note_gone(adapter, replica)
+
+    def unusable_on(self, adapter: str) -> Collection[int]:
+        """Where the adapter cannot come."""
+        return self._unusable.get(adapter, ())
+
     def forget_replica(self, replica: int) -> None:
-        """Nothing is on a device that is gone."""
+        """Nothing is on a device that is gone, and who comes in its place may be on another machine."""
         for adapter in list(self._ready_ms):
             self.note_gone(adapter, replica)
+        for replicas in self._unusable.values():
+            replicas.discard(replica)
 
     def until_ready_ms(self, adapter: str, cold_ms: FloatArray, now_ms: float) -> FloatArray:
         """Milliseconds until the adapter is on each device, shape [N].

@@ -203,6 +203,8 @@ class ReplicaLoads:
         """Which replicas, open or not, would hold a request and its adapter if it were alone, shape [N]."""
         fits = self.kv_capacity_tokens >= request.kv_tokens
         fits &= self.pool_capacity_bytes >= request.adapter_bytes
+        if request.adapter is not None and (unusable := self.places.unusable_on(request.adapter)):
+            fits[list(unusable)] = False
         return fits
 
     def queued_on(self, replica: int) -> list[RequestFacts]:

@@ -97,6 +97,7 @@ class RunTrace:
                 completion.cold_start.value,
                 completion.num_preemptions,
                 len(completion.token_ids),
+                completion.replica,
                 times.arrival_ms,
                 times.first_scheduled_ms,
                 times.first_token_ms,
@@ -236,8 +237,10 @@ def _step_events(record: StepRecord, copies: _CopyRows) -> list[Event]:
 
 def _life(number: int, answer: tuple[object, ...]) -> list[Event]:
     """A request's row: queued, prefill, decode, each within the whole."""
-    request_id, adapter, cold_start, preemptions, num_tokens, *times = answer
+    request_id, adapter, cold_start, preemptions, num_tokens, replica, *times = answer
     args = {"adapter": adapter, "cold_start": cold_start, "preemptions": preemptions, "tokens": num_tokens}
+    if replica is not None:
+        args["replica"] = replica
     arrival, scheduled, first, last = times
     spans = (
         (str(request_id), arrival, last),

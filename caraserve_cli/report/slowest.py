@@ -73,6 +73,7 @@ def _described(row: Mapping[str, object]) -> dict[str, object]:
     keys = ("id", "adapter", "cold_start", "completion_tokens", "latency_ms", "ttft_ms", "tpot_ms")
     return {
         **{key: row[key] for key in keys},
+        "replica": row.get("replica"),
         "slack_ms": row.get("slack_ms"),
         "slo_attained": row["slo_attained"],
         "reason": REASONS[largest],

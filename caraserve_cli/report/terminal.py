@@ -121,7 +121,8 @@ def _fleet_lines(fleet: Json | None) -> list[str]:
             f"Replicas died: {num_deaths:,}, replaced: {fleet['replaced_replicas']:,}, "
             f"{fleet['requests_placed_again']:,} requests placed again"
         )
-    return lines
+    dead = [replica for replica in replicas if replica.get("death_reasons")][:MAX_REPLICAS_SHOWN]
+    return lines + [f"  {replica['name']} died because {replica['death_reasons'][-1]}" for replica in dead]
 
 
 def _cold_start_lines(cold: Json) -> list[str]:

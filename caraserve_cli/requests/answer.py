@@ -57,6 +57,8 @@ def answer_row(completion: Completion, metrics: Metrics, include_token_ids: bool
         "failed_assists": completion.num_failed_assists,
         "slo_attained": metrics["slo_attained"],
     }
+    if completion.replica is not None:
+        row["replica"] = completion.replica
     if request.sampling.logprobs > 0:
         row["logprobs"] = [_logprobs_row(position) for position in completion.logprobs]
     if request.metadata:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from caraserve_cli.bench.gate import GateVerdict, change_of, judge, recording_is_narrow
+from caraserve_cli.bench.gate import judge, recording_is_narrow
 from caraserve_cli.bench.gate_words import notes, verdict_sentence
+from caraserve_cli.bench.judged_metric import GateVerdict, change_of
 from caraserve_cli.bench.metric_finder import describe_metric
 from tests.bench.recordings import MACHINE, noisy, recorded
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from caraserve_cli.bench.gate import GateVerdict
 from caraserve_cli.bench.gate_trials import GateTrials
+from caraserve_cli.bench.judged_metric import GateVerdict
 from caraserve_cli.bench.slowed_replica import SlowedReplica
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.errors import ExitStatus

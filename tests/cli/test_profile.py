@@ -65,6 +65,9 @@ def test_a_base_on_the_cpu_needs_no_model_of_cpu_workers(
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "LoRA on the CPU" not in ended.stdout
+    told = next(line for line in ended.stderr.splitlines() if line.startswith("left out: LoRA on the CPU"))
+    assert "a base on the CPU needs none" in told
+    assert "again" not in told, "it would come out the same"
     profile = from_json(written.read_bytes(), "written")
     assert profile.cpu_lora is None
     assert profile.tokens_per_worker == TOKENS_PER_WORKER

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def is_replica(process: psutil.Process) -> bool:
         return False
 
 
+def is_running(process: psutil.Process, name: str) -> bool:
+    try:
+        return process.name() == name
+    except psutil.Error:
+        return False
+
+
 @pytest.fixture
 def start(arguments: list[str | Path], tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
@@ -159,7 +167,13 @@ def test_two_replicas_answer_as_one(start: Callable[..., Running], alone: dict[s
     assert min(replica["answered"] for replica in fleet["replicas"]) > NUM_ROWS / 4
     assert sum(replica["steps"] for replica in fleet["replicas"]) == report["engine"]["steps"]
     assert report["timeline"]["replicas"] == 2
+    by_replica = Counter(row["replica"] for row in read_rows(running.out / "outputs.jsonl"))
+    assert by_replica == {replica["name"]: replica["answered"] for replica in fleet["replicas"]}
+    assert {entry["replica"] for entry in report["slowest"]} <= by_replica.keys()
+    assert max(replica["busy_ms"] for replica in fleet["replicas"]) <= 1000 * report["run"]["duration_s"]
     trace = json.loads((running.out / "trace.json").read_bytes())["traceEvents"]
+    answered_by = [e["args"]["replica"] for e in trace if e["ph"] == "b" and "tokens" in e["args"]]
+    assert Counter(answered_by) == by_replica
     assert {"replica 0", "replica 1"} <= {e["args"]["name"] for e in trace if e["name"] == "process_name"}
     assert "replica-1" in (running.out / "report.html").read_text()
     assert "2 replicas" in out
@@ -183,6 +197,9 @@ def test_a_killed_replica_is_replaced_and_each_id_answered_once(
     assert sum(replica["deaths"] for replica in fleet["replicas"]) == 1
     assert fleet["requests_placed_again"] > 0
     assert f"{fleet['requests_placed_again']:,} requests placed again" in out
+    (name,) = (replica["name"] for replica in fleet["replicas"] if replica["death_reasons"])
+    assert f"{name} died because its process ended" in out
+    assert f"{name} died, because its process ended; another takes its place" in err
     assert "Traceback" not in err
     running.assert_nobody_is_left()
 
@@ -211,6 +228,26 @@ def test_a_start_that_is_stopped_leaves_no_process(start: Callable[..., Running]
     assert err.splitlines()[-1] == "caraserve: stopped before anything was answered"
     assert "Traceback" not in err
     running.assert_nobody_is_left()
+
+
+def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
+    start: Callable[..., Running], arguments: list[str | Path], alone: dict[str, Row]
+) -> None:
+    rate = ("--rate", "12")  # so that it is not done before it is noticed
+    running = start(*rate)
+    running.wait_for_rows(3)
+    (head,) = (process for process in running.family if is_running(process, "gcs_server"))
+    head.kill()
+    exit_status, _, err = running.finish()
+    assert exit_status == 1
+    assert "the Ray cluster has ended: its head at" in err.splitlines()[-1]
+    assert "--resume" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert "gcs_server.out" not in err, "Ray says it in its own words"
+    running.assert_nobody_is_left()
+    ended = run_caraserve(*arguments, "--out", running.out, "--resume", *rate)
+    assert ended.returncode == 3, ended.stderr
+    assert answers_in(running.out) == alone
 
 
 def test_a_killed_driver_leaves_no_process(start: Callable[..., Running]) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from caraserve_cli.coldstart import worker_pool
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.worker_pool import AssistRows, WorkerPool
 from caraserve_cli.errors import InputError
@@ -158,6 +159,37 @@ def test_a_worker_that_does_not_end_what_has_failed_is_replaced():
         assert not bench.compute(ticket, rows, 20, late_ms=50)
         assert _poll_until_usable(bench, 2) == 1
         assert stopped not in workers_of(os.getpid())
+        assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
+
+
+def _stop_one_that_is_not_ready(bench: Bench, others: set[int]) -> int | None:
+    """Kill one of two workers and stop the one that takes its place before it is ready; None if that was
+    faster."""
+    os.kill(min(workers_of(os.getpid()) - others), signal.SIGKILL)
+    _until(lambda: bench.pool.poll(), "the death is not reported")
+    (nursery,) = nurseries_of(os.getpid())
+    children = Path(f"/proc/{nursery}/task/{nursery}/children")
+    new: set[int] = set()
+    until_s = time.monotonic() + 1
+    while not new and time.monotonic() < until_s:
+        new = set(map(int, children.read_text().split())) - others
+    os.kill(min(new), signal.SIGSTOP)
+    time.sleep(0.1)
+    bench.pool.poll()
+    return min(new) if bench.pool.num_workers == 1 else None
+
+
+def test_a_worker_that_is_stopped_before_it_is_ready_is_replaced(monkeypatch):
+    monkeypatch.setattr(worker_pool, "_READY_S", 1.0)
+    with open_bench(2) as bench:
+        others = {max(workers_of(os.getpid()))}
+        for _ in range(20):
+            if (stopped := _stop_one_that_is_not_ready(bench, others)) is not None:
+                break
+        assert stopped is not None, "each was ready before it was stopped"
+        assert _poll_until_usable(bench, 2) >= 1
+        assert stopped not in workers_of(os.getpid())
+        rows = [AssistRows(0, 20, bench.tables[0])]
         assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
 
 

@@ -3,53 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from caraserve_cli.core import Failure, Request
-from caraserve_cli.errors import InputError, RowError, RowErrorCode
+from caraserve_cli.bench.echo import numbered_adapter
+from caraserve_cli.core import Completion, Failure, Request
+from caraserve_cli.errors import RowError, RowErrorCode
 from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet import fleet_options
-from caraserve_cli.fleet.fleet import MOST_DEATHS, Fleet
+from caraserve_cli.fleet.fleet import Fleet
 from caraserve_cli.fleet.fleet_facts import AHEAD_REQUESTS, fleet_facts
 from caraserve_cli.fleet.local import NoEvents
-from caraserve_cli.fleet.messages import Outcome, ReplicaNews
+from caraserve_cli.fleet.messages import ReplicaNews
 from caraserve_cli.perf.step_correction import StepCorrection, StepCorrections
 from caraserve_cli.placement import catalogue
 from caraserve_cli.placement.catalogue import all_placements, placement
-from tests.fleet.echo_crew import EchoCrew, describe_adapter, description, make_request
+from tests.fleet.mortal_crew import MortalCrew, description, make_request
+from tests.fleet.mortal_fleet import Clock, assert_each_once, finish, ignore_note, start
 from tests.perf.h200 import h200_profile
 
 NAMES = [each.name for each in all_placements()]
-
-
-class Clock:
-    def __init__(self, tick_ms: float = 1.0) -> None:
-        self.now_ms, self.tick_ms = 0.0, tick_ms
-
-    def __call__(self) -> float:
-        self.now_ms += self.tick_ms
-        return self.now_ms
-
-
-def start(crew: EchoCrew, name: str = "most-idle") -> Fleet:
-    return Fleet(crew, placement(name), describe_adapter, Clock(), NoEvents())
-
-
-def finish(fleet: Fleet) -> list[Outcome]:
-    outcomes = []
-    for _ in range(10_000):
-        outcomes += fleet.poll()
-        if not fleet.num_unfinished:
-            return outcomes
-    raise AssertionError("it does not end")
-
-
-def assert_each_once(outcomes: Sequence[Outcome], requests: Sequence[Request]) -> None:
-    assert Counter(outcome.request.id for outcome in outcomes) == Counter(request.id for request in requests)
 
 
 def test_the_command_line_knows_the_placements_that_there_are() -> None:
@@ -60,7 +34,7 @@ def test_the_command_line_knows_the_placements_that_there_are() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_comes_back_once_whoever_dies(name: str) -> None:
-    crew = EchoCrew([description(), description(max_running=8), description(kv_tokens=640)])
+    crew = MortalCrew([description(), description(max_running=8), description(kv_tokens=640)])
     crew.most_answers = 3
     fleet = start(crew, name)
     requests = [make_request(number, None if number % 5 == 0 else str(number % 7)) for number in range(500)]
@@ -78,7 +52,7 @@ def test_everything_comes_back_once_whoever_dies(name: str) -> None:
 
 
 def test_no_replica_has_more_than_it_is_sent() -> None:
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 0
     fleet = start(crew)
     fleet.submit([make_request(number) for number in range(1000)])
@@ -92,7 +66,7 @@ def test_no_replica_has_more_than_it_is_sent() -> None:
 
 
 def test_requests_go_out_in_their_order_and_lists() -> None:
-    crew = EchoCrew([description()])
+    crew = MortalCrew([description()])
     crew.most_answers = 7
     fleet = start(crew)
     requests = [make_request(number) for number in range(300)]
@@ -104,40 +78,8 @@ def test_requests_go_out_in_their_order_and_lists() -> None:
     assert crew.sent[0] == [*requests[: 4 + AHEAD_REQUESTS + 7], *lost, *requests[4 + AHEAD_REQUESTS + 7 :]]
 
 
-def test_who_dies_too_often_is_given_up_and_the_others_go_on() -> None:
-    crew = EchoCrew([description(), description()])
-    crew.most_answers = 1
-    fleet = start(crew)
-    requests = [make_request(number) for number in range(400)]
-    fleet.submit(requests)
-    outcomes = []
-    for _ in range(MOST_DEATHS + 1):
-        outcomes += fleet.poll()
-        crew.kill(0)
-        outcomes += fleet.poll()
-    assert crew.num_replacements == MOST_DEATHS
-    num_sent = len(crew.sent[0])
-    outcomes += finish(fleet)
-    assert_each_once(outcomes, requests)
-    assert len(crew.sent[0]) == num_sent
-
-
-def test_nobody_is_left() -> None:
-    crew = EchoCrew([description()])
-    crew.most_answers = 1
-    fleet = start(crew)
-    fleet.submit([make_request(number) for number in range(100)])
-    for _ in range(MOST_DEATHS):
-        crew.kill(0, "of that")
-        fleet.poll()
-        fleet.poll()
-    crew.kill(0, "of that")
-    with pytest.raises(InputError, match=r"no replica is left.*because of that; .*--resume"):
-        fleet.poll()
-
-
 def test_what_only_a_dead_replica_holds_waits_for_it_and_others_pass() -> None:
-    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=1600)])
+    crew = MortalCrew([description(kv_tokens=160), description(kv_tokens=1600)])
     crew.replaced_by = None
     crew.most_answers = 0
     fleet = start(crew)
@@ -156,7 +98,7 @@ def test_what_only_a_dead_replica_holds_waits_for_it_and_others_pass() -> None:
 
 
 def test_what_fits_nowhere_is_sent_to_the_roomiest_to_be_refused() -> None:
-    crew = EchoCrew([description(), description(kv_tokens=4800)])
+    crew = MortalCrew([description(), description(kv_tokens=4800)])
     fleet = start(crew)
     fleet.submit([make_request(0, prompt_tokens=5000)])
     finish(fleet)
@@ -168,7 +110,9 @@ def test_a_refused_adapter_fails_alone() -> None:
         if request.adapter == "bad":
             raise RowError(RowErrorCode.ADAPTER_REFUSED, "DoRA", request.id)
 
-    fleet = Fleet(EchoCrew([description()]), placement("random"), describe, Clock(), NoEvents())
+    fleet = Fleet(
+        MortalCrew([description()]), placement("random"), describe, Clock(), NoEvents(), ignore_note
+    )
     fleet.submit([make_request(0), make_request(1, "bad")])
     outcomes = finish(fleet)
     (failure,) = (outcome for outcome in outcomes if isinstance(outcome, Failure))
@@ -178,7 +122,7 @@ def test_a_refused_adapter_fails_alone() -> None:
 
 def test_another_replica_in_a_dead_ones_place_is_known_by_its_own_sizes() -> None:
     """What runs elsewhere stays where it is, and it takes what it holds."""
-    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=160)])
+    crew = MortalCrew([description(kv_tokens=160), description(kv_tokens=160)])
     crew.replaced_by = description(kv_tokens=1600)
     crew.most_answers = 0
     fleet = start(crew)
@@ -198,7 +142,7 @@ def test_another_replica_in_a_dead_ones_place_is_known_by_its_own_sizes() -> Non
 
 
 def test_dlora_moves_what_is_still_in_the_driver() -> None:
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 0
     fleet = start(crew, "dlora")
     # All of one adapter, so that all go to one replica first.
@@ -218,9 +162,9 @@ def test_the_driver_counts_what_replicas_tell() -> None:
         def on_step(self, record: StepRecord) -> None:
             records.append(record)
 
-    crew = EchoCrew([description(), description()])
+    crew = MortalCrew([description(), description()])
     crew.most_answers = 0
-    fleet = Fleet(crew, placement("adapter-affinity"), describe_adapter, Clock(), Steps())
+    fleet = Fleet(crew, placement("adapter-affinity"), numbered_adapter, Clock(), Steps(), ignore_note)
     fleet.submit([make_request(0, "3")])
     fleet.poll()
     (home,) = (replica for replica, holding in enumerate(crew.holding) if holding)
@@ -259,7 +203,7 @@ def test_placement_goes_by_what_replicas_say_of_their_steps() -> None:
     """Where times are measured: corrections of assumed ones would compare nothing."""
     slow = StepCorrections(decode=StepCorrection(times=50.0), prompts=StepCorrection(times=50.0))
     for profile, expected in ((h200_profile(), 0), (None, 10)):
-        crew = EchoCrew([replace(description(), profile=profile)] * 2)
+        crew = MortalCrew([replace(description(), profile=profile)] * 2)
         crew.most_answers = 0
         fleet = start(crew, "rank-aware")
         crew.tell(0, ReplicaNews(corrections=slow))
@@ -278,62 +222,23 @@ def test_times_are_measured_ones_only_if_all_are() -> None:
     assert all(facts.profile is not profile for facts in fleet_facts(["a", "b"], [measured, unknown]))
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2])
-def test_what_kills_every_replica_fails_and_all_else_is_answered(num_replicas: int) -> None:
-    """Whoever has one of them dies at once, before it has answered anything."""
-    crew = EchoCrew([description() for _ in range(num_replicas)])
-    crew.poison = {"r0", "r77"}
-    fleet = start(crew)
-    requests = [make_request(number) for number in range(300)]
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_that_one_replica_cannot_read_goes_to_the_others(name: str) -> None:
+    notes: list[str] = []
+    crew = MortalCrew([description(), description()])
+    crew.refused = {(0, "3"), (0, "5"), (1, "5")}
+    fleet = start(crew, name, notes.append)
+    requests = [make_request(number, str(number % 7)) for number in range(300)]
     fleet.submit(requests)
     outcomes = finish(fleet)
     assert_each_once(outcomes, requests)
-    failures = {each.request.id: each for each in outcomes if isinstance(each, Failure)}
-    assert set(failures) == crew.poison
-    assert {failure.code for failure in failures.values()} == {RowErrorCode.REPLICA_LOST}
-    assert "of poison" in failures["r0"].message
-    fleet.submit([make_request(number) for number in range(300, 400)])
-    assert len(finish(fleet)) == 100
-
-
-def test_suspects_do_not_wait_for_ever_for_a_replica_without_work() -> None:
-    crew = EchoCrew([description()])
-    crew.poison = {"r0"}
-    fleet = Fleet(crew, placement("most-idle"), describe_adapter, Clock(tick_ms=100.0), NoEvents())
-    fleet.submit([make_request(number) for number in range(60)])
-    crew.most_answers = 1
-    for number in range(60, 20_000):
-        if fleet.num_unfinished < 200:
-            fleet.submit([make_request(number)])
-        outcomes = fleet.poll()
-        if any(isinstance(outcome, Failure) for outcome in outcomes):
-            return
-    raise AssertionError("it was never tried")
-
-
-def test_a_replica_that_answers_nothing_is_given_up_whatever_it_had() -> None:
-    crew = EchoCrew([description()])
-    crew.poison = {f"r{number}" for number in range(10)}
-    fleet = start(crew)
-    fleet.submit([make_request(number) for number in range(10)])
-    with pytest.raises(InputError, match="no replica is left"):
-        finish(fleet)
-    assert crew.num_replacements == MOST_DEATHS
-
-
-def test_what_fits_only_a_replica_that_was_given_up_is_refused() -> None:
-    """It would wait for ever for one that does not come back."""
-    crew = EchoCrew([description(kv_tokens=160), description(kv_tokens=1600)])
-    crew.replaced_by = description(kv_tokens=1600)
-    fleet = start(crew)
-    crew.most_answers = 0
-    fleet.submit([make_request(number) for number in range(30)])
-    for _ in range(MOST_DEATHS + 1):
-        fleet.poll()
-        fleet.poll()
-        crew.kill(1)
-    fleet.poll()
-    fleet.submit([make_request(1000, prompt_tokens=1000)])
-    crew.most_answers = None
-    assert "r1000" in {outcome.request.id for outcome in finish(fleet)}
-    assert "r1000" in {request.id for request in crew.sent[0]}, "which tells why it cannot answer it"
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert {failure.request.adapter for failure in failures} == {"5"}, "which nobody can read"
+    assert len(failures) == sum(request.adapter == "5" for request in requests)
+    refused_at = [note.partition(":")[0] for note in notes if "'3'" in note]
+    assert refused_at in ([], ["replica-0 refuses adapter '3', which goes to others"]), "told once"
+    # It is known by now, and nobody tries it there any more.
+    num_sent = len(crew.sent[0])
+    fleet.submit([make_request(number, "3") for number in range(300, 340)])
+    assert all(isinstance(outcome, Completion) for outcome in finish(fleet))
+    assert not refused_at or len(crew.sent[0]) == num_sent

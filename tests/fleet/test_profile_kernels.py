@@ -111,6 +111,7 @@ def test_what_follows_no_line_is_left_out_by_name() -> None:
     assert "unpadded LoRA kernel" in told[0]
     assert "at least 0.96 is needed" in told[0]
     assert "ranks count in predictions only as" in told[0]
+    assert "or the base is so small that ranks hardly cost it anything" in told[0]
 
 
 def test_times_that_ascend_with_the_sum_of_ranks_are_a_line() -> None:

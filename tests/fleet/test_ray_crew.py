@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,46 +13,19 @@ import pytest
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Completion, Request, SamplingParams
 from caraserve_cli.errors import InputError
-from caraserve_cli.fleet import ray_crew
+from caraserve_cli.fleet import ray_calls, ray_crew
 from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
-from caraserve_cli.fleet.hosted_replica import HostedReplica
 from caraserve_cli.fleet.local import LocalReplica, NoEvents
-from caraserve_cli.fleet.messages import HostFacts
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.ray_cluster import RayCluster
-from caraserve_cli.fleet.shipped_adapters import Files
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import VARIANTS, write_variant
-from tests.fleet.echo_hosted import EchoHosted
 from tests.fleet.families import write_base
+from tests.fleet.hosted_kinds import FarAway, FarFromAll, Full, Unable
 
 pytest.importorskip("ray")
 
 ADAPTERS = [VARIANTS[0].name, VARIANTS[1].name]
-
-
-class FarAway(HostedReplica):
-    """As on a machine that sees the base, and no adapters."""
-
-    def where(self, paths: Sequence[str] = ()) -> HostFacts:
-        missing = tuple(path for path in paths if path.endswith("adapters"))
-        return replace(super().where(paths), missing_paths=missing)
-
-
-class FarFromAll(HostedReplica):
-    """As on a machine that sees neither."""
-
-    def where(self, paths: Sequence[str] = ()) -> HostFacts:
-        return replace(super().where(paths), host_name="far", missing_paths=tuple(paths))
-
-
-class Full(EchoHosted):
-    """As on a machine with a full disk."""
-
-    def submit(
-        self, requests: Sequence[Request], origin_ms: float, shipped: Sequence[str] = (), *files: Files
-    ) -> None:
-        raise OSError(28, "No space left on device")
 
 
 def make_request(number: int) -> Request:
@@ -82,12 +53,20 @@ def test_adapters_are_sent_where_they_are_not_seen(tmp_path: Path) -> None:
         expected.update({outcome.request.id: outcome for outcome in local.poll()})
 
     library = AdapterLibrary.scan(options.adapter_roots)
-    with RayCluster(None, 2):
+    with RayCluster(None, 2) as cluster:
         from caraserve_cli.fleet.ray_crew import RayCrew
 
         with pytest.raises(InputError, match=r"machine 'far' has no '.*base'; put the base there"):
-            RayCrew(options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarFromAll)
-        crew = RayCrew(options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarAway)
+            RayCrew(
+                cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarFromAll
+            )
+        with pytest.raises(InputError, match=r"could not begin: ModuleNotFoundError: No module named 'cara"):
+            RayCrew(
+                cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=Unable
+            )
+        crew = RayCrew(
+            cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=FarAway
+        )
         crew.submit(0, requests[:3])
         crew.submit(0, requests[3:])
         answers = {}
@@ -128,18 +107,20 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_timeout_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
+    # It waits for so long for a stopped process to end itself, before it gives its place to another.
+    monkeypatch.setenv("RAY_kill_worker_timeout_milliseconds", "500")
     library = AdapterLibrary.scan(())
     options = ReplicaOptions(base="of nobody", device="cpu")
-    with RayCluster(None, 1):
+    with RayCluster(None, 1) as cluster:
         crew = ray_crew.RayCrew(
-            options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=Full
+            cluster, options, 1, is_on_gpu=False, library=library, clock_ms=lambda: 0.0, hosted=Full
         )
         crew.submit(0, [make_request(0), make_request(1)])
         died = watch(crew, Died)
         assert isinstance(died, Died)
         assert "No space left" in died.reason
 
-        monkeypatch.setitem(ray_crew._MOST_SILENCE_S, "poll", 4.0)
+        monkeypatch.setitem(ray_calls.MOST_SILENCE_S, "poll", 2.0)
         crew.replace(0)
         watch(crew, Replaced)
         os.kill(crew.hosts[0].pid, signal.SIGSTOP)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from caraserve_cli.fleet.account import FleetAccount, ReplicaAccount
 from caraserve_cli.report.comparison import compare_reports
@@ -18,6 +20,7 @@ from caraserve_cli.report.run_facts import RunFacts
 from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.slowest import NUM_SLOWEST, SlowestRequests, latency_parts
 from caraserve_cli.report.summary import RunSummary
+from caraserve_cli.report.terminal import render_summary
 from caraserve_cli.report.timeline import MAX_INTERVALS, Timeline
 from tests.report.conftest import MakeRow
 from tests.report.test_run_trace import step
@@ -94,15 +97,22 @@ def test_a_fleet_and_what_was_dropped_are_told(summary: RunSummary, facts: RunFa
         placement="rank-aware",
         has_measured_models=False,
         clock_error_ms=0.25,
-        replicas=[ReplicaAccount(name=f"replica-{n}", device="cpu", busy_ms=2000.0 * n) for n in range(2)],
+        replicas=[ReplicaAccount(name=f"replica-{n}", device="cpu") for n in range(2)],
         placed_again=9,
     )
+    account.replicas[1].busy.add(1000.0, 3000.0)
+    account.replicas[1].add_death("its disk is full")
     for replica in range(2):
         summary.on_step(step(replica, replica=replica))
     summary.add_error("deadline_exceeded", carried_bound=True)
     fleet = dataclasses.replace(facts, fleet=account.as_json())
-    page = render_html(build_report(summary, fleet, {}))
+    report = build_report(summary, fleet, {})
+    page = render_html(report)
     assert "replica-1" in page
+    assert "its disk is full" in page
+    printed = StringIO()
+    render_summary(report, Console(file=printed, width=80))
+    assert "replica-1 died because its disk is full" in printed.getvalue()
     assert "50.0%" in page, "busy 2 s of 4"
     assert "9 requests placed again" in page
     assert "Requests of 2 replicas are added up" in page

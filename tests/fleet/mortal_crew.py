@@ -4,52 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from caraserve_cli.config import EngineConfig
-from caraserve_cli.core import (
-    AdapterInfo,
-    BaseShape,
-    Bounds,
-    ColdStart,
-    Completion,
-    FinishReason,
-    Request,
-    SamplingParams,
-    Timings,
-)
+from caraserve_cli.bench.echo import echo_answer, echo_description, echo_news
+from caraserve_cli.core import Bounds, Failure, Request, SamplingParams
+from caraserve_cli.errors import RowErrorCode
 from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
-from caraserve_cli.fleet.messages import Outcome, ReplicaDescription, ReplicaNews
-
-# Of Llama-2-7B.
-SHAPE = BaseShape(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    intermediate_size=11008,
-    vocab_size=32000,
-)
-LORA_RANKS = (8, 16, 32, 64)
+from caraserve_cli.fleet.messages import ReplicaDescription, ReplicaNews
 
 
 def description(*, max_running: int = 4, kv_tokens: int = 3200) -> ReplicaDescription:
-    return ReplicaDescription(
-        device="a device",
-        memory="a plan",
-        config=EngineConfig(
-            num_kv_blocks=kv_tokens // 16,
-            adapter_memory_bytes=10**9,
-            max_context_tokens=2048,
-            max_running=max_running,
-        ),
-        shape=SHAPE,
-        dtype="bfloat16",
-        profile=None,
-        is_padded=False,
-        is_on_gpu=True,
-        num_cpu_workers=0,
-        startup_s=0.0,
-    )
+    """Of a small one."""
+    return echo_description(max_running=max_running, kv_tokens=kv_tokens)
 
 
 def make_request(
@@ -65,26 +29,7 @@ def make_request(
     )
 
 
-def describe_adapter(request: Request) -> AdapterInfo | None:
-    """Adapters are called by numbers, and have one of a few ranks."""
-    if request.adapter is None:
-        return None
-    lora_rank = LORA_RANKS[int(request.adapter) % len(LORA_RANKS)]
-    return AdapterInfo(name=request.adapter, lora_rank=lora_rank, num_bytes=lora_rank * 10**5, identity=b"")
-
-
-def answer(request: Request) -> Outcome:
-    return Completion(
-        request=request,
-        text="an answer",
-        token_ids=(1, 2),
-        finish_reason=FinishReason.LENGTH,
-        cold_start=ColdStart.NONE,
-        timings=Timings(arrival_ms=0.0, first_scheduled_ms=1.0, first_token_ms=2.0, last_token_ms=3.0),
-    )
-
-
-class EchoCrew:
+class MortalCrew:
     """See `Crew`.
 
     Attributes:
@@ -92,6 +37,7 @@ class EchoCrew:
         holding: what it was sent and has not answered.
         most_answers: that it gives when it is asked for news; None for all.
         replaced_by: what comes in the place of who dies; None for nobody, yet.
+        refused: (replica, adapter) of adapters that it cannot read.
         poison: ids of requests that kill whoever has them when it is asked for news.
     """
 
@@ -102,6 +48,7 @@ class EchoCrew:
         self.holding: list[list[Request]] = [[] for _ in descriptions]
         self.most_answers: int | None = None
         self.replaced_by: ReplicaDescription | None = description()
+        self.refused: set[tuple[int, str | None]] = set()
         self.poison: set[str] = set()
         self.num_replacements = 0
         self.num_lost = 0
@@ -135,11 +82,14 @@ class EchoCrew:
             if holding and self.most_answers != 0:
                 answered = holding[: self.most_answers]
                 del holding[: len(answered)]
-                news = ReplicaNews(
-                    started=[request.id for request in answered],
-                    outcomes=[answer(request) for request in answered],
-                    num_running=len(holding),
-                )
+                news = echo_news(answered)
+                news.num_running = len(holding)
+                news.outcomes = [
+                    Failure(request, RowErrorCode.ADAPTER_REFUSED, f"not readable on {replica}")
+                    if (replica, request.adapter) in self.refused
+                    else echo_answer(request)
+                    for request in answered
+                ]
                 events.append(Told(replica, news))
         return events
 
