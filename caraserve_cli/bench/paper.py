@@ -117,7 +117,11 @@ class PaperComparison:
     def missing(self) -> tuple[str, ...]:
         """Figures that were to be there and are not."""
         named = zip(self.paper.reported, self.ours, strict=True)
-        return tuple(each.figure for each, ours in named if ours is None and each.figure is not None)
+        return tuple(
+            each.figure if each.over is None else f"{each.figure} / {each.over}"
+            for each, ours in named
+            if ours is None and each.figure is not None
+        )
 
     def as_json(self) -> dict[str, object]:
         """What stands in the JSON of a result."""
