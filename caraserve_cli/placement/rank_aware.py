@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from caraserve_cli.perf.batch_load import FloatArray
+from caraserve_cli.perf.batch_load import BoolArray, FloatArray
 from caraserve_cli.placement.loads import ReplicaLoads
+from caraserve_cli.placement.nearness import nearness
 from caraserve_cli.placement.request_facts import RequestFacts
 from caraserve_cli.placement.tie_break import drawn_by, with_fewest
 
@@ -91,14 +92,16 @@ class RankAwarePlacement:
     def costs_ms(self, request: RequestFacts, loads: ReplicaLoads) -> FloatArray:
         """The cost of every replica, with room or not, shape [N]; finite and above 0."""
         forecast = self.forecast(request, loads)
-        costs_ms = forecast.slower_ms * loads.num_requests
-        costs_ms += forecast.finish_ms / request.output_tokens
-        costs_ms += forecast.interrupted_ms
-        num_broken = loads.token_bounds.num_broken(forecast.step_ms)
-        num_broken -= loads.token_bounds.num_broken(loads.decode_ms)
-        costs_ms += _OTHERS_MISS_MS * num_broken
-        costs_ms += _OWN_MISS_MS * _own_misses(request, loads.now_ms, forecast)
-        return costs_ms
+        own_ms = forecast.finish_ms / request.output_tokens
+        own_ms += forecast.interrupted_ms
+        bounds = request.bounds
+        if bounds.ttft_slo_ms is not None or bounds.deadline_ms is not None:
+            own_ms += _OWN_MISS_MS * _is_late(request, loads.now_ms, forecast)
+        token_ms = forecast.step_ms + forecast.interrupted_ms
+        own_ms *= nearness(token_ms, request.token_bound_ms(loads.now_ms))
+        others_ms = forecast.slower_ms * loads.num_requests
+        others_ms *= nearness(token_ms, loads.common_bound_ms)
+        return others_ms + own_ms
 
     def forecast(self, request: RequestFacts, loads: ReplicaLoads) -> Forecast:
         """What would come of a request on every replica, with room or not."""
@@ -143,14 +146,8 @@ class RankAwarePlacement:
         return np.maximum(begin_ms, busy_ms) + loads.cold_times.assist_ms(request)
 
 
-def _own_misses(request: RequestFacts, now_ms: float, forecast: Forecast) -> FloatArray:
-    """How surely a request would break a bound of its own, from 0 to 1, shape [N]."""
-    breaks = forecast.ttft_ms > request.ttft_left_ms(now_ms)
-    breaks |= forecast.finish_ms > request.deadline_left_ms(now_ms)
-    misses = breaks.astype(np.float64)
-    if request.bounds.tpot_slo_ms is not None:
-        token_ms = forecast.step_ms + forecast.interrupted_ms
-        may_break_ms = _MAY_BREAK * request.bounds.tpot_slo_ms
-        surely = (token_ms - may_break_ms) / (_BREAKS * request.bounds.tpot_slo_ms - may_break_ms)
-        np.maximum(misses, np.clip(surely, 0.0, 1.0), out=misses)
-    return misses
+def _is_late(request: RequestFacts, now_ms: float, forecast: Forecast) -> BoolArray:
+    """Where its first or its last token would come too late, shape [N]."""
+    is_late: BoolArray = forecast.ttft_ms > request.ttft_left_ms(now_ms)
+    is_late |= forecast.finish_ms > request.deadline_left_ms(now_ms)
+    return is_late
