@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from caraserve_cli.placement.nearness import bound_of, nearness
+from caraserve_cli.placement.nearness import bound_of, nearness_of
 
 # Bounds are told apart by the exponent of a float32 and the first 6 bits of its mantissa: 64 cells for each
 # factor of two, so that two in one cell differ by 1.6% at most. Time models are off by more than that.
@@ -19,27 +19,28 @@ _MOST_MS = _LEAST_MS * 2**_NUM_OCTAVES
 _NUM_CELLS = _CELLS_PER_OCTAVE * _NUM_OCTAVES
 _FIRST_CELL = int(np.float32(_LEAST_MS).view(np.int32)) >> _LOST_BITS
 _LAST_CELL = _FIRST_CELL + _NUM_CELLS - 1
-# The bound that each cell stands for: in the middle of it.
-_CELLS = np.arange(_NUM_CELLS)
-_BOUNDS_MS = _LEAST_MS * 2.0 ** (_CELLS // _CELLS_PER_OCTAVE)
-_BOUNDS_MS *= 1 + (_CELLS % _CELLS_PER_OCTAVE + 0.5) / _CELLS_PER_OCTAVE
 
 
 class BoundTally:
     """Bounds in milliseconds for one token, of the requests on N replicas."""
 
     def __init__(self, num_replicas: int) -> None:
-        self._counts = np.zeros((num_replicas, _NUM_CELLS), dtype=np.int32)
+        # How many bounds are in each cell that has any. A run has a handful, or as many as deadlines.
+        self._counts: list[dict[int, int]] = [{} for _ in range(num_replicas)]
         self._num_bounds = [0] * num_replicas
 
     def add(self, replica: int, bound_ms: float, change: int = 1) -> None:
         """`change` more requests with a bound are on a replica; an infinite bound is none."""
-        if bound_ms < math.inf:
-            # Beyond a float32 nothing is told apart either.
-            bits = int(np.float32(min(max(bound_ms, 0.0), _MOST_MS)).view(np.int32))
-            cell = min(max(bits >> _LOST_BITS, _FIRST_CELL), _LAST_CELL) - _FIRST_CELL
-            self._counts[replica, cell] += change
-            self._num_bounds[replica] += change
+        if bound_ms == math.inf:
+            return
+        # Beyond a float32 nothing is told apart either.
+        bits = int(np.float32(min(max(bound_ms, 0.0), _MOST_MS)).view(np.int32))
+        cell = min(max(bits >> _LOST_BITS, _FIRST_CELL), _LAST_CELL) - _FIRST_CELL
+        counts = self._counts[replica]
+        counts[cell] = counts.get(cell, 0) + change
+        if not counts[cell]:
+            del counts[cell]
+        self._num_bounds[replica] += change
 
     def common_ms(self, replica: int, num_requests: int, token_ms: float) -> float:
         """The bound that all requests on a replica could have instead of their own, and a millisecond more
@@ -53,7 +54,16 @@ class BoundTally:
         num_bounds = self._num_bounds[replica]
         if not num_bounds:
             return math.inf
-        counts = self._counts[replica]
-        cells = counts.nonzero()[0]
-        all_count = num_requests - num_bounds + counts[cells] @ nearness(token_ms, _BOUNDS_MS[cells])
-        return bound_of(float(all_count) / num_requests, token_ms)
+        all_count = float(num_requests - num_bounds)
+        for cell, number in self._counts[replica].items():
+            all_count += number * nearness_of(token_ms, _BOUNDS_MS[cell])
+        return bound_of(all_count / num_requests, token_ms)
+
+
+def _middle_ms(cell: int) -> float:
+    """The bound that a cell stands for."""
+    octave, place = divmod(cell, _CELLS_PER_OCTAVE)
+    return _LEAST_MS * 2.0**octave * (1 + (place + 0.5) / _CELLS_PER_OCTAVE)
+
+
+_BOUNDS_MS = [_middle_ms(cell) for cell in range(_NUM_CELLS)]

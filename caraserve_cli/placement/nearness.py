@@ -13,31 +13,43 @@ from caraserve_cli.perf.batch_load import FloatArray
 _KEEPS, _BREAKS = 0.9, 1.1
 # A bound of 0, or one that has passed, is as lost as this one.
 _LEAST_MS = 1e-9
-_AT_KEEPS = 1 / (1 - _KEEPS)
-_SLOPE = _AT_KEEPS**2
+_AT_KEEPS = (1 - _KEEPS) ** -0.5
+_SLOPE = 0.5 * _AT_KEEPS**3
+_AT_BREAKS = _AT_KEEPS + _SLOPE * (_BREAKS - _KEEPS)
 
 
-def nearness(token_ms: FloatArray | float, bound_ms: FloatArray | float) -> FloatArray:
+def nearness(token_ms: FloatArray, bound_ms: FloatArray | float) -> FloatArray:
     """What a millisecond for one token counts for a request, at least 1, which it counts without a bound.
 
-    The share of the bound that is taken, x, leaves 1 - x for all that is not foreseen: longer prompts beside
-    it, a shorter answer. A millisecond takes the more of that, the less is left: it counts 1 / (1 - x). From
-    `_KEEPS` on this goes on as a straight line, and does not end where the bound is. Beyond `_BREAKS` the
-    bound is lost: it counts as `_BREAKS` / x of that, so that the time of a token, times what it counts, no
-    longer grows, until a millisecond counts no more than without a bound.
+    The share x of its bound that a token takes leaves 1 - x for all that is not foreseen: longer prompts
+    beside it, a shorter answer. The less is left, the more a millisecond counts: 1 / √(1 - x). From `_KEEPS`
+    on this goes on as a straight line, and does not end where the bound is. Beyond `_BREAKS` the bound is
+    lost: what is taken, times what it counts, no longer grows, until a millisecond counts no more than
+    without a bound.
 
     Args:
-        token_ms: what a token takes, above 0 or 0.
-        bound_ms: on that; infinite for none; 0 or below for one that is lost whatever happens.
+        token_ms: what a token takes, at least 0, shape [N].
+        bound_ms: on that, a number or shape [N]; infinite for none; 0 or below for one that is lost whatever
+            happens.
 
     Returns:
-        In the shape of both together.
+        Shape [N].
     """
-    share = np.asarray(token_ms / np.maximum(bound_ms, _LEAST_MS), dtype=np.float64)
-    counts = 1 / (1 - np.minimum(share, _KEEPS))
+    share = token_ms / np.maximum(bound_ms, _LEAST_MS)
+    counts = 1 / np.sqrt(1 - np.minimum(share, _KEEPS))
     counts += _SLOPE * np.clip(share - _KEEPS, 0.0, _BREAKS - _KEEPS)
     lost: FloatArray = np.maximum(counts * (_BREAKS / np.maximum(share, _BREAKS)), 1.0)
     return lost
+
+
+def nearness_of(token_ms: float, bound_ms: float) -> float:
+    """`nearness` of one request."""
+    share = token_ms / max(bound_ms, _LEAST_MS)
+    if share <= _KEEPS:
+        return 1 / math.sqrt(1 - share)
+    if share <= _BREAKS:
+        return _AT_KEEPS + _SLOPE * (share - _KEEPS)
+    return max(1.0, _AT_BREAKS * _BREAKS / share)
 
 
 def bound_of(counts: float, token_ms: float) -> float:
@@ -45,5 +57,5 @@ def bound_of(counts: float, token_ms: float) -> float:
     infinite where it counts 1."""
     if counts <= 1 or token_ms <= 0:
         return math.inf
-    share = 1 - 1 / counts if counts <= _AT_KEEPS else _KEEPS + (counts - _AT_KEEPS) / _SLOPE
+    share = 1 - counts**-2 if counts <= _AT_KEEPS else _KEEPS + (counts - _AT_KEEPS) / _SLOPE
     return token_ms / share

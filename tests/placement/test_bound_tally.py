@@ -8,13 +8,13 @@ import warnings
 import pytest
 
 from caraserve_cli.placement.bound_tally import BoundTally
-from caraserve_cli.placement.nearness import nearness
+from caraserve_cli.placement.nearness import nearness_of
 
 
 @pytest.mark.parametrize("bound_ms", [-1e300, 0.0, 5e-324, 1.0, 16_384.0, 1e39, 1.7e308])
 def test_any_bound_comes_and_goes(bound_ms: float) -> None:
     tally = BoundTally(2)
-    token_ms = min(max(bound_ms, 1.0), 16_000.0)
+    token_ms = min(max(bound_ms, 0.125), 16_000.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tally.add(1, bound_ms)
@@ -32,9 +32,9 @@ def test_near_the_common_bound_all_count_as_much_as_near_their_own(token_ms: flo
     tally = BoundTally(1)
     for bound_ms in bounds_ms:
         tally.add(0, bound_ms)
-    right = 3 + sum(float(nearness(token_ms, bound_ms)) for bound_ms in bounds_ms)
+    right = 3 + sum(nearness_of(token_ms, bound_ms) for bound_ms in bounds_ms)
     common_ms = tally.common_ms(0, 8, token_ms)
-    assert 8 * nearness(token_ms, common_ms) == pytest.approx(right, rel=0.05)
+    assert 8 * nearness_of(token_ms, common_ms) == pytest.approx(right, rel=0.05)
 
 
 @pytest.mark.parametrize("token_ms", [1.0, 30.0, 34.0, 39.0])
