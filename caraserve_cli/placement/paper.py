@@ -35,9 +35,9 @@ class PaperPlacement:
     - *An idle replica* has cost × 0: 0, whatever i costs there, and so it wins.
     - *Infinite × 0*, an idle replica that breaks the SLO with i alone, stays infinite.
     - *All are infinite.* They are equal, and the request is placed all the same.
-    - *Of equals*, idle ones or infinite ones mostly, those with the fewest requests, and of these the one that
-      the request's id draws (`tie_break`): no order of a list decides, and the same request goes to the same
-      replica every time.
+    - *Of equals*, idle ones or infinite ones mostly, those with the fewest requests, and of these the one
+      that the request's id draws (`tie_break`): no order of a list decides, and the same request goes to the
+      same replica every time.
     """
 
     name = "paper"

@@ -93,7 +93,7 @@ def test_bounds_of_others_that_are_broken_already_do_not_count() -> None:
 
 
 def test_who_is_near_a_bound_is_spared() -> None:
-    """The same step of 20 ms; with 25 ms allowed a millisecond counts five times, with 100 ms less than two."""
+    """The same step of 20 ms: with 25 ms allowed a millisecond counts more than twice, with 100 ms 1.1."""
     placed = [running("x", 2, tpot_slo_ms=25), running("y", 2, tpot_slo_ms=100), running("z", 7)]
     loads = loads_of(fleet("near", "far", "without"), placed)
     assert loads.common_bound_ms == pytest.approx([25, 100, math.inf], rel=0.01)
@@ -101,8 +101,7 @@ def test_who_is_near_a_bound_is_spared() -> None:
 
 
 def test_its_own_bound_weighs_what_it_takes_itself() -> None:
-    """Beside six it takes 20 ms for a token, beside one that began later 24 ms: alone it would be nearer to
-    its bound there. Without one, what the six lose decides."""
+    """Four lose more than one does; but where that one is, a token takes a millisecond more."""
     facts = [replica("fast"), replica("slow", step_model(step_ms=21))]
     loads = loads_of(facts, [running("x", 4), running("y", 1)])
     assert chosen(request("new", 64), loads) == "slow"
