@@ -12,8 +12,8 @@ from caraserve_cli.placement.nearness import nearness
 from caraserve_cli.placement.request_facts import RequestFacts
 from caraserve_cli.placement.tie_break import drawn_by, with_fewest
 
-# What it costs if the request's own first or last token comes too late, in milliseconds for one token. Chosen,
-# not measured.
+# What it costs if the request's own first or last token comes too late, in milliseconds for one token.
+# Chosen, not measured.
 _OWN_MISS_MS = 20.0
 # Costs that differ by less are equal: a measured model does not know better.
 _EQUAL_COST = 1.01
