@@ -13,7 +13,7 @@ from caraserve_cli.perf.batch_load import FloatArray
 _KEEPS, _BREAKS = 0.9, 1.1
 # A bound of 0, or one that has passed, is as lost as this one.
 _LEAST_MS = 1e-9
-_AT_KEEPS = (1 - _KEEPS) ** -0.5
+_AT_KEEPS = 1 / math.sqrt(1 - _KEEPS)
 _SLOPE = 0.5 * _AT_KEEPS**3
 _AT_BREAKS = _AT_KEEPS + _SLOPE * (_BREAKS - _KEEPS)
 
@@ -57,5 +57,5 @@ def bound_of(counts: float, token_ms: float) -> float:
     infinite where it counts 1."""
     if counts <= 1 or token_ms <= 0:
         return math.inf
-    share = 1 - counts**-2 if counts <= _AT_KEEPS else _KEEPS + (counts - _AT_KEEPS) / _SLOPE
+    share = 1 - 1 / counts**2 if counts <= _AT_KEEPS else _KEEPS + (counts - _AT_KEEPS) / _SLOPE
     return token_ms / share
