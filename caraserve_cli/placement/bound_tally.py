@@ -1,16 +1,12 @@
-"""How many requests on each replica need their tokens faster than some time, as requests come and go."""
+"""How fast the requests on each replica need their tokens, as requests come and go."""
 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from caraserve_cli.perf.batch_load import FloatArray
-
-Int32Array: TypeAlias = npt.NDArray[np.int32]
+from caraserve_cli.placement.nearness import bound_of, nearness_of
 
 # Bounds are told apart by the exponent of a float32 and the first 6 bits of its mantissa: 64 cells for each
 # factor of two, so that two in one cell differ by 1.6% at most. Time models are off by more than that.
@@ -29,30 +25,45 @@ class BoundTally:
     """Bounds in milliseconds for one token, of the requests on N replicas."""
 
     def __init__(self, num_replicas: int) -> None:
-        # [N, cells]: how many bounds lie in cells before each one. One row is written when a request comes
-        # or goes; one element of each row is read for a decision.
-        self._num_before = np.zeros((num_replicas, _NUM_CELLS), dtype=np.int32)
-        self._row = np.arange(num_replicas, dtype=np.int32) * _NUM_CELLS - _FIRST_CELL
+        # How many bounds are in each cell that has any. A run has a handful, or as many as deadlines.
+        self._counts: list[dict[int, int]] = [{} for _ in range(num_replicas)]
+        self._num_bounds = [0] * num_replicas
 
     def add(self, replica: int, bound_ms: float, change: int = 1) -> None:
         """`change` more requests with a bound are on a replica; an infinite bound is none."""
-        if bound_ms < math.inf:
-            # Beyond a float32 nothing is told apart either.
-            bits = int(np.float32(min(max(bound_ms, 0.0), _MOST_MS)).view(np.int32))
-            cell = min(max(bits >> _LOST_BITS, _FIRST_CELL), _LAST_CELL) - _FIRST_CELL
-            self._num_before[replica, cell + 1 :] += change
+        if bound_ms == math.inf:
+            return
+        # Beyond a float32 nothing is told apart either.
+        bits = int(np.float32(min(max(bound_ms, 0.0), _MOST_MS)).view(np.int32))
+        cell = min(max(bits >> _LOST_BITS, _FIRST_CELL), _LAST_CELL) - _FIRST_CELL
+        counts = self._counts[replica]
+        counts[cell] = counts.get(cell, 0) + change
+        if not counts[cell]:
+            del counts[cell]
+        self._num_bounds[replica] += change
 
-    def num_broken(self, token_ms: FloatArray) -> Int32Array:
-        """How many bounds are broken on each replica, shape [N].
+    def common_ms(self, replica: int, num_requests: int, token_ms: float) -> float:
+        """The bound that all requests on a replica could have instead of their own, and a millisecond more
+        for each token would count as much for all of them together (`nearness`); infinite if none has one.
 
         Args:
-            token_ms: what a token takes on each replica, shape [N]; a bound is broken if it lies in a cell
-                before that, which no bound within 1.6% does.
+            replica: its index.
+            num_requests: there, with bounds and without.
+            token_ms: what a token takes there.
         """
-        cells = token_ms.astype(np.float32).view(np.int32)
-        cells >>= _LOST_BITS
-        np.maximum(cells, _FIRST_CELL, out=cells)
-        np.minimum(cells, _LAST_CELL, out=cells)
-        cells += self._row
-        num_broken: Int32Array = self._num_before.take(cells)
-        return num_broken
+        num_bounds = self._num_bounds[replica]
+        if not num_bounds:
+            return math.inf
+        all_count = float(num_requests - num_bounds)
+        for cell, number in self._counts[replica].items():
+            all_count += number * nearness_of(token_ms, _BOUNDS_MS[cell])
+        return bound_of(all_count / num_requests, token_ms)
+
+
+def _middle_ms(cell: int) -> float:
+    """The bound that a cell stands for."""
+    octave, place = divmod(cell, _CELLS_PER_OCTAVE)
+    return _LEAST_MS * 2.0**octave * (1 + (place + 0.5) / _CELLS_PER_OCTAVE)
+
+
+_BOUNDS_MS = [_middle_ms(cell) for cell in range(_NUM_CELLS)]

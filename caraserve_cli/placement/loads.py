@@ -44,6 +44,8 @@ class ReplicaLoads:
         interruptions_ms: how much longer than decoding steps those with the prompts of all of them are.
         pool_bytes: of the adapters of all of them, each adapter once.
         decode_ms: of a decoding step of all of them.
+        common_bound_ms: for one token; if all of them had it, and not their own ones, a millisecond more
+            would count as much (`BoundTally.common_ms`); infinite where nobody has one.
         backlog_ms: of the steps that compute the queued prompts.
         link_free_ms, cpu_free_ms: when the link and the CPU workers will have done what they have to do.
         is_open: whether requests may be placed there.
@@ -75,12 +77,13 @@ class ReplicaLoads:
         self.step_models = StepModels(self._models, 1 + max(self.max_requests, default=0))
         self.cold_times = ColdTimes(replicas)
         self.places = AdapterPlaces(num_replicas)
-        self.token_bounds = BoundTally(num_replicas)
+        self._token_bounds = BoundTally(num_replicas)
 
         self.num_requests, self.num_running = np.zeros((2, num_replicas), dtype=np.int64)
         self.prompt_tokens, self.output_tokens, self.backlog_tokens = np.zeros((3, num_replicas))
         self.pool_bytes, self.decode_ms, self.backlog_ms = np.zeros((3, num_replicas))
         self.interruptions_ms = np.zeros(num_replicas)
+        self.common_bound_ms = np.full(num_replicas, math.inf)
         self.link_free_ms, self.cpu_free_ms = np.full((2, num_replicas), -math.inf)
         self.is_open = np.ones(num_replicas, dtype=np.bool_)
 
@@ -269,7 +272,7 @@ class ReplicaLoads:
         self.prompt_tokens[replica] += change * placed.facts.prompt_tokens
         self.output_tokens[replica] += change * placed.facts.output_tokens
         self.interruptions_ms[replica] += change * placed.interruption_ms
-        self.token_bounds.add(replica, placed.token_bound_ms, change)
+        self._token_bounds.add(replica, placed.token_bound_ms, change)
 
     def _leave_queue(self, placed: _Placed) -> None:
         self.backlog_tokens[placed.replica] -= placed.facts.prompt_tokens
@@ -292,6 +295,15 @@ class ReplicaLoads:
         kv_tokens = self.prompt_tokens[replica] + self.output_tokens[replica] / 2
         batch = BatchLoad(int(self.num_requests[replica]), self._adapters.of(replica), float(kv_tokens))
         self.decode_ms[replica] = model.decode_ms(batch)
+        self.common_bound_ms[replica] = self._common_bound_ms(replica)
         self.backlog_ms[replica] = model.prompts_ms(
             float(self.backlog_tokens[replica]), self._queue.of(replica), int(self.num_running[replica])
         )
+
+    def _common_bound_ms(self, replica: int) -> float:
+        num_requests = int(self.num_requests[replica])
+        if not num_requests:
+            return math.inf
+        interrupted_ms = self.interruptions_ms[replica] * num_requests / self.output_tokens[replica]
+        token_ms = float(self.decode_ms[replica] + interrupted_ms)
+        return self._token_bounds.common_ms(replica, num_requests, token_ms)

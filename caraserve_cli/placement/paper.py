@@ -9,6 +9,7 @@ import numpy as np
 from caraserve_cli.perf.batch_load import FloatArray
 from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.request_facts import RequestFacts
+from caraserve_cli.placement.tie_break import drawn_by, with_fewest
 
 
 class PaperPlacement:
@@ -34,7 +35,9 @@ class PaperPlacement:
     - *An idle replica* has cost × 0: 0, whatever i costs there, and so it wins.
     - *Infinite × 0*, an idle replica that breaks the SLO with i alone, stays infinite.
     - *All are infinite.* They are equal, and the request is placed all the same.
-    - *Of equals* the first one in the order of the list.
+    - *Of equals*, idle ones or infinite ones mostly, those with the fewest requests, and of these the one
+      that the request's id draws (`tie_break`): no order of a list decides, and the same request goes to the
+      same replica every time.
     """
 
     name = "paper"
@@ -44,7 +47,9 @@ class PaperPlacement:
         candidates = loads.has_room(request).nonzero()[0]
         if not len(candidates):
             return None
-        return int(candidates[self.total_costs(request, loads)[candidates].argmin()])
+        costs = self.total_costs(request, loads)[candidates]
+        candidates = candidates[costs == costs.min()]
+        return drawn_by(request.id, with_fewest(loads.num_requests, candidates), loads.keys)
 
     def total_costs(self, request: RequestFacts, loads: ReplicaLoads) -> FloatArray:
         """Line 7 for every replica, candidate or not, shape [N]; never below 0, never "not a number"."""

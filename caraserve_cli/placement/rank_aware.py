@@ -6,24 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from caraserve_cli.perf.batch_load import FloatArray
+from caraserve_cli.perf.batch_load import BoolArray, FloatArray
 from caraserve_cli.placement.loads import ReplicaLoads
+from caraserve_cli.placement.nearness import nearness
 from caraserve_cli.placement.request_facts import RequestFacts
 from caraserve_cli.placement.tie_break import drawn_by, with_fewest
 
-# A bound is on an average over an answer, and a forecast of it is off: from this much of its bound on the
-# time of a token on, a request may break it, and from that on it surely does. Simulated as in
-# `RankAwarePlacement`, bgmv / mbgmv: with 0.9 and 1.1 99.0 / 98.9% of the requests kept the SLO, with 1.0 and
-# 1.0 98.5 / 98.1%.
-_MAY_BREAK, _BREAKS = 0.9, 1.1
-# What it costs to break a bound of the request itself, and one of another, in milliseconds for one token. A
-# bound is on an average over an answer, and a step that is too long now breaks it only if it stays so long.
-# Simulated with 12 replicas like an A10, ranks 8 to 64, two seeds of 30 s: with 0 and 0 / 20 and 5 / 1000 and
-# 1000 here, the padded kernel kept 92 / 94 / 96% of bounds of 36 ms at 60 requests a second, 79 / 80 / 72% at
-# 75, and 71 / 70 / 65% there of bounds of 30, 36, 45 ms and none; the other kernel 98 / 98 / 98%, 79 / 78 /
-# 78% and 70 / 69 / 68%. Without any, the paper's example is decided wrongly for the unpadded one.
+# What it costs if the request's own first or last token comes too late, in milliseconds for one token.
+# Chosen, not measured.
 _OWN_MISS_MS = 20.0
-_OTHERS_MISS_MS = 5.0
 # Costs that differ by less are equal: a measured model does not know better.
 _EQUAL_COST = 1.01
 
@@ -52,19 +43,24 @@ class RankAwarePlacement:
     """The paper's cost, and what it leaves out. The cost of a replica, in milliseconds for one token, is
 
         (Δprefill / average response length + Δdecode) · requests there    what all the others lose, as in
-                                                                           the paper
-        + time until its last token / its tokens                           what it takes itself
-        + Σ interruptions there / average response length                  what is to come meanwhile
-        + `_OTHERS_MISS_MS` · bounds of others that the longer step breaks
-        + `_OWN_MISS_MS`, as surely as it breaks one of its own.
+            · what a millisecond counts for them                           the paper
+        + (time until its last token / its tokens                          what it takes itself
+           + Σ interruptions there / average response length               what is to come meanwhile
+           + `_OWN_MISS_MS`, if its first or last token is late)
+            · what a millisecond counts for itself.
+
+    A millisecond counts 1 for who has no bound, and the more, the nearer the time of a token is to the bound
+    on it (`nearness`). Without this the cost is least where the sum of all times is: that leaves some
+    replicas near the bound, with adapters of large ranks or long prompts, and most who broke it were there.
+    Simulated with the workload and machine of `recipes/paper-cluster.toml`, mean
+    of seeds 101 and 102, attainment and mean time per token, if a millisecond counts 1 / 1/√(1 - x) /
+    1/(1 - x), x the share of the bound: bgmv at 380 requests a second 98.3% 31.7 ms / 99.3% 32.3 / 99.4%
+    32.9, mbgmv at 360/s 98.2% 32.4 / 99.2% 33.1 / 99.4% 33.6. The second is taken.
 
     Δprefill is what its prompt's step takes beyond the decoding step in whose place it comes, for that step
     decodes too. While an answer lasts, all others end once and others come in their places: what their
     prompts interrupt is taken to be what the prompts of those there did. Without this, long prompts gather
-    where the fewest requests are, and interrupt each other. Simulated with the workload and machine of
-    `recipes/paper-cluster.toml` (3,000 requests counted of 7,000 at 340 a second, an SLO of 41.4 ms, bgmv /
-    mbgmv): with both, attainment rose from 97.7 / 95.3% to 98.3 / 97.6%, and the mean time per token fell
-    from 30.9 / 32.0 to 30.1 / 31.2 ms.
+    where the fewest requests are, and interrupt each other.
 
     Its own time begins with waiting for those whose end makes room for it (`ReplicaLoads.shortage`), and for
     the prompts before it. Its first token then waits for its own prompt, and for the adapter or CPU workers,
@@ -91,14 +87,16 @@ class RankAwarePlacement:
     def costs_ms(self, request: RequestFacts, loads: ReplicaLoads) -> FloatArray:
         """The cost of every replica, with room or not, shape [N]; finite and above 0."""
         forecast = self.forecast(request, loads)
-        costs_ms = forecast.slower_ms * loads.num_requests
-        costs_ms += forecast.finish_ms / request.output_tokens
-        costs_ms += forecast.interrupted_ms
-        num_broken = loads.token_bounds.num_broken(forecast.step_ms)
-        num_broken -= loads.token_bounds.num_broken(loads.decode_ms)
-        costs_ms += _OTHERS_MISS_MS * num_broken
-        costs_ms += _OWN_MISS_MS * _own_misses(request, loads.now_ms, forecast)
-        return costs_ms
+        own_ms = forecast.finish_ms / request.output_tokens
+        own_ms += forecast.interrupted_ms
+        bounds = request.bounds
+        if bounds.ttft_slo_ms is not None or bounds.deadline_ms is not None:
+            own_ms += _OWN_MISS_MS * _is_late(request, loads.now_ms, forecast)
+        token_ms = forecast.step_ms + forecast.interrupted_ms
+        own_ms *= nearness(token_ms, request.token_bound_ms(loads.now_ms))
+        others_ms = forecast.slower_ms * loads.num_requests
+        others_ms *= nearness(token_ms, loads.common_bound_ms)
+        return others_ms + own_ms
 
     def forecast(self, request: RequestFacts, loads: ReplicaLoads) -> Forecast:
         """What would come of a request on every replica, with room or not."""
@@ -143,14 +141,8 @@ class RankAwarePlacement:
         return np.maximum(begin_ms, busy_ms) + loads.cold_times.assist_ms(request)
 
 
-def _own_misses(request: RequestFacts, now_ms: float, forecast: Forecast) -> FloatArray:
-    """How surely a request would break a bound of its own, from 0 to 1, shape [N]."""
-    breaks = forecast.ttft_ms > request.ttft_left_ms(now_ms)
-    breaks |= forecast.finish_ms > request.deadline_left_ms(now_ms)
-    misses = breaks.astype(np.float64)
-    if request.bounds.tpot_slo_ms is not None:
-        token_ms = forecast.step_ms + forecast.interrupted_ms
-        may_break_ms = _MAY_BREAK * request.bounds.tpot_slo_ms
-        surely = (token_ms - may_break_ms) / (_BREAKS * request.bounds.tpot_slo_ms - may_break_ms)
-        np.maximum(misses, np.clip(surely, 0.0, 1.0), out=misses)
-    return misses
+def _is_late(request: RequestFacts, now_ms: float, forecast: Forecast) -> BoolArray:
+    """Where its first or its last token would come too late, shape [N]."""
+    is_late: BoolArray = forecast.ttft_ms > request.ttft_left_ms(now_ms)
+    is_late |= forecast.finish_ms > request.deadline_left_ms(now_ms)
+    return is_late

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from caraserve_cli.core import AdapterInfo, Request, SamplingParams
 from caraserve_cli.perf.batch_load import BatchLoad, RankSums
+from caraserve_cli.placement.bound_tally import BoundTally
 from caraserve_cli.placement.loads import ReplicaLoads
 from caraserve_cli.placement.request_facts import RequestFacts
 from tests.placement.fleets import MB, Clock, fleet, loads_of, replica, request, step_model
@@ -33,9 +34,17 @@ def sums(lora_ranks: list[int]) -> RankSums[int]:
     return RankSums(len(ranks), sum(ranks), max(ranks, default=0))
 
 
+def common_bound_ms(loads: ReplicaLoads, replica: int, bounds_ms: list[float]) -> float:
+    tally = BoundTally(1)
+    for bound_ms in bounds_ms:
+        tally.add(0, bound_ms)
+    if not bounds_ms:
+        return math.inf
+    interrupted_ms = loads.interruptions_ms[replica] * len(bounds_ms) / loads.output_tokens[replica]
+    return tally.common_ms(0, len(bounds_ms), float(loads.decode_ms[replica] + interrupted_ms))
+
+
 def check_recount(loads: ReplicaLoads, live: list[Live]) -> None:
-    token_ms = np.full(len(REPLICAS), 50.0)
-    num_broken = loads.token_bounds.num_broken(token_ms)
     requests, queue = loads.batch_of_requests(), loads.queue_ranks()
     plus = request("plus", 32, adapter="adapter 3")
     num_new = loads.num_new(plus)
@@ -68,7 +77,7 @@ def check_recount(loads: ReplicaLoads, live: list[Live]) -> None:
         with_one = sums([each.lora_rank for each in {**used, "adapter 3": plus}.values()])
         assert tuple(column[index] for column in batch.ranks) == with_one
         bounds = [each.facts.token_bound_ms(each.placed_ms) for each in here]
-        assert num_broken[index] == sum(bound_ms < 50 for bound_ms in bounds)
+        assert loads.common_bound_ms[index] == common_bound_ms(loads, index, bounds)
 
 
 @settings(max_examples=80, deadline=None)
@@ -193,15 +202,14 @@ def test_copies_follow_one_another_on_a_link() -> None:
     assert until_ready_ms("y") == [7, 7]
 
 
-def test_bounds_break_beyond_a_cell() -> None:
-    loads = loads_of(fleet("a"), [[request("x", tpot_slo_ms=36), request("y", tpot_slo_ms=0), request("z")]])
-
-    def num_broken(token_ms: float) -> int:
-        return int(loads.token_bounds.num_broken(np.array([token_ms]))[0])
-
-    assert [num_broken(each) for each in (-5, 35, 36, 36.6, 1e9)] == [0, 1, 1, 2, 2]
-    loads.end("x")
-    assert num_broken(36.6) == 1
+def test_the_common_bound_is_of_those_that_have_one() -> None:
+    loads = loads_of(fleet("a", "b"), [[request("x", tpot_slo_ms=36), request("y", tpot_slo_ms=36)]])
+    assert loads.common_bound_ms == pytest.approx([36, math.inf], rel=0.01)
+    loads.place(request("z"), 0)
+    assert 40 < loads.common_bound_ms[0] < math.inf
+    for each in "xy":
+        loads.end(each)
+    assert loads.common_bound_ms.tolist() == [math.inf, math.inf]
 
 
 def test_facts_of_a_request() -> None:

@@ -44,7 +44,7 @@ def test_an_adapter_counts_for_each_of_its_requests() -> None:
 def test_average_response_length_of_an_empty_fleet_is_the_requests_own() -> None:
     """0 / 0."""
     assert PAPER.total_costs(request("new", 8, output_tokens=7), loads_of(fleet("a", "b"))).tolist() == [0, 0]
-    assert PAPER.choose(request("new", 8), loads_of(fleet("a", "b"))) == 0
+    assert PAPER.choose(request("new", 8), loads_of(fleet("a", "b"))) is not None
 
 
 def test_an_idle_replica_wins_whatever_it_costs_there() -> None:
@@ -66,20 +66,33 @@ def test_an_idle_replica_that_breaks_the_slo_alone_is_infinite() -> None:
     assert PAPER.choose(new, loads) == 1
 
 
-def test_all_break_the_slo_and_the_first_is_taken() -> None:
-    loads = loads_of(fleet("a", "b"), [[request("x"), request("y")], [request("z")]])
+def test_all_break_the_slo_and_the_one_with_the_fewest_requests_is_taken() -> None:
+    placed = [[request("x"), request("y")], [request("z")]]
     new = request("new", 8, tpot_slo_ms=1)
-    assert PAPER.total_costs(new, loads).tolist() == [math.inf, math.inf]
-    assert PAPER.choose(new, loads) == 0
+    assert PAPER.total_costs(new, loads_of(fleet("a", "b"), placed)).tolist() == [math.inf, math.inf]
+    for names, of_names in (("ab", placed), ("ba", placed[::-1])):
+        loads = loads_of(fleet(*names), of_names)
+        chosen = PAPER.choose(new, loads)
+        assert chosen is not None
+        assert loads.replicas[chosen].name == "b"
 
 
-def test_of_equals_the_first_is_taken() -> None:
-    for names in ("ab", "ba"):
-        assert PAPER.choose(request("new", 8), loads_of(fleet(*names))) == 0
+@pytest.mark.parametrize("tpot_slo_ms", [None, 1])
+def test_of_equals_the_request_draws_one_and_not_the_list(tpot_slo_ms: float | None) -> None:
+    """Idle ones, and such as break the SLO."""
+
+    def drawn(names: str) -> list[str]:
+        loads = loads_of(fleet(*names))
+        news = [request(str(number), 8, tpot_slo_ms=tpot_slo_ms) for number in range(12)]
+        chosen = [PAPER.choose(new, loads) for new in news]
+        return [loads.replicas[each].name for each in chosen if each is not None]
+
+    assert drawn("abc") == drawn("bca") == drawn("cab")
+    assert set(drawn("abc")) == set("abc")
 
 
-def test_the_first_with_room_where_all_are_equal() -> None:
-    facts = [replica("full", max_requests=1), replica("b"), replica("c")]
+def test_one_with_room_where_all_are_equal() -> None:
+    facts = [replica("full", max_requests=1), replica("b")]
     assert PAPER.choose(request("new"), loads_of(facts, [[request("x")]])) == 1
 
 

@@ -18,8 +18,8 @@ from caraserve_cli.placement.request_facts import RequestFacts
 from tests.placement.fleets import MB, Clock, fleet, loads_of, replica, request, step_model
 
 NAMES = [each.name for each in all_placements()]
-# These two are decided by the order of the list where the paper says nothing, and by definition.
-BY_LIST = ("first-fit", "paper")
+# By definition.
+BY_LIST = ("first-fit",)
 MODELS = (step_model(), step_model(is_padded=True), step_model(step_ms=35))
 
 

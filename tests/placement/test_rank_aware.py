@@ -92,11 +92,28 @@ def test_bounds_of_others_that_are_broken_already_do_not_count() -> None:
     assert chosen(request("new", 64), loads_of(fleet("a", "b"), placed)) == "b"
 
 
+def test_who_is_near_a_bound_is_spared() -> None:
+    """The same step of 20 ms: with 25 ms allowed a millisecond counts more than twice, with 100 ms 1.1."""
+    placed = [running("x", 2, tpot_slo_ms=25), running("y", 2, tpot_slo_ms=100), running("z", 7)]
+    loads = loads_of(fleet("near", "far", "without"), placed)
+    assert loads.common_bound_ms == pytest.approx([25, 100, math.inf], rel=0.01)
+    assert chosen(request("new", 64), loads) == "far"
+
+
+def test_its_own_bound_weighs_what_it_takes_itself() -> None:
+    """Four lose more than one does; but where that one is, a token takes a millisecond more."""
+    facts = [replica("fast"), replica("slow", step_model(step_ms=21))]
+    loads = loads_of(facts, [running("x", 4), running("y", 1)])
+    assert chosen(request("new", 64), loads) == "slow"
+    assert chosen(request("new", 64, tpot_slo_ms=24), loads) == "fast"
+
+
 def test_deadlines_of_others_are_bounds_on_their_tokens() -> None:
-    """200 ms for 10 tokens hold a step of 20.08 ms, as far as cells tell, and not one of 20.64 ms."""
-    loads = loads_of(fleet("a", "b"), [running("x", 1, deadline_ms=200), running("y", 2)])
-    assert chosen(request("new", 8), loads) == "a"
-    assert chosen(request("new", 64), loads) == "b"
+    """200 ms for 10 tokens leave nothing of a step of 20 ms; 2 s leave most of it."""
+    others = running("y", 2)
+    for deadline_ms, right in ((2000, "a"), (200, "b")):
+        loads = loads_of(fleet("a", "b"), [running("x", 1, deadline_ms=deadline_ms), others])
+        assert chosen(request("new", 64), loads) == right
 
 
 def test_its_own_first_token_decides() -> None:
