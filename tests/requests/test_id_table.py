@@ -1,5 +1,7 @@
 """IdTable against a dict, and its promise of memory."""
 
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caraserve_cli.requests.id_table import IdTable
+from tests.cli.command import user_environment
 
 
 @settings(max_examples=50, deadline=None)
@@ -93,3 +96,22 @@ def test_memory_ends_where_the_disk_begins() -> None:
         tracemalloc.stop()
     assert len(table) == 40_000
     assert num_bytes < 16 * 1024
+
+
+def test_a_full_disk_is_told_in_a_line() -> None:
+    """In a process that may write no file beyond 64 KiB, which SQLite meets as it does a full disk."""
+    fill = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "from caraserve_cli.errors import InputError\n"
+        "from caraserve_cli.requests.id_table import IdTable\n"
+        "table = IdTable(most_slots=1024)\n"
+        "try:\n"
+        "    for number in range(1_000_000): table.add(b'%d' % number)\n"
+        "except InputError as error: print(error)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", fill], env=user_environment(), capture_output=True, text=True, check=True
+    ).stdout
+    assert told.count("\n") == 1
+    assert "hashes of ids cannot be kept in '" in told
+    assert "TMPDIR" in told
