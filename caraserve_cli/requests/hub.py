@@ -5,6 +5,7 @@ Knows nothing of rows and columns.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -61,7 +62,7 @@ def open_on_hub(name: str, config: str | None, revision: str | None, source: str
     from datasets.packaged_modules.cache.cache import Cache
 
     # It tells of each of five tries.
-    huggingface_hub.logging.set_verbosity(huggingface_hub.logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity(logging.CRITICAL)
     # With the prefix a folder of that name is not looked for.
     builder = datasets.load_dataset_builder(f"{HUB_PREFIX}{_KIND}{name}", name=config, revision=revision)
     if not isinstance(builder, Cache):

@@ -106,12 +106,12 @@ def test_streamed_into_a_run(tmp_path: Path) -> None:
     """Not more of a large file than is wanted; and a run that leaves it in the middle ends."""
     folder = tmp_path / "hub" / "team" / "large"
     folder.mkdir(parents=True)
-    # A thousand rows are taken at once, and 6 MB are read ahead.
+    # A thousand rows are taken at once, 5 MB, and some 20 MB were read ahead.
     rows = {
-        "key": list(range(8000)),
-        "word": [f"w{n}" for n in range(8000)],
-        "team": ["upper"] * 8000,
-        "prompt": [os.urandom(2500).hex() for _ in range(8000)],
+        "key": list(range(16_000)),
+        "word": [f"w{n}" for n in range(16_000)],
+        "team": ["upper"] * 16_000,
+        "prompt": [os.urandom(2500).hex() for _ in range(16_000)],
     }
     parquet.write_table(pyarrow.table(rows), folder / "train.parquet", row_group_size=100)
     size = (folder / "train.parquet").stat().st_size
