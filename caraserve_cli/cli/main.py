@@ -22,7 +22,7 @@ def main() -> None:
     except BaseException:  # a library that is broken off while it is imported may raise anything
         if not stop.breaks_off:
             raise
+    listen_no_more()
     if stop.breaks_off and exit_status == ExitStatus.INTERRUPTED:
-        listen_no_more()
         print(f"caraserve: stopped before {stop.goal}", file=sys.stderr)  # noqa: T201
     sys.exit(exit_status)

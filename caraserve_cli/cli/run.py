@@ -60,6 +60,7 @@ def run(
     limit: o.Limit = None,
     dry_run: o.DryRun = False,
     quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     print_config: o.PrintConfig = False,
     gpu_memory: o.GpuMemory = None,
     kv_memory: o.KvMemory = None,
@@ -98,7 +99,9 @@ def run(
         typer.echo(config_text(context, given))
         raise typer.Exit
     wish: StopRequest = context.obj
-    raise typer.Exit(_check(options, wish) if dry_run else _answer(options, wish, quiet=quiet))
+    if dry_run:
+        raise typer.Exit(_check(options, wish))
+    raise typer.Exit(_answer(options, wish, quiet=quiet, verbose=verbose))
 
 
 def _run_options(given: dict[str, Any]) -> RunOptions:
@@ -118,6 +121,8 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
             )
     if given["retry_errors"] and not given["resume"]:
         raise OptionError("--retry-errors: it goes with --resume")
+    if given["verbose"] and given["quiet"]:
+        raise OptionError("--verbose: it says more and --quiet less; leave out one")
     _name_the_job(given)
     replica = {key: given[key] for key in ReplicaOptions.__dataclass_fields__ if key in given}
     own = {key: given[key] for key in RunOptions.__dataclass_fields__ if key in given}
@@ -235,14 +240,15 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
         raise OptionError(f"--{key.partition('[')[0].replace('_', '-')} {rest}") from None
 
 
-def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool) -> int:
+def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: bool) -> int:
     from rich.console import Console
 
     from caraserve_cli.cli.progress import RunProgress
+    from caraserve_cli.cli.request_log import logged
     from caraserve_cli.job.run import Run
     from caraserve_cli.report.terminal import render_summary
 
-    with RunProgress(Console(stderr=True, quiet=quiet)) as progress:
+    with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
         result = Run(options, progress.update, progress.note, stop).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json", "report.html", "trace.json", "run.json")
     written = [options.out / name for name in names]

@@ -43,6 +43,10 @@ Requests = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print errors only: no progress, notes and summary.")
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Tell of each request on stderr: its adapter's way, times, bounds."),
+]
 PrintConfig = Annotated[
     bool,
     typer.Option("--print-config", help="Print all options as a job file, with where they are from."),
@@ -81,7 +85,7 @@ Out = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="Output folder. Default: ./caraserve-out/<stem of REQUESTS>.",
+        help="Output folder. Default: ./caraserve-out/<stem of REQUESTS, of several the first>.",
         show_default=False,
     ),
 ]

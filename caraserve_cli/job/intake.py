@@ -16,6 +16,9 @@ from caraserve_cli.requests.stream import RejectedRow
 
 Prepared = Request | RejectedRow
 
+# How long a read under way is waited for at the end: a block of a file, from afar. Chosen, not measured.
+_LAST_READ_S = 10.0
+
 
 class _End:
     """The last thing in the queue: the input is exhausted, or reading it failed."""
@@ -33,6 +36,7 @@ class Intake:
         is_done: rows to pass over, already answered or rejected in an earlier session.
         window: how many prepared rows may wait.
         batch_rows: rows tokenised together; 1 where rows arrive slowly and none should wait for the next.
+            Such a source may also be silent for ever, so that closing does not wait for it.
     """
 
     def __init__(
@@ -80,9 +84,11 @@ class Intake:
         return taken
 
     def close(self) -> None:
-        """Stop reading; what is in the queue is dropped."""
+        """Stop reading; what is in the queue is dropped. Then the input can be closed, if it answers."""
         self._stopped.set()
         self._end = _End(None)
+        if self._batch_rows > 1:
+            self._thread.join(_LAST_READ_S)
 
     def _read(self) -> None:
         error: BaseException | None = None

@@ -14,8 +14,8 @@ from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.job.arrival_options import ArrivalOptions
 from caraserve_cli.report.run_facts import OptionValue, printable
 from caraserve_cli.requests.columns import ColumnMap
-from caraserve_cli.requests.dataset_source import HUB_PREFIX
 from caraserve_cli.requests.export import OutputFormat
+from caraserve_cli.requests.hub import HUB_PREFIX
 from caraserve_cli.requests.row import OPENAI_SAMPLING, RowDefaults
 
 

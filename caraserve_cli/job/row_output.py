@@ -5,6 +5,7 @@ row, in the order in which they come or in that of the input.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from typing import NamedTuple
 
@@ -13,12 +14,15 @@ from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.job.input_order import InputOrder
 from caraserve_cli.model.tokenizer import Tokenizer
 from caraserve_cli.report.metrics import measure
+from caraserve_cli.report.request_line import told
 from caraserve_cli.report.run_trace import RunTrace
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.requests.answer import answer_row
 from caraserve_cli.requests.journal import Journal
 from caraserve_cli.requests.openai_output import TokenText, batch_answer_row
 from caraserve_cli.requests.stream import RejectedRow
+
+_log = logging.getLogger(__name__)
 
 
 class _Answer(NamedTuple):
@@ -70,6 +74,8 @@ class RowOutput:
         if isinstance(outcome, Completion):
             self._trace.on_completion(outcome)
             row = answer_row(outcome, dataclasses.asdict(measure(outcome)), self._token_ids)
+            if _log.isEnabledFor(logging.INFO):
+                _log.info(told(row))
             call = request.batch_call
             line = row if call is None else batch_answer_row(row, outcome, self._token_text)
             self._write(_Answer(row, line), request.line)
@@ -88,6 +94,7 @@ class RowOutput:
 
     def reject(self, row: RejectedRow) -> None:
         """Take a row that gets no answer."""
+        _log.info("line %d, id %s: %s: %s", row.line, row.request_id, row.code, row.message)
         self._summary.add_error(row.code, row.carried_bound)
         self._summary.failures.add_row(
             {"line": row.line, "id": row.request_id, "code": row.code, "message": row.message}

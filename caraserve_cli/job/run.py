@@ -137,6 +137,8 @@ class Run:
         )
         if options.resume and is_new:
             self._on_note(f"nothing to resume in {options.out}: starting")
+        if options.more_requests:
+            self._on_note(f"{len(options.sources)} sources, one after the other, into {options.out}")
         return journal
 
     def _answer_all(

@@ -236,23 +236,27 @@ def _step_events(record: StepRecord, copies: _CopyRows) -> list[Event]:
 
 
 def _life(number: int, answer: tuple[object, ...]) -> list[Event]:
-    """A request's row: queued, prefill, decode, each within the whole."""
+    """A request's row: queued, prefill, decode, each within the whole, which ends last: of equal times the
+    order here tells a reader what lies in what."""
     request_id, adapter, cold_start, preemptions, num_tokens, replica, *times = answer
     args = {"adapter": adapter, "cold_start": cold_start, "preemptions": preemptions, "tokens": num_tokens}
     if replica is not None:
         args["replica"] = replica
     arrival, scheduled, first, last = times
-    spans = (
-        (str(request_id), arrival, last),
-        ("queued", arrival, scheduled),
-        ("prefill", scheduled, first),
-        ("decode", first, last),
-    )
-    events: list[Event] = []
-    for place, (name, start_ms, end_ms) in enumerate(spans):
-        if not isinstance(start_ms, (int, float)) or not isinstance(end_ms, (int, float)):
-            continue
-        common = {"cat": "request", "id": number, "pid": _REQUESTS, "tid": 0, "name": name}
-        events.append({**common, "ph": "b", "ts": _us(start_ms), "args": {} if place else args})
-        events.append({**common, "ph": "e", "ts": _us(end_ms)})
-    return events
+    parts = (("queued", arrival, scheduled), ("prefill", scheduled, first), ("decode", first, last))
+    whole = _span(number, str(request_id), arrival, last, args)
+    within = [
+        event for name, start_ms, end_ms in parts for event in _span(number, name, start_ms, end_ms, {})
+    ]
+    return [*whole[:1], *within, *whole[1:]]
+
+
+def _span(number: int, name: str, start_ms: object, end_ms: object, args: Event) -> list[Event]:
+    """Its beginning and end; nothing where one is not known."""
+    if not isinstance(start_ms, (int, float)) or not isinstance(end_ms, (int, float)):
+        return []
+    common: Event = {"cat": "request", "id": number, "pid": _REQUESTS, "tid": 0, "name": name}
+    return [
+        {**common, "ph": "b", "ts": _us(start_ms), "args": args},
+        {**common, "ph": "e", "ts": _us(end_ms)},
+    ]

@@ -1,12 +1,14 @@
 """The rows of a dataset as lines in our own form, in bounded memory: Hugging Face's `datasets` streams them.
 
-A source is `hf://OWNER/NAME`, a folder that `save_to_disk` made or that is laid out like a dataset's
-repository, or a Parquet, Arrow, CSV or TSV file; `?split=…` (also `config`, `revision`) chooses in it.
+A source is `hf://OWNER/NAME` (or `hf://datasets/OWNER/NAME`), a folder that `save_to_disk` made or that is
+laid out like a dataset's repository, or a Parquet, Arrow, CSV or TSV file; `?split=…` (also `config`,
+`revision`) chooses in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
@@ -16,10 +18,16 @@ import orjson
 
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnError, ColumnMap, value_of
+from caraserve_cli.requests.hub import (
+    HUB_PREFIX,
+    check_hub_name,
+    hub_name,
+    open_on_hub,
+    told_by_hub,
+    wait_for_readers,
+)
 from caraserve_cli.requests.row import BOUND_KEYS
 from caraserve_cli.requests.source import MAX_LINE_BYTES, IsDone, RawLine
-
-HUB_PREFIX = "hf://"
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"}
 _QUERY_KEYS = ("split", "config", "revision")
@@ -38,6 +46,8 @@ def is_dataset(source: str) -> bool:
 def dataset_name(source: str) -> str:
     """The last part of its name, without the query and a file's ending."""
     path = PurePath(_split_query(source)[0])
+    if source.startswith(HUB_PREFIX):
+        return path.name
     return path.stem if path.suffix.lower() in _BUILDERS else path.name
 
 
@@ -59,6 +69,7 @@ class DatasetSource:
     def __init__(self, source: str, columns: ColumnMap) -> None:
         self._name = f"dataset '{source}'"
         self._columns = columns
+        self._is_on_hub = source.startswith(HUB_PREFIX)
         self.bytes_read = 0
         try:
             self._dataset, num_rows = _load(source, self._name)
@@ -73,15 +84,20 @@ class DatasetSource:
         self._id_column = columns.id_column(used)
         path = _split_query(source)[0]
         self._is_text = _is_csv(path)
-        self._is_arrow = not source.startswith(HUB_PREFIX) and _has_one_schema(Path(path))
+        self._is_arrow = not self._is_on_hub and _has_one_schema(Path(path))
         self._may_carry_bound = columns.has_any(BOUND_KEYS, used)
         self._is_done: IsDone | None = None
+        self._iterator: Generator[RawLine] | None = None
 
     def pass_over(self, is_done: IsDone) -> None:
         """Of a batch of rows that are all done, only the column of ids is looked at."""
         self._is_done = is_done
 
     def __iter__(self) -> Iterator[RawLine]:
+        self._iterator = self._lines()
+        return self._iterator
+
+    def _lines(self) -> Generator[RawLine]:
         for batch in self._batches():
             done_ids = self._done_ids(batch)
             if done_ids is not None:
@@ -122,7 +138,14 @@ class DatasetSource:
             yield batch
 
     def close(self) -> None:
-        """Nothing is held open between rows."""
+        """Let go of what is read from; nothing reads ahead in it any more."""
+        if self._iterator is None:
+            return
+        with suppress(ValueError):  # another thread is in the middle of it
+            self._iterator.close()
+        self._iterator = None
+        if self._is_on_hub:
+            wait_for_readers()
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +157,8 @@ class DatasetSource:
 
     def _failed(self, what: str, error: Exception) -> InputError:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return InputError(f"{self._name} {what}: {reason}")
+        advice = told_by_hub(error) if self._is_on_hub else ""
+        return InputError(f"{self._name} {what}: {reason.rstrip('.')}{advice}")
 
 
 def as_line(number: int, row: Mapping[str, object], columns: ColumnMap, *, is_text: bool = False) -> RawLine:
@@ -167,9 +191,16 @@ def check_dataset(source: str) -> None:
     unknown = next((key for key in query if key not in _QUERY_KEYS), None)
     if unknown is not None:
         raise InputError(f"dataset '{source}': unknown '{unknown}'; after ? come {', '.join(_QUERY_KEYS)}")
-    if not source.startswith(HUB_PREFIX) and not Path(path).exists():
+    if source.startswith(HUB_PREFIX):
+        check_hub_name(source, path)
+        return
+    if not Path(path).exists():
         raise InputError(f"requests file '{path}' does not exist")
-    if not source.startswith(HUB_PREFIX) and Path(path).is_dir() and not _holds_data(Path(path)):
+    if "revision" in query:
+        raise InputError(f"dataset '{source}': revision= is for hf://OWNER/NAME; leave it out")
+    if "config" in query and (Path(path).is_file() or _is_saved(Path(path))):
+        raise InputError(f"dataset '{source}': it has no configurations; leave out config=")
+    if Path(path).is_dir() and not _holds_data(Path(path)):
         raise InputError(
             f"requests '{path}' is a folder without a dataset's files; name a file in it, or several"
         )
@@ -183,7 +214,8 @@ def _holds_data(folder: Path) -> bool:
 
 
 def _split_query(source: str) -> tuple[str, dict[str, str]]:
-    path, _, query = source.removeprefix(HUB_PREFIX).partition("?")
+    path, _, query = source.partition("?")
+    path = hub_name(path) if source.startswith(HUB_PREFIX) else path
     return path, dict(parse_qsl(query, keep_blank_values=True))
 
 
@@ -194,17 +226,18 @@ def _load(source: str, name: str) -> tuple[Any, int]:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     path, query = _split_query(source)
-    if not source.startswith(HUB_PREFIX) and any((Path(path) / file).is_file() for file in _SAVED_FILES):
+    if source.startswith(HUB_PREFIX):
+        loaded = _streamed(open_on_hub(path, query.get("config"), query.get("revision"), name))
+    elif _is_saved(Path(path)):
         loaded = datasets.load_from_disk(path)
-    elif not source.startswith(HUB_PREFIX) and Path(path).is_file():
+    elif Path(path).is_file():
         suffix = PurePath(path).suffix.lower()
         options = _csv_options(path) if _is_csv(path) else {}
         builder = datasets.load_dataset_builder(_BUILDERS[suffix], data_files=_escaped(path), **options)
         loaded = _streamed(builder)
     else:
-        builder = datasets.load_dataset_builder(
-            path, name=query.get("config"), revision=query.get("revision")
-        )
+        # A path: `datasets` takes a bare `csv` for a kind of file.
+        builder = datasets.load_dataset_builder(str(Path(path).resolve()), name=query.get("config"))
         loaded = _streamed(builder)
     chosen = _one_split(loaded, query.get("split"), name)
     is_counted = isinstance(chosen, datasets.Dataset)
@@ -225,8 +258,11 @@ def _streamed(builder: Any) -> Any:
 
 def _has_one_schema(path: Path) -> bool:
     """Whether all batches have the same types, so that they can be taken as they are stored."""
-    is_saved = any((path / file).is_file() for file in _SAVED_FILES)
-    return is_saved or (path.is_file() and path.suffix.lower() in (".parquet", ".arrow"))
+    return _is_saved(path) or (path.is_file() and path.suffix.lower() in (".parquet", ".arrow"))
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _SAVED_FILES)
 
 
 def _is_csv(path: str) -> bool:

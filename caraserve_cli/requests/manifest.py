@@ -17,6 +17,9 @@ from caraserve_cli.errors import OutputError
 MANIFEST_NAME = "run.json"
 MANIFEST_DRAFT_NAME = "run.json.tmp"
 
+# Between the names of several files or folders in one value.
+_BETWEEN = ", "
+
 # What a run.json holds -> the same as this version would have written it.
 Update: TypeAlias = Callable[[Mapping[str, object]], dict[str, object]]
 
@@ -56,7 +59,7 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update
     now: dict[str, object] = orjson.loads(orjson.dumps(manifest))  # tuples become lists, as in the file
     updated = update(earlier)
     differences = [
-        f"{key} was {_shown(earlier, key)}, now is {_shown(now, key)}"
+        _difference(key, earlier, now)
         for key in sorted(updated.keys() | now.keys())
         if _canonical(updated, key) != _canonical(now, key)
     ]
@@ -65,6 +68,22 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update
             f"'{out_dir}' belongs to a run with other settings ({'; '.join(differences)}); "
             "resume with the same ones, or choose another --out"
         )
+
+
+def _difference(key: str, earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Of lists of names what is new or gone: a pattern may match another file by now."""
+    names = [each[key].split(_BETWEEN) if isinstance(each.get(key), str) else [] for each in (earlier, now)]
+    if all(names) and max(map(len, names)) > 1:
+        new = [name for name in names[1] if name not in names[0]]
+        gone = [name for name in names[0] if name not in names[1]]
+        parts = [
+            f"{_BETWEEN.join(map(repr, each))} is {what}"
+            for each, what in ((new, "new"), (gone, "gone"))
+            if each
+        ]
+        if parts:
+            return f"{key}: {' and '.join(parts)}"
+    return f"{key} was {_shown(earlier, key)}, now is {_shown(now, key)}"
 
 
 def _shown(manifest: Mapping[str, object], key: str) -> str:

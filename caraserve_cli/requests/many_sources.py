@@ -10,7 +10,7 @@ from typing import Self
 
 from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.requests.columns import ColumnMap
-from caraserve_cli.requests.dataset_source import HUB_PREFIX
+from caraserve_cli.requests.hub import HUB_PREFIX
 from caraserve_cli.requests.opening import RequestSource, open_requests
 from caraserve_cli.requests.source import IsDone, RawLine
 

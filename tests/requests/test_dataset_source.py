@@ -12,7 +12,7 @@ import pytest
 
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnMap
-from caraserve_cli.requests.dataset_source import DatasetSource, dataset_name, is_dataset
+from caraserve_cli.requests.dataset_source import DatasetSource, check_dataset, is_dataset
 from caraserve_cli.requests.many_sources import open_all
 from caraserve_cli.requests.opening import open_requests
 from caraserve_cli.requests.row import RowDefaults
@@ -80,20 +80,27 @@ def test_every_kind_gives_the_same_lines(make: Callable[[Path], str], tmp_path: 
     assert read(source) == EXPECTED
 
 
-def test_a_dataset_named_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` looks for a folder OWNER/NAME first: what stands in for the hub here."""
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    repository(tmp_path / "owner" / "name")
-    monkeypatch.chdir(tmp_path)
-    assert read("hf://owner/name?split=train") == EXPECTED
-    assert len(read("hf://owner/name?split=test")) == 1
-    assert dataset_name("hf://owner/name?split=test") == "name"
+def test_splits_of_a_folder_are_chosen(tmp_path: Path) -> None:
+    source = repository(tmp_path).partition("?")[0]
+    assert len(read(f"{source}?split=test")) == 1
     with pytest.raises(
         InputError, match=r"has several splits; add \?split= with one of (train, test|test, train)"
     ):
-        read("hf://owner/name")
+        read(source)
     with pytest.raises(InputError, match="has no split 'validation'"):
-        read("hf://owner/name?split=validation")
+        read(f"{source}?split=validation")
+
+
+def test_a_query_that_a_local_dataset_cannot_honour(tmp_path: Path) -> None:
+    for make in (parquet, saved, repository):
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        source = make(folder).partition("?")[0]
+        with pytest.raises(InputError, match="revision= is for hf://OWNER/NAME; leave it out"):
+            check_dataset(f"{source}?split=train&revision=main")
+        if make is not repository:
+            with pytest.raises(InputError, match="it has no configurations; leave out config="):
+                check_dataset(f"{source}?split=train&config=small")
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

@@ -64,3 +64,15 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_manifest_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"run.json' cannot be written: No such file or directory"):
         write_manifest(tmp_path / "missing", MANIFEST)
+
+
+def test_of_several_files_it_says_which_is_new_and_which_is_gone(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"requests": "/r/day-1.jsonl, /r/day-2.jsonl"})
+    with pytest.raises(
+        OutputError, match=r"\(requests: '/r/day-3.jsonl' is new\); resume with the same ones"
+    ):
+        check_manifest(tmp_path, {"requests": "/r/day-1.jsonl, /r/day-2.jsonl, /r/day-3.jsonl"})
+    with pytest.raises(OutputError, match=r"requests: '/r/day-0.jsonl' is new and '/r/day-2.jsonl' is gone"):
+        check_manifest(tmp_path, {"requests": "/r/day-0.jsonl, /r/day-1.jsonl"})
+    with pytest.raises(OutputError, match=r'requests was "/r/day-1.jsonl, /r/day-2.jsonl", now is "/r/day-2'):
+        check_manifest(tmp_path, {"requests": "/r/day-2.jsonl, /r/day-1.jsonl"})

@@ -1,0 +1,48 @@
+"""`-v`: each request in a line on stderr, and nothing else on stdout than without it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.cli.command import SAMPLE, assert_refused, write_rows
+from tests.cli.conftest import Caraserve
+
+JOB = ("run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--max-tokens", "2")
+
+
+def test_each_request_is_told(caraserve: Caraserve, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "prompt": "x", "adapter": "upper", "deadline_ms": 600_000},
+        {"id": "b", "prompt": "y"},
+        {"id": "c", "prompt": "z", "adapter": "uper"},
+    ]
+    requests = write_rows(tmp_path / "r.jsonl", rows)
+    told = caraserve(*JOB, "-v", "--out", tmp_path / "out", requests)
+    assert told.returncode == 3
+    assert re.search(
+        r"^id a: upper \(\S+\), \d+ \+ \d tokens, \w+, queued .*TTFT .* ms, SLO met$", told.stderr, re.M
+    )
+    assert re.search(r"^id b: the base, \d+ \+ \d tokens, .*latency .* ms$", told.stderr, re.M)
+    assert re.search(
+        r"^line 3, id c: unknown_adapter: adapter 'uper' .*did you mean 'upper'\?$", told.stderr, re.M
+    )
+    plain = caraserve(*JOB, "--out", tmp_path / "plain", requests)
+    assert "id a:" not in plain.stderr
+    assert "id a:" not in told.stdout
+    assert len(told.stdout.splitlines()) == len(plain.stdout.splitlines())
+
+
+def test_more_and_less_at_once_is_refused(caraserve: Caraserve) -> None:
+    assert_refused(caraserve("run", "-v", "-q"), 2, "--verbose: it says more and --quiet less")
+
+
+def test_several_sources_are_told_where_they_go(caraserve: Caraserve, tmp_path: Path) -> None:
+    for day in (1, 2):
+        write_rows(tmp_path / f"day-{day}.jsonl", [{"id": str(day), "prompt": "x"}])
+    out = tmp_path / "out"
+    told = caraserve(*JOB, "--out", out, tmp_path / "day-*.jsonl")
+    assert f"2 sources, one after the other, into {out}" in told.stderr
+    write_rows(tmp_path / "day-3.jsonl", [{"id": "3", "prompt": "x"}])
+    again = caraserve(*JOB, "--out", out, "--resume", tmp_path / "day-*.jsonl")
+    assert_refused(again, 1, f"requests: '{tmp_path / 'day-3.jsonl'}' is new", "resume with the same ones")
