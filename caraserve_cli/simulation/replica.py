@@ -1,13 +1,15 @@
 """One replica on virtual time: the engine's scheduler, cold-start policy, KV blocks and residency, with steps
 that take as long as the models of its machine say.
 
-Steps follow one another: each is planned when the one before it has ended. The GPU's runner plans one step
-ahead, so that an arrival there may wait for a step more.
+Steps follow one another: each is planned when the one before it has ended, or where steps are planned ahead,
+as a GPU's runner does, when the one before that has (`steps_ahead`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -22,8 +24,9 @@ from caraserve_cli.simulation.decode_run import DecodeRun
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.simulation.simulated_request import Answered, SimulatedRequest
 from caraserve_cli.simulation.step_times import StepTimes
+from caraserve_cli.simulation.steps_ahead import StepsAhead
 from caraserve_cli.simulation.virtual_clock import VirtualClock
-from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, StepPlan
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, ScheduledChunk, StepPlan
 
 # More than any answer has.
 ANY_STEPS = 2**31
@@ -76,6 +79,7 @@ class SimulatedReplica:
         self._index, self._clock, self._reports = index, clock, reports
         self._max_running = facts.config.max_running
         self._most_equal_steps = most_equal_steps
+        self._ahead = facts.steps_in_flight - 1
         self._depot = SimulatedDepot(
             facts.profile.link,
             clock,
@@ -87,12 +91,13 @@ class SimulatedReplica:
         self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers, serving)
         self.scheduler.cold_starts.supply = self._depot
         self.scheduler.cold_starts.policy = policy
+        self.scheduler.cold_starts.lane.max_tokens = facts.beside_tokens
         self._adapters: dict[str, AdapterInfo] = {}  # of what is here
         self._adapter_in: dict[int, str] = {}  # slot → name
         self._requests: dict[Sequence, SimulatedRequest] = {}
         self._sequences: dict[str, Sequence] = {}
-        self._step: StepPlan | None = None
-        self._run: DecodeRun | None = None
+        self._steps = StepsAhead(facts.steps_in_flight)
+        self._run: DecodeRun | None = None  # follows `_steps`
         self.num_steps = 0
         self.next_event_ms = math.inf
 
@@ -107,9 +112,8 @@ class SimulatedReplica:
         if self._run is not None:
             # Where the batch is full, nothing changes until somebody ends.
             if len(self.scheduler.running) < self._max_running:
-                run = self._run
-                self.next_event_ms = run.end_ms(run.steps_until(self._clock.now_ms))
-        elif self._step is None:
+                self._cut(self._run)
+        elif not self._steps:
             self.next_event_ms = self._clock.now_ms
 
     def take_back(self, request_id: str) -> bool:
@@ -122,62 +126,67 @@ class SimulatedReplica:
         return True
 
     def advance(self) -> None:
-        """What was under way ends now, at `next_event_ms`, and the next begins."""
-        if self._step is not None:
-            step, self._step = self._step, None
-            self._end_step(step)
-        elif self._run is not None:
-            run, self._run = self._run, None
-            num_steps = run.steps_until(self._clock.now_ms)
-            self.num_steps += num_steps
-            self.scheduler.book_equal_steps(num_steps)
-            self._end_answers([*self.scheduler.running, *self.scheduler.ending])
-        self._begin()
+        """What was under way ends now, at `next_event_ms`, and what is planned next begins."""
+        if self._steps and self._steps.end_ms <= self._clock.now_ms:
+            self._end_step(self._steps.take())
+        if self._run is not None:
+            self.next_event_ms = self._run_event_ms(self._run)
+            if self.next_event_ms > self._clock.now_ms:
+                return
+            self._end_run(self._run)
+        while self._steps.may_plan and self._plan():
+            pass
+        if self._steps and self._run is None:
+            self.next_event_ms = self._steps.end_ms
 
     # What begins
 
-    def _begin(self) -> None:
+    def _plan(self) -> bool:
+        """Plan what comes next; False if that is not followed by another plan now."""
         self.next_event_ms = math.inf
-        if not self.scheduler.has_work:
-            return
-        most_steps = self._fewest_tokens_left()
-        num_steps = self.scheduler.num_equal_steps(most_steps) if most_steps else 0
-        if num_steps:
-            first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
-            self._run = DecodeRun(self._clock.now_ms, first_ms, growth_ms, num_steps)
-            self.next_event_ms = self._run.end_ms(num_steps)
-        else:
-            self._begin_step()
-
-    def _fewest_tokens_left(self) -> int:
-        """Of any answer that is begun, as far as they are passed over at once."""
-        most = self._most_equal_steps
-        requests = self._requests
-        for sequence in self.scheduler.running if most else ():
-            left = requests[sequence].output_tokens - len(sequence.token_ids) + sequence.num_prompt_tokens
-            most = min(most, left)
-        return most
-
-    def _begin_step(self) -> None:
-        now_ms = self._clock.now_ms
-        plan = self.scheduler.plan()
+        self._end_beside()
+        if not self.scheduler.has_work or (self._steps and self.scheduler.is_tight):
+            # Steps under way may end sequences and free what would be taken from others.
+            self._steps.wait_for_all()
+            return False
+        if self._begin_run():
+            return False
+        plan, now_ms = self.scheduler.plan(), self._clock.now_ms
         loads = self._move_adapters(plan)
+        if plan.beside:
+            self._begin_beside(plan)
         if plan.chunks:
-            step_ms = self._step_times.step_ms(plan, self._adapters, now_ms)
-            self.scheduler.commit(plan)
-            self._step = plan
-            self.num_steps += 1
-            self.next_event_ms = now_ms + step_ms
-            if any(chunk.cpu_layers for chunk in plan.chunks):
-                self._reports.on_assist(self._index, self.next_event_ms)
+            self._begin_step(plan)
+        elif self._steps:
+            self._steps.wait_for_all()
         else:
-            # Everybody waits for an adapter.
+            # Everybody waits for an adapter, or is computed beside.
+            beside_ms = math.inf if self._steps.beside is None else self._steps.beside.end_ms
             hold_end_ms = self.scheduler.cold_starts.next_hold_end_ms()
-            self.next_event_ms = min(self._depot.next_arrival_ms(), hold_end_ms)
+            self.next_event_ms = min(self._depot.next_arrival_ms(), hold_end_ms, beside_ms)
         for load in loads:
             coming = self._depot.coming(load.adapter_slot)
             ready_ms = now_ms if coming is None else coming.ready_ms
             self._reports.on_load(self._index, load.adapter, ready_ms, self._depot.free_ms)
+        return bool(plan.chunks)
+
+    def _begin_step(self, plan: StepPlan) -> None:
+        begin_ms = self._steps.free_ms(self._clock.now_ms)
+        step_ms = self._step_times.step_ms(plan, self._adapters, begin_ms)
+        self.scheduler.commit(plan)
+        self._steps.add(plan, begin_ms, step_ms)
+        self.num_steps += 1
+        if any(chunk.cpu_layers for chunk in plan.chunks):
+            self._reports.on_assist(self._index, begin_ms + step_ms)
+
+    def _begin_beside(self, plan: StepPlan) -> None:
+        begin_ms = self._steps.free_ms(self._clock.now_ms)
+        is_shared = bool(plan.chunks or self._steps)
+        beside = self._step_times.beside(plan.beside, self._adapters, begin_ms, is_shared=is_shared)
+        self._steps.beside = beside
+        self.scheduler.commit_beside(plan.beside)
+        if any(chunk.cpu_layers for chunk in plan.beside):
+            self._reports.on_assist(self._index, beside.end_ms)
 
     def _move_adapters(self, plan: StepPlan) -> list[AdapterLoad]:
         loads: list[AdapterLoad] = []
@@ -193,13 +202,78 @@ class SimulatedReplica:
             self._depot.load((load, self._adapters[load.adapter]) for load in loads)
         return loads
 
+    # Steps that are all alike
+
+    def _begin_run(self) -> bool:
+        """Pass over steps that only decode, if the next ones do. Who plans ahead plans the last of them when
+        the one before it ends."""
+        if len(self._steps) != self._ahead:
+            return False
+        most_steps = self._fewest_tokens_left()
+        num_steps = self.scheduler.num_equal_steps(most_steps, tight=not self._ahead) if most_steps else 0
+        if num_steps <= self._ahead:
+            return False
+        first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
+        begin_ms = self._steps.free_ms(self._clock.now_ms)
+        self._run = DecodeRun(begin_ms, first_ms, growth_ms, num_steps)
+        self.next_event_ms = self._steps.end_ms if self._steps else self._run_event_ms(self._run)
+        return True
+
+    def _run_event_ms(self, run: DecodeRun) -> float:
+        """When the next step is planned that is not one of them."""
+        return run.end_ms(run.num_steps - self._ahead)
+
+    def _cut(self, run: DecodeRun) -> None:
+        """Somebody has come: what is planned when the step of now has ended is planned for them too."""
+        now_ms = self._clock.now_ms
+        is_begun = not self._ahead or now_ms > run.begin_ms
+        num_ended = run.steps_until(now_ms) if is_begun else 0
+        num_steps = min(run.num_steps, num_ended + self._ahead)
+        if num_steps < run.num_steps:
+            self._run = replace(run, num_steps=num_steps)
+        if not self._steps:
+            self.next_event_ms = self._run_event_ms(self._run or run)
+
+    def _end_run(self, run: DecodeRun) -> None:
+        self._run = None
+        num_ended = run.num_steps - self._ahead
+        if num_ended:
+            self.scheduler.book_equal_steps(num_ended)
+            self._end_answers([*self.scheduler.running, *self.scheduler.ending])
+        self.num_steps += run.num_steps
+        if self._ahead:
+            plan = self.scheduler.plan_equal_step()
+            self.scheduler.commit(plan)
+            self._steps.add_ending(plan, run.end_ms(run.num_steps))
+
+    def _fewest_tokens_left(self) -> int:
+        """Of any answer that is begun, as far as they are passed over at once."""
+        most = self._most_equal_steps
+        requests = self._requests
+        for sequence in self.scheduler.running if most else ():
+            left = requests[sequence].output_tokens - sequence.num_tokens + sequence.num_prompt_tokens
+            most = min(most, left)
+        return max(0, most)
+
     # What ends
 
     def _end_step(self, plan: StepPlan) -> None:
+        self._end_chunks(plan.chunks)
+
+    def _end_beside(self) -> None:
+        if chunks := self._steps.take_beside(self._clock.now_ms):
+            self.scheduler.cold_starts.lane.leave()
+            for chunk in chunks:
+                self.scheduler.check(chunk, in_time=True)
+            self._end_chunks(chunks)
+
+    def _end_chunks(self, chunks: Iterable[ScheduledChunk]) -> None:
         now_ms = self._clock.now_ms
         ended: list[Sequence] = []
-        for chunk in plan.chunks:
+        for chunk in chunks:
             sequence = chunk.sequence
+            if sequence.status is SequenceStatus.FINISHED:
+                continue  # a step planned before its end was known
             if chunk.cpu_layers:
                 self.scheduler.check(chunk, in_time=True)
             if chunk.yields_token:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from caraserve_cli.coldstart.break_even import SHARED_DEVICE
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
 from caraserve_cli.perf.adapter_ops import adapter_ops
@@ -13,6 +14,7 @@ from caraserve_cli.perf.cpu_ops import cpu_ops_ms
 from caraserve_cli.perf.step_load import StepLoad
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
+from caraserve_cli.simulation.steps_ahead import BesideStep
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 
@@ -65,6 +67,23 @@ class StepTimes:
         computing_ms = self._model.step_ms(load)
         return self._with_cold(cold, adapters, computing_ms, begin_ms) if cold else computing_ms
 
+    def beside(
+        self,
+        chunks: tuple[ScheduledChunk, ...],
+        adapters: dict[str, AdapterInfo],
+        begin_ms: float,
+        *,
+        is_shared: bool,
+    ) -> BesideStep:
+        """A step that is computed beside the others from `begin_ms` on; it and they are `is_shared` the
+        device while it computes, and none of the time in which it waits for copies or CPU workers."""
+        names = {name for chunk in chunks if (name := chunk.sequence.request.adapter) is not None}
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        alone_ms = self._model.step_ms(StepLoad(0, num_tokens, _rank_sums(names, adapters)))
+        computing_ms = SHARED_DEVICE * alone_ms if is_shared else alone_ms
+        step_ms = self._with_cold(chunks, adapters, computing_ms, begin_ms)
+        return BesideStep(chunks, begin_ms, begin_ms + step_ms, alone_ms / step_ms)
+
     def _with_cold(
         self,
         cold: Iterable[ScheduledChunk],
@@ -81,7 +100,8 @@ class StepTimes:
             slot = chunk.sequence.adapter_slot
             assert slot is not None
             coming = self._depot.coming(slot)
-            assert coming is not None
+            if coming is None:
+                continue
             if chunk.sequence.cold_start is ColdStart.ON_DEMAND_BLOCKING:
                 step_ms = max(step_ms, coming.ready_ms - begin_ms + computing_ms)
                 continue
