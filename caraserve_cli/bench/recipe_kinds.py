@@ -23,6 +23,7 @@ from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.bench.serving_recipe import SERVING, ServingRecipe, parse_serving
+from caraserve_cli.bench.simulator_recipe import SIMULATOR, SimulatorRecipe, parse_simulator
 from caraserve_cli.bench.slo_recipe import SLO, SloRecipe, parse_slo
 from caraserve_cli.bench.step_recipe import STEPS, StepRecipe, parse_steps
 from caraserve_cli.bench.throughput_recipe import THROUGHPUT, ThroughputRecipe, parse_throughput
@@ -178,6 +179,19 @@ def _measure_serving(recipe: ServingRecipe, tell: Tell) -> Measured:
     return Measured(result, render_serving(result))
 
 
+def _measure_simulator(recipe: SimulatorRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.simulator import run_simulator
+    from caraserve_cli.bench.simulator_terminal import render_simulator
+
+    result = run_simulator(
+        recipe,
+        lambda case, what, repeat, run: tell(
+            f"{case}, {what}", repeat, recipe.repeats, _mean_ttft(run.measured_ms().get("mean_ttft"))
+        ),
+    )
+    return Measured(result, render_simulator(result))
+
+
 def _measure_slo(recipe: SloRecipe, tell: Tell) -> Measured:
     from caraserve_cli.bench.slo import run_slo
     from caraserve_cli.bench.slo_terminal import render_slo
@@ -269,6 +283,7 @@ _KINDS: dict[str, RecipeKind[Any]] = {
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, _measure_kernels),
     PAIRED: RecipeKind(PairedRecipe, parse_paired, _measure_paired, _measure_paired),
     SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),
+    SIMULATOR: RecipeKind(SimulatorRecipe, parse_simulator, _measure_simulator),
     SLO: RecipeKind(SloRecipe, parse_slo, _measure_slo),
     STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),
     THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, _measure_throughput),

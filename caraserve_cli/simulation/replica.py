@@ -293,13 +293,15 @@ class SimulatedReplica:
             if len(sequence.token_ids) - sequence.num_prompt_tokens < request.output_tokens:
                 continue
             self.scheduler.finish(sequence)
+            first_scheduled_ms = sequence.timings.first_scheduled_ms
             first_token_ms = sequence.timings.first_token_ms
-            assert first_token_ms is not None
+            assert first_scheduled_ms is not None and first_token_ms is not None
             self._forget(sequence)
             self._reports.on_answer(
                 Answered(
                     request,
                     self._index,
+                    first_scheduled_ms,
                     first_token_ms,
                     self._clock.now_ms,
                     sequence.cold_start,
