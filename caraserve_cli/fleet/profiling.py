@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import median_low
 
@@ -25,6 +25,7 @@ from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.kv_cost import ContextStep, KvCost
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.lora_kernels import KernelTimes, LoraKernelModel
+from caraserve_cli.perf.mixed import MixedModel, MixedStep
 from caraserve_cli.perf.prefill import PrefillModel
 from caraserve_cli.perf.profile import MachineProfile, MeasuredOn
 
@@ -38,7 +39,10 @@ OnLeftOut = Callable[[str], None]
 _MOST_TRIES = 3
 # What is told with a model that is left out.
 _NO_RANKS_COUNT = "ranks count in predictions only as the steps of a run show it"
+_NO_MIXED_COUNT = "the simulator takes them as steps of as many tokens of prompts"
 _NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
+# Sizes of steps with prompts beside decoding requests from which a model of them is fitted.
+_LEAST_MIXED = 6
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
@@ -72,7 +76,7 @@ def measure_profile(
         exchange = _fit_link("exchange", measure_exchange(device, shape.hidden_size, dtype))
     on_part("LoRA in decoding steps")
     kernels = _fit_kernels(_measure_kernels(surroundings, on_left_out), on_left_out)
-    prefill, decode, kv_cost = _measure_steps(surroundings, options, on_part, on_left_out)
+    steps = _measure_steps(surroundings, options, on_part, on_left_out)
     first = fused_groups(shape)[0]
     return MachineProfile(
         measured_on=MeasuredOn(
@@ -87,11 +91,13 @@ def measure_profile(
         shape=shape,
         link=link,
         exchange=exchange,
-        prefill=prefill,
-        decode=decode,
+        prefill=steps.prefill,
+        decode=steps.decode,
         padded_kernel=kernels.get(True),
         unpadded_kernel=kernels.get(False),
-        kv_cost=kv_cost,
+        kv_cost=steps.kv_cost,
+        mixed=steps.mixed,
+        between_steps_ms=steps.between_steps_ms,
         cpu_lora=cpu_lora,
         tokens_per_worker=TOKENS_PER_WORKER
         if cpu_lora is None
@@ -123,9 +129,20 @@ def _measure_cpu_lora(surroundings: Surroundings, cores: Sequence[int]) -> CpuLo
     raise AssertionError("the last try returns or raises")
 
 
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What steps of the base alone have told; see `MachineProfile`."""
+
+    prefill: PrefillModel
+    decode: DecodeModel
+    kv_cost: KvCost | None
+    mixed: MixedModel | None
+    between_steps_ms: float
+
+
 def _measure_steps(
     surroundings: Surroundings, options: ReplicaOptions, on_part: OnPart, on_left_out: OnLeftOut
-) -> tuple[PrefillModel, DecodeModel, KvCost | None]:
+) -> _Steps:
     """Of the base without adapters.
 
     Raises:
@@ -143,8 +160,11 @@ def _measure_steps(
         )
     on_part("contexts of decoding steps")
     kv_cost = _fit_kv_cost(profiler.context_steps(), on_left_out)
-    decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out)
-    return PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())), decode, kv_cost
+    decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out, is_padded=profiler.is_padded)
+    prefill = PrefillModel.fit(list(prefill_ms), list(prefill_ms.values()))
+    on_part("prompts beside decoding requests")
+    mixed = _fit_mixed(profiler.mixed_steps(), prefill, on_left_out)
+    return _Steps(prefill, decode, kv_cost, mixed, profiler.between_steps_ms)
 
 
 def _measure_kernels(surroundings: Surroundings, on_left_out: OnLeftOut) -> list[KernelTimes]:
@@ -178,8 +198,26 @@ def _fit_kv_cost(measured: Mapping[ContextStep, float], on_left_out: OnLeftOut) 
         return None
 
 
+def _fit_mixed(
+    measured: Mapping[MixedStep, float], prefill: PrefillModel, on_left_out: OnLeftOut
+) -> MixedModel | None:
+    """None where too few of them fit, or they follow no model: it is told why."""
+    knee_tokens = prefill.knee_tokens
+    try:
+        if len(measured) < _LEAST_MIXED:
+            raise ProfileError(f"prompts beside decoding requests: {len(measured)} sizes of them fit")
+        return MixedModel.fit(list(measured), list(measured.values()), knee_tokens)
+    except ProfileError as error:
+        on_left_out(f"{error}; {_NO_MIXED_COUNT}")
+        return None
+
+
 def _fit_decode(
-    measured: Mapping[ContextStep, float], kv_cost: KvCost | None, on_left_out: OnLeftOut
+    measured: Mapping[ContextStep, float],
+    kv_cost: KvCost | None,
+    on_left_out: OnLeftOut,
+    *,
+    is_padded: bool = False,
 ) -> tuple[DecodeModel, KvCost | None]:
     """Without what their short contexts took, for `kv_cost` counts all tokens in the cache; and `kv_cost`.
 
@@ -193,7 +231,8 @@ def _fit_decode(
             f"{_NO_CONTEXTS_COUNT}"
         )
         base_ms, kv_cost = dict(measured), None
-    return DecodeModel.fit([step.batch_size for step in base_ms], list(base_ms.values())), kv_cost
+    sizes = [step.batch_size for step in base_ms]
+    return DecodeModel.fit(sizes, list(base_ms.values()), is_padded=is_padded), kv_cost
 
 
 def _kv_ms(kv_cost: KvCost | None, step: ContextStep) -> float:

@@ -87,7 +87,8 @@ class SimulatedReplica:
             facts.config.prefill_chunk_tokens,
         )
         self._step_times = StepTimes(facts, self._depot)
-        serving = make_scheduling_policy(scheduling, facts.config, StepPredictor(facts.step_model))
+        self._predictor = StepPredictor(facts.step_model)
+        serving = make_scheduling_policy(scheduling, facts.config, self._predictor)
         self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers, serving)
         self.scheduler.cold_starts.supply = self._depot
         self.scheduler.cold_starts.policy = policy
@@ -96,7 +97,7 @@ class SimulatedReplica:
         self._adapter_in: dict[int, str] = {}  # slot → name
         self._requests: dict[Sequence, SimulatedRequest] = {}
         self._sequences: dict[str, Sequence] = {}
-        self._steps = StepsAhead(facts.steps_in_flight)
+        self._steps = StepsAhead(facts.steps_in_flight, facts.profile.between_steps_ms)
         self._run: DecodeRun | None = None  # follows `_steps`
         self.num_steps = 0
         self.next_event_ms = math.inf
@@ -214,8 +215,9 @@ class SimulatedReplica:
         if num_steps <= self._ahead:
             return False
         first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
-        begin_ms = self._steps.free_ms(self._clock.now_ms)
-        self._run = DecodeRun(begin_ms, first_ms, growth_ms, num_steps)
+        between_ms = self._steps.between_ms
+        begin_ms = self._steps.free_ms(self._clock.now_ms) - between_ms
+        self._run = DecodeRun(begin_ms, first_ms + between_ms, growth_ms, num_steps)
         self.next_event_ms = self._steps.end_ms if self._steps else self._run_event_ms(self._run)
         return True
 
@@ -245,6 +247,8 @@ class SimulatedReplica:
             plan = self.scheduler.plan_equal_step()
             self.scheduler.commit(plan)
             self._steps.add_ending(plan, run.end_ms(run.num_steps))
+        else:
+            self._steps.note_end(self._clock.now_ms)
 
     def _fewest_tokens_left(self) -> int:
         """Of any answer that is begun, as far as they are passed over at once."""

@@ -11,7 +11,9 @@ from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
 from caraserve_cli.perf.adapter_ops import adapter_ops
 from caraserve_cli.perf.batch_load import BatchLoad, RankSums
 from caraserve_cli.perf.cpu_ops import cpu_ops_ms
-from caraserve_cli.perf.step_load import StepLoad
+from caraserve_cli.perf.mixed import MixedStep
+from caraserve_cli.perf.step_correction import NO_CORRECTION
+from caraserve_cli.perf.step_load import StepKind, StepLoad
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.simulation.steps_ahead import BesideStep
@@ -64,8 +66,20 @@ class StepTimes:
                 if self._depot.coming(sequence.adapter_slot) is not None:
                     cold.append(chunk)
         load = StepLoad(num_decoding, prompt_tokens, _rank_sums(names, adapters), kv_tokens)
-        computing_ms = self._model.step_ms(load)
+        computing_ms = self._computing_ms(load)
         return self._with_cold(cold, adapters, computing_ms, begin_ms) if cold else computing_ms
+
+    def _computing_ms(self, load: StepLoad) -> float:
+        """Without waiting for anything. A model that steps have corrected knows how prompts do beside others;
+        for another one the profile says it, if that was measured."""
+        mixed = self._profile.mixed
+        if mixed is None or load.kind is not StepKind.MIXED:
+            return self._model.step_ms(load)
+        if self._model.corrections.prompts is not NO_CORRECTION:
+            return self._model.step_ms(load)
+        kernel = self._model.lora_kernel
+        lora_ms = kernel.sums_ms(load.ranks) if kernel else 0.0
+        return mixed.step_ms(MixedStep(load.prompt_tokens, load.num_decoding, load.kv_tokens)) + lora_ms
 
     def beside(
         self,

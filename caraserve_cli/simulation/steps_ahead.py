@@ -51,17 +51,20 @@ class StepsAhead:
     """Those of one replica, the oldest first.
 
     Args:
-        most: plans that may be under way when no further one is made.
+        most: that are under way at once.
+        between_ms: what the host does between the end of a step and the planning of the next, where none is
+            planned ahead.
 
     Attributes:
         beside: the step that is computed beside them; None where there is none.
         most_left: as many may be left when the next one is planned: 0 while the host waits for all of them.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, between_ms: float) -> None:
         self._most = most
+        self.between_ms = between_ms if most == 1 else 0.0
         self._steps: deque[PlannedStep] = deque()
-        self._last_end_ms = 0.0
+        self._last_end_ms = -self.between_ms
         self.beside: BesideStep | None = None
         self.most_left = most - 1
 
@@ -80,7 +83,11 @@ class StepsAhead:
 
     def free_ms(self, now_ms: float) -> float:
         """When a step begins that is planned now."""
-        return max(now_ms, self._last_end_ms)
+        return max(now_ms, self._last_end_ms + self.between_ms)
+
+    def note_end(self, end_ms: float) -> None:
+        """A step that was not planned here has ended."""
+        self._last_end_ms = end_ms
 
     def add(self, plan: StepPlan, begin_ms: float, step_ms: float) -> None:
         """One is planned that begins at `begin_ms`, and alone on the device would take `step_ms`."""
