@@ -1,4 +1,5 @@
-"""How long steps of the base take on this machine, asked of a replica as a run asks it. Fits nothing."""
+"""How long steps take on this machine, asked of a replica as a run asks it: of the base, and with prompts
+beside requests that decode also with adapters. Fits nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapter
+from caraserve_cli.perf.batch_load import RankSums
 from caraserve_cli.perf.kv_cost import ContextStep
 from caraserve_cli.perf.mixed import MixedStep
 
@@ -32,6 +35,9 @@ _CONTEXT_STEPS = 8
 _MIXED_PROMPT_TOKENS = (16, 128, 512)
 _MIXED_BATCH_SIZES = (8, 32, 64)
 _MIXED_CONTEXT_TOKENS = (16, 512)
+# The adapters of their requests, by turns, and what these change. Chosen, not measured.
+_MIXED_RANKS, _NUM_MIXED_ADAPTERS = (8, 16, 32, 64), 32
+_MIXED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 # Of each prompt after one that is not counted, and steps until the next one is sent.
 _MIXED_STEPS, _STEPS_BETWEEN = 3, 2
 
@@ -44,11 +50,19 @@ class _StepLog:
         self.steps.append(record)
 
 
+def profile_adapters() -> list[SyntheticAdapter]:
+    """Those that steps with adapters are measured with."""
+    return [
+        SyntheticAdapter(_MIXED_RANKS[number % len(_MIXED_RANKS)], _MIXED_MODULES, number)
+        for number in range(_NUM_MIXED_ADAPTERS)
+    ]
+
+
 class StepProfiler:
     """A replica whose steps are timed.
 
     Args:
-        surroundings: what the replica is made of.
+        surroundings: what the replica is made of, `profile_adapters` among it.
         options: of the replica.
     """
 
@@ -116,7 +130,8 @@ class StepProfiler:
         return statistics.median(self._gaps_ms) if self._gaps_ms else 0.0
 
     def mixed_steps(self) -> dict[MixedStep, float]:
-        """Steps of one prompt beside a batch that decodes, as far as they fit -> median milliseconds."""
+        """Steps of one prompt beside a batch that decodes, all without adapters and all with, as far as they
+        fit -> median milliseconds."""
         config = self._config
         measured: dict[MixedStep, float] = {}
         longest = min(config.prefill_chunk_tokens, config.max_context_tokens - 1)
@@ -131,21 +146,30 @@ class StepProfiler:
                 fits = self._fits(batch_size + 1, max(num_tokens, longest + 1))
                 if num_tokens > config.max_context_tokens or not fits:
                     break
-                if batch_size + max(prompts) <= config.max_batch_tokens:
-                    measured |= self._mixed(batch_size, context_tokens, output_tokens, prompts)
+                if batch_size + max(prompts) > config.max_batch_tokens:
+                    break
+                for adapters in ([None], [adapter.name for adapter in profile_adapters()]):
+                    lengths = [context_tokens] * batch_size
+                    measured |= self._mixed(lengths, output_tokens, prompts, adapters)
         return measured
 
     def _mixed(
-        self, batch_size: int, context_tokens: int, output_tokens: int, prompts: Sequence[int]
+        self,
+        context_lengths: Sequence[int],
+        output_tokens: int,
+        prompts: Sequence[int],
+        adapters: Sequence[str | None],
     ) -> dict[MixedStep, float]:
-        """Of one batch: a prompt is sent, and when it is answered and some steps are done, the next."""
+        """Of one batch, whose requests have these adapters by turns, a prompt the first of them: one is sent,
+        and when it is answered and some steps are done, the next."""
         self._log.steps.clear()
-        self._replica.submit(self._make_requests([context_tokens] * batch_size, output_tokens))
+        batch_size = len(context_lengths)
+        self._replica.submit(self._make_requests(context_lengths, output_tokens, adapters))
         while not self._log.steps or self._log.steps[-1].num_decode_tokens < batch_size:
             self._poll()
         for prompt_tokens in prompts:
             for _ in range(_MIXED_STEPS + 1):
-                self._replica.submit(self._make_requests([prompt_tokens], 1))
+                self._replica.submit(self._make_requests([prompt_tokens], 1, adapters))
                 while self._replica.num_unfinished > batch_size:
                     self._poll()
                 for _ in range(_STEPS_BETWEEN):
@@ -160,13 +184,13 @@ class StepProfiler:
             ][1:]
             for prompt_tokens in prompts
         }
-        return {
-            MixedStep(
-                prompt_tokens, batch_size, statistics.median(step.kv_tokens for step in steps)
-            ): _median_ms(steps)
-            for prompt_tokens, steps in of_size.items()
-            if steps
-        }
+        measured: dict[MixedStep, float] = {}
+        for prompt_tokens, steps in of_size.items():
+            if steps:
+                ranks = RankSums(steps[0].num_adapters, steps[0].lora_rank_sum, steps[0].lora_rank_max)
+                kv_tokens = statistics.median(step.kv_tokens for step in steps)
+                measured[MixedStep(prompt_tokens, batch_size, kv_tokens, ranks)] = _median_ms(steps)
+        return measured
 
     def _decode(self, batch_size: int, prompt_tokens: int, output_tokens: int) -> dict[ContextStep, float]:
         """The steps in which all of the batch decode, as one; empty where there is none."""
@@ -200,15 +224,23 @@ class StepProfiler:
             self._poll()
         return list(self._log.steps)
 
-    def _make_requests(self, prompt_lengths: Sequence[int], output_tokens: int) -> list[Request]:
+    def _make_requests(
+        self, prompt_lengths: Sequence[int], output_tokens: int, adapters: Sequence[str | None] = (None,)
+    ) -> list[Request]:
         sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
         requests: list[Request] = []
-        for length in prompt_lengths:
+        for length, adapter in zip(prompt_lengths, itertools.cycle(adapters), strict=False):
             self._num_requests += 1
             prompt = tuple(next(self._prompts) for _ in range(length))
             name = str(self._num_requests)
             requests.append(
-                Request(id=name, line=self._num_requests, prompt_token_ids=prompt, sampling=sampling)
+                Request(
+                    id=name,
+                    line=self._num_requests,
+                    prompt_token_ids=prompt,
+                    adapter=adapter,
+                    sampling=sampling,
+                )
             )
         return requests
 

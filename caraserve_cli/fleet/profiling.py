@@ -18,8 +18,10 @@ from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_cpu_lora import measure_round_trips
 from caraserve_cli.fleet.profile_kernels import measure_kernels
 from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
-from caraserve_cli.fleet.profile_steps import StepProfiler
-from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.fleet.machine import choose_device
+from caraserve_cli.fleet.profile_steps import StepProfiler, profile_adapters
+from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.kv_cost import ContextStep, KvCost
@@ -42,7 +44,7 @@ _NO_RANKS_COUNT = "ranks count in predictions only as the steps of a run show it
 _NO_MIXED_COUNT = "the simulator takes them as steps of as many tokens of prompts"
 _NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
 # Sizes of steps with prompts beside decoding requests from which a model of them is fitted.
-_LEAST_MIXED = 6
+_LEAST_MIXED = 12
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
@@ -64,7 +66,9 @@ def measure_profile(
         InputError: no CPU worker starts.
         ProfileError: what was measured follows no model, or comes too late.
     """
-    surroundings = Surroundings.prepare(options, use_profile=False)
+    packed = copies_adapters(choose_device(options.device))
+    adapters = SyntheticAdapters(profile_adapters(), packed=packed)
+    surroundings = Surroundings.prepare(options, adapters.source, use_profile=False)
     shape, dtype, device = surroundings.base.config.shape, surroundings.dtype, surroundings.device
     # Before the base is loaded, with the caches and the memory to itself.
     on_part("LoRA on the CPU")
@@ -143,7 +147,7 @@ class _Steps:
 def _measure_steps(
     surroundings: Surroundings, options: ReplicaOptions, on_part: OnPart, on_left_out: OnLeftOut
 ) -> _Steps:
-    """Of the base without adapters.
+    """Of the base without adapters, and prompts beside decoding requests with them too.
 
     Raises:
         ProfileError: too few of the steps that are measured fit.

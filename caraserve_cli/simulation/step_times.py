@@ -77,9 +77,11 @@ class StepTimes:
             return self._model.step_ms(load)
         if self._model.corrections.prompts is not NO_CORRECTION:
             return self._model.step_ms(load)
+        step = MixedStep(load.prompt_tokens, load.num_decoding, load.kv_tokens, load.ranks)
         kernel = self._model.lora_kernel
-        lora_ms = kernel.sums_ms(load.ranks) if kernel else 0.0
-        return mixed.step_ms(MixedStep(load.prompt_tokens, load.num_decoding, load.kv_tokens)) + lora_ms
+        # Measured is the kernel that does not pad.
+        lora_ms = kernel.sums_ms(load.ranks) if kernel and kernel.is_padded else mixed.lora_part_ms(step)
+        return mixed.base_ms(step) + lora_ms
 
     def beside(
         self,
