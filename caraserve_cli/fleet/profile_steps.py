@@ -33,7 +33,7 @@ _CONTEXT_PROMPT_TOKENS = (128, 512, 1536)
 _CONTEXT_STEPS = 8
 # Prompts that are computed beside batches, the batches, and their contexts. Chosen, not measured.
 _MIXED_PROMPT_TOKENS = (16, 128, 512)
-_MIXED_BATCH_SIZES = (8, 32, 64)
+_MIXED_BATCH_SIZES = (1, 4, 16, 64)
 _MIXED_CONTEXT_TOKENS = (16, 512)
 # The adapters of their requests, by turns, and what these change. Chosen, not measured.
 _MIXED_RANKS, _NUM_MIXED_ADAPTERS = (8, 16, 32, 64), 32
@@ -130,8 +130,8 @@ class StepProfiler:
         return statistics.median(self._gaps_ms) if self._gaps_ms else 0.0
 
     def mixed_steps(self) -> dict[MixedStep, float]:
-        """Steps of one prompt beside a batch that decodes, all without adapters and all with, as far as they
-        fit -> median milliseconds."""
+        """Steps of one prompt beside a batch that decodes, and of the batch without one, all without adapters
+        and all with, as far as they fit -> median milliseconds."""
         config = self._config
         measured: dict[MixedStep, float] = {}
         longest = min(config.prefill_chunk_tokens, config.max_context_tokens - 1)
@@ -182,7 +182,7 @@ class StepProfiler:
                 for step in self._log.steps
                 if step.num_decode_tokens == batch_size and step.num_prefill_tokens == prompt_tokens
             ][1:]
-            for prompt_tokens in prompts
+            for prompt_tokens in (0, *prompts)
         }
         measured: dict[MixedStep, float] = {}
         for prompt_tokens, steps in of_size.items():

@@ -23,7 +23,9 @@ from caraserve_cli.fleet.profile_steps import StepProfiler, profile_adapters
 from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
 from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
+from caraserve_cli.perf.batch_load import NO_RANKS, BatchLoad
 from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.decode_lora import DecodeLora
 from caraserve_cli.perf.kv_cost import ContextStep, KvCost
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.lora_kernels import KernelTimes, LoraKernelModel
@@ -41,10 +43,13 @@ OnLeftOut = Callable[[str], None]
 _MOST_TRIES = 3
 # What is told with a model that is left out.
 _NO_RANKS_COUNT = "ranks count in predictions only as the steps of a run show it"
+_NO_DECODE_LORA_COUNT = "the simulator takes what adapters add from the kernel's line, or as nothing"
 _NO_MIXED_COUNT = "the simulator takes them as steps of as many tokens of prompts"
 _NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
 # Sizes of steps with prompts beside decoding requests from which a model of them is fitted.
 _LEAST_MIXED = 12
+# The same of decoding steps with adapters.
+_LEAST_DECODE_LORA = 4
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
@@ -100,6 +105,7 @@ def measure_profile(
         padded_kernel=kernels.get(True),
         unpadded_kernel=kernels.get(False),
         kv_cost=steps.kv_cost,
+        decode_lora=steps.decode_lora,
         mixed=steps.mixed,
         between_steps_ms=steps.between_steps_ms,
         cpu_lora=cpu_lora,
@@ -140,6 +146,7 @@ class _Steps:
     prefill: PrefillModel
     decode: DecodeModel
     kv_cost: KvCost | None
+    decode_lora: DecodeLora | None
     mixed: MixedModel | None
     between_steps_ms: float
 
@@ -167,8 +174,10 @@ def _measure_steps(
     decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out, is_padded=profiler.is_padded)
     prefill = PrefillModel.fit(list(prefill_ms), list(prefill_ms.values()))
     on_part("prompts beside decoding requests")
-    mixed = _fit_mixed(profiler.mixed_steps(), prefill, on_left_out)
-    return _Steps(prefill, decode, kv_cost, mixed, profiler.between_steps_ms)
+    measured = profiler.mixed_steps()
+    decode_lora = _fit_decode_lora(measured, decode, kv_cost, on_left_out)
+    mixed = _fit_mixed(measured, prefill, on_left_out)
+    return _Steps(prefill, decode, kv_cost, decode_lora, mixed, profiler.between_steps_ms)
 
 
 def _measure_kernels(surroundings: Surroundings, on_left_out: OnLeftOut) -> list[KernelTimes]:
@@ -206,13 +215,41 @@ def _fit_mixed(
     measured: Mapping[MixedStep, float], prefill: PrefillModel, on_left_out: OnLeftOut
 ) -> MixedModel | None:
     """None where too few of them fit, or they follow no model: it is told why."""
-    knee_tokens = prefill.knee_tokens
+    mixed = {step: time_ms for step, time_ms in measured.items() if step.prompt_tokens}
     try:
-        if len(measured) < _LEAST_MIXED:
-            raise ProfileError(f"prompts beside decoding requests: {len(measured)} sizes of them fit")
-        return MixedModel.fit(list(measured), list(measured.values()), knee_tokens)
+        if len(mixed) < _LEAST_MIXED:
+            raise ProfileError(f"prompts beside decoding requests: {len(mixed)} sizes of them fit")
+        return MixedModel.fit(list(mixed), list(mixed.values()), prefill.knee_tokens)
     except ProfileError as error:
         on_left_out(f"{error}; {_NO_MIXED_COUNT}")
+        return None
+
+
+def _fit_decode_lora(
+    measured: Mapping[MixedStep, float],
+    decode: DecodeModel,
+    kv_cost: KvCost | None,
+    on_left_out: OnLeftOut,
+) -> DecodeLora | None:
+    """None where too few of the steps fit, or they follow no model: it is told why."""
+    batches: list[BatchLoad] = []
+    added_ms: list[float] = []
+    for step, time_ms in measured.items():
+        if step.ranks.num_adapters and not step.prompt_tokens:
+            # Beside the same batch without adapters, where that was measured, and not beside a model of it.
+            base = step._replace(ranks=NO_RANKS)
+            base_ms = measured.get(base)
+            if base_ms is None:
+                base_ms = decode.step_ms(step.num_decoding)
+                base_ms += kv_cost.token_ms * step.kv_tokens if kv_cost else 0.0
+            batches.append(BatchLoad(step.num_decoding, step.ranks, step.kv_tokens))
+            added_ms.append(time_ms - base_ms)
+    try:
+        if len(batches) < _LEAST_DECODE_LORA:
+            raise ProfileError(f"adapters in decoding steps: {len(batches)} sizes of them fit")
+        return DecodeLora.fit(batches, added_ms)
+    except ProfileError as error:
+        on_left_out(f"{error}; {_NO_DECODE_LORA_COUNT}")
         return None
 
 

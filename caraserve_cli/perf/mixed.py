@@ -64,13 +64,13 @@ class MixedModel:
         quality.require("prompts beside decoding requests")
         return MixedModel(*costs[:3], knee_tokens, *costs[3:], quality=quality)
 
-    def base_ms(self, step: MixedStep) -> float:
-        """Milliseconds of one step without what adapters add to it."""
+    def step_ms(self, step: MixedStep) -> float:
+        """Milliseconds of one step."""
         costs = (self.alpha_ms, self.beta_ms, self.gamma_ms, self.request_ms, self.kv_token_ms)
-        return _sum(costs, _base_terms(step, self.knee_tokens))
+        return _sum(costs, _base_terms(step, self.knee_tokens)) + self.added_ms(step)
 
-    def lora_part_ms(self, step: MixedStep) -> float:
-        """What adapters add to it; 0 without any."""
+    def added_ms(self, step: MixedStep) -> float:
+        """What adapters add to one step, also to one of prompts alone; 0 without any."""
         costs = (self.lora_ms, self.lora_rank_ms, self.lora_request_ms, self.lora_token_ms)
         return _sum(costs, _lora_terms(step))
 

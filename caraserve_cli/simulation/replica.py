@@ -86,9 +86,9 @@ class SimulatedReplica:
             facts.num_cpu_workers if facts.profile.cpu_lora else 0,
             facts.config.prefill_chunk_tokens,
         )
-        self._step_times = StepTimes(facts, self._depot)
-        self._predictor = StepPredictor(facts.step_model)
-        serving = make_scheduling_policy(scheduling, facts.config, self._predictor)
+        predictor = StepPredictor(facts.step_model)
+        self._step_times = StepTimes(facts, self._depot, predictor)
+        serving = make_scheduling_policy(scheduling, facts.config, predictor)
         self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers, serving)
         self.scheduler.cold_starts.supply = self._depot
         self.scheduler.cold_starts.policy = policy
