@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from caraserve_cli.bench.engine_case import EngineCase
     from caraserve_cli.bench.engine_result import Peer
+    from caraserve_cli.bench.slo import OnSloRun
 
 # Told after each run: what was measured, the repeat (from 1; 0 for a warm-up), the repeats (0: measured as a
 # whole), and what it gave.
@@ -73,12 +74,13 @@ _Recipe = TypeVar("_Recipe", bound=AnyRecipe)
 @dataclass(frozen=True, slots=True)
 class RecipeKind(Generic[_Recipe]):
     """How recipes of one kind are read and measured, and with decoding steps slowed by a factor, where they
-    can be."""
+    can be, and what the machine of a profile would give, where that can be simulated."""
 
     recipe_type: type[_Recipe]
     parse: Callable[[RecipeTable, Path], _Recipe]
     measure: Callable[[_Recipe, Tell], Measured]
     measure_slowed: Callable[[_Recipe, Tell, float], Measured] | None = None
+    simulate: Callable[[_Recipe, Tell, Path], Measured] | None = None
 
 
 def load_any_recipe(path: Path) -> AnyRecipe:
@@ -107,6 +109,22 @@ def measure_recipe(recipe: AnyRecipe, tell: Tell, slow_decode: float | None = No
     if slow_decode is not None:
         return _slowed(recipe)(recipe, tell, slow_decode)
     return _kind_of(recipe).measure(recipe, tell)
+
+
+def simulate_recipe(recipe: AnyRecipe, tell: Tell, profile: Path) -> Measured:
+    """Compute on virtual time what a recipe would measure on the machine of a profile's file.
+
+    Raises:
+        InputError: the profile cannot be read.
+        OptionError: recipes of its kind cannot be simulated, or the profile does not fit it.
+        ProfileError: the profile is none of this version.
+    """
+    if (simulate := _kind_of(recipe).simulate) is None:
+        raise OptionError(
+            f"--profile: only recipes of the kind '{SLO}' are simulated by a profile, and '{recipe.name}' is "
+            "none; leave it out"
+        )
+    return simulate(recipe, tell, profile)
 
 
 def check_can_be_slowed(recipe: AnyRecipe) -> None:
@@ -196,13 +214,23 @@ def _measure_slo(recipe: SloRecipe, tell: Tell) -> Measured:
     from caraserve_cli.bench.slo import run_slo
     from caraserve_cli.bench.slo_terminal import render_slo
 
-    result = run_slo(
-        recipe,
-        lambda case, what, repeat, run: tell(
-            f"{case}, {what}", repeat, recipe.repeats, _attained(run.slo_attainment)
-        ),
-    )
+    result = run_slo(recipe, _slo_teller(recipe, tell))
     return Measured(result, render_slo(result))
+
+
+def _simulate_slo(recipe: SloRecipe, tell: Tell, profile: Path) -> Measured:
+    from caraserve_cli.bench.slo import simulate_slo
+    from caraserve_cli.bench.slo_terminal import render_slo
+    from caraserve_cli.bench.virtual_machine import VirtualMachine
+
+    result = simulate_slo(recipe, VirtualMachine.read(profile), _slo_teller(recipe, tell))
+    return Measured(result, render_slo(result))
+
+
+def _slo_teller(recipe: SloRecipe, tell: Tell) -> OnSloRun:
+    return lambda case, what, repeat, run: tell(
+        f"{case}, {what}", repeat, recipe.repeats, _attained(run.slo_attainment)
+    )
 
 
 def _attained(share: float | None) -> str:
@@ -284,7 +312,7 @@ _KINDS: dict[str, RecipeKind[Any]] = {
     PAIRED: RecipeKind(PairedRecipe, parse_paired, _measure_paired, _measure_paired),
     SERVING: RecipeKind(ServingRecipe, parse_serving, _measure_serving),
     SIMULATOR: RecipeKind(SimulatorRecipe, parse_simulator, _measure_simulator),
-    SLO: RecipeKind(SloRecipe, parse_slo, _measure_slo),
+    SLO: RecipeKind(SloRecipe, parse_slo, _measure_slo, simulate=_simulate_slo),
     STEPS: RecipeKind(StepRecipe, parse_steps, _measure_steps),
     THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, _measure_throughput),
 }

@@ -30,6 +30,7 @@ def bench(
     record: o.Record = None,
     baseline: o.Baseline = None,
     budget_s: o.BudgetS = None,
+    profile: o.Profile = None,
     try_gate: o.TryGate = None,
     slow_decode: o.SlowDecode = None,
     json_file: o.JsonFile = None,
@@ -54,7 +55,7 @@ def bench(
         junit=junit_file,
         github_benchmark=github_file,
     )
-    asked = _Asked(recipe, baseline, budget_s, try_gate, slow_decode, files)
+    asked = _Asked(recipe, baseline, budget_s, profile, try_gate, slow_decode, files)
     if list_recipes:
         if asked != _NOTHING_ASKED:
             raise OptionError(
@@ -74,6 +75,7 @@ class _Asked:
     recipe: str | None
     baseline: Path | None
     budget_s: float | None
+    profile: Path | None
     try_gate: int | None
     slow_decode: float | None
     files: BenchFiles
@@ -93,6 +95,11 @@ class _Asked:
             raise OptionError(
                 "--try-gate: it records and compares by itself, and writes no files; leave out --record, "
                 "--baseline, --json and what else there is, or --try-gate"
+            )
+        if self.profile is not None and (self.is_gated or self.try_gate or self.slow_decode):
+            raise OptionError(
+                "--profile: what is simulated is the same in every run; leave out --record, --baseline, "
+                "--try-gate and --slow-decode, or --profile"
             )
         if self.slow_decode is not None and self.files.record is not None:
             raise OptionError("--slow-decode: a slow baseline would hide regressions; leave it out")
@@ -141,7 +148,7 @@ class _Asked:
 
 
 _NO_FILES = BenchFiles(record=None, json=None, markdown=None, html=None, junit=None, github_benchmark=None)
-_NOTHING_ASKED = _Asked(None, None, None, None, None, _NO_FILES)
+_NOTHING_ASKED = _Asked(None, None, None, None, None, None, _NO_FILES)
 
 
 def _list() -> int:
@@ -164,7 +171,7 @@ def _measure(asked: _Asked, stop: StopRequest) -> int:
 def _run(asked: _Asked, stop: StopRequest) -> int:
     from rich.console import Console
 
-    from caraserve_cli.bench.recipe_kinds import measure_recipe
+    from caraserve_cli.bench.recipe_kinds import measure_recipe, simulate_recipe
 
     path, recipe = asked.find_recipe()
 
@@ -173,7 +180,10 @@ def _run(asked: _Asked, stop: StopRequest) -> int:
         _tell(measured, repeat, repeats, gave)
 
     stop.check()
-    measured = measure_recipe(recipe, tell, asked.slow_decode)
+    if asked.profile is not None:
+        measured = simulate_recipe(recipe, tell, asked.profile)
+    else:
+        measured = measure_recipe(recipe, tell, asked.slow_decode)
     asked.files.write_result(path, measured.result.as_json(), measured.beside)
     Console(soft_wrap=True).print(measured.rendered)
     return measured.result.verdict.exit_status

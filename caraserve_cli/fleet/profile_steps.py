@@ -33,13 +33,13 @@ _CONTEXT_PROMPT_TOKENS = (128, 512, 1536)
 _CONTEXT_STEPS = 8
 # Prompts that are computed beside batches, the batches, and their contexts. Chosen, not measured.
 _MIXED_PROMPT_TOKENS = (16, 128, 512)
-_MIXED_BATCH_SIZES = (1, 4, 16, 64)
+_MIXED_BATCH_SIZES = (1, 4, 16, 32, 64)
 _MIXED_CONTEXT_TOKENS = (16, 512)
 # The adapters of their requests, by turns, and what these change. Chosen, not measured.
 _MIXED_RANKS, _NUM_MIXED_ADAPTERS = (8, 16, 32, 64), 32
 _MIXED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 # Of each prompt after one that is not counted, and steps until the next one is sent.
-_MIXED_STEPS, _STEPS_BETWEEN = 3, 2
+_MIXED_STEPS, _STEPS_BETWEEN = 5, 2
 
 
 class _StepLog:

@@ -48,8 +48,6 @@ _NO_MIXED_COUNT = "the simulator takes them as steps of as many tokens of prompt
 _NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
 # Sizes of steps with prompts beside decoding requests from which a model of them is fitted.
 _LEAST_MIXED = 12
-# The same of decoding steps with adapters.
-_LEAST_DECODE_LORA = 4
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
@@ -245,8 +243,6 @@ def _fit_decode_lora(
             batches.append(BatchLoad(step.num_decoding, step.ranks, step.kv_tokens))
             added_ms.append(time_ms - base_ms)
     try:
-        if len(batches) < _LEAST_DECODE_LORA:
-            raise ProfileError(f"adapters in decoding steps: {len(batches)} sizes of them fit")
         return DecodeLora.fit(batches, added_ms)
     except ProfileError as error:
         on_left_out(f"{error}; {_NO_DECODE_LORA_COUNT}")

@@ -118,8 +118,9 @@ def _mixed_words(mixed: MixedModel) -> str:
 
 
 def _decode_lora_words(lora: DecodeLora) -> str:
-    costs = ((lora.lora_rank_ms, "sum of ranks"), (lora.adapter_ms, "adapters"), (lora.request_ms, "requests"))
-    return _cost_words(lora.step_ms, costs)
+    points = zip(lora.lora_rank_sums, lora.steps_ms, strict=True)
+    words = ", ".join(f"{lora_rank_sum}: {step_ms:.3g}" for lora_rank_sum, step_ms in points)
+    return f"sum of ranks {words} + {lora.request_ms:.3g} · further requests"
 
 
 def _cost_words(first_ms: float, costs: Iterable[tuple[float, str]]) -> str:
