@@ -68,8 +68,8 @@ def _find_profile(recipe: SimulatorRecipe) -> MachineProfile:
     if profile is None:
         name = str(dtype).removeprefix("torch.")
         raise OptionError(
-            f"recipe '{recipe.name}': there is no profile of this machine with '{options.base}' in {name}, by "
-            f"which the simulator goes; run `caraserve profile --base {options.base} --weights random "
+            f"recipe '{recipe.name}': there is no profile of this machine with '{options.base}' in {name}, "
+            f"by which the simulator goes; run `caraserve profile --base {options.base} --weights random "
             f"--device {device.type} --dtype {name}` first"
         )
     return profile
@@ -97,9 +97,7 @@ def _make_simulator(
     assert around.step_model is not None, "there is a profile"
     if case.link_gbps is not None:
         profile = profile.emulated(case.link_gbps)
-    return _Simulator(
-        case, replica_facts(profile, around.step_model, around.engine_config, num_cpu_workers)
-    )
+    return _Simulator(case, replica_facts(profile, around.step_model, around.engine_config, num_cpu_workers))
 
 
 def _run_case(

@@ -1,7 +1,7 @@
-"""What a benchmark of the simulator measures, as its TOML file says it: the same requests at the same times,
-answered by the engine and by the simulator. Every key is honoured or refused by name. The top is that of a
-throughput benchmark (`throughput_recipe`), without the lengths; a case has these keys and those of the engine's
-options.
+"""What a benchmark of the simulator measures, as its TOML file says it: the same requests at the same
+times, answered by the engine and by the simulator. Every key is honoured or refused by name. The top is that
+of a throughput benchmark (`throughput_recipe`), without the lengths; a case has these keys and those of the
+engine's options.
 
     kind = "simulator"
     [[case]]
@@ -88,7 +88,9 @@ def parse_simulator(table: RecipeTable, path: Path) -> SimulatorRecipe:
 
 def _parse_case(table: RecipeTable, options: ReplicaOptions) -> SimulatorCase:
     for key in ("peft", "vllm", "cold", "strategies", "rate_per_s", "load"):
-        table.refuse(key, "in a benchmark of the simulator, which is compared with the engine at 'rates_per_s'")
+        table.refuse(
+            key, "in a benchmark of the simulator, which is compared with the engine at 'rates_per_s'"
+        )
     timed = parse_timed(table, options)
     cold_start = table.choice("cold_start", _COLD_STARTS, AUTO)
     timed["options"] = dataclasses.replace(timed["options"], cold_start=start_with((cold_start,)))

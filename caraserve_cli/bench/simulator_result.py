@@ -1,5 +1,5 @@
-"""From runs of the engine and of the simulator to how far they are apart, and a verdict. Knows no torch and no
-files.
+"""From runs of the engine and of the simulator to how far they are apart, and a verdict. Knows no torch and
+no files.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ def compare_rate(
     measures: dict[str, Apart] = {}
     for name in MEASURES:
         if all(name in each for each in (*ours, *theirs)):
-            of_measured, of_simulated = Spread.of([e[name] for e in ours]), Spread.of([e[name] for e in theirs])
+            of_measured, of_simulated = (
+                Spread.of([e[name] for e in ours]),
+                Spread.of([e[name] for e in theirs]),
+            )
             ratio = of_simulated.median / of_measured.median
             measures[name] = Apart(
                 measured=of_measured,

@@ -128,9 +128,7 @@ class _SloRuns:
     def _run(self, what: str, repeat: int, policy: str, requests: Sequence[Request]) -> ServingRun:
         done = self.serve(policy, requests)
         if not done.completions:
-            raise InputError(
-                f"recipe '{self.recipe.name}', case '{self.case.name}', {what}: {done.undone}"
-            )
+            raise InputError(f"recipe '{self.recipe.name}', case '{self.case.name}', {what}: {done.undone}")
         self.on_run(self.case.name, what, repeat, done)
         return done
 

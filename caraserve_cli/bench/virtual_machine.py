@@ -17,7 +17,7 @@ from caraserve_cli.bench.virtual_replica import adapter_infos, replica_facts, se
 from caraserve_cli.config import EngineConfig, parse_size
 from caraserve_cli.core import Request
 from caraserve_cli.errors import InputError, OptionError
-from caraserve_cli.fleet.cold_start import OTHER_CORES, MOST_WORKERS, profile_base
+from caraserve_cli.fleet.cold_start import MOST_WORKERS, OTHER_CORES, profile_base
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.profile_json import from_json
 from caraserve_cli.perf.step_model import StepModel
@@ -131,7 +131,9 @@ class VirtualMachine:
         kv_bytes = parse_size(f"{where}: 'kv_memory'", options.kv_memory, total_bytes=0)
         return EngineConfig(
             num_kv_blocks=kv_bytes // (token_bytes * options.kv_block_tokens),
-            adapter_memory_bytes=parse_size(f"{where}: 'adapter_memory'", options.adapter_memory, total_bytes=0),
+            adapter_memory_bytes=parse_size(
+                f"{where}: 'adapter_memory'", options.adapter_memory, total_bytes=0
+            ),
             max_context_tokens=case.prompt_tokens + case.output_tokens,
             kv_block_tokens=options.kv_block_tokens,
             max_running=options.max_running,

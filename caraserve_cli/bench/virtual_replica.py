@@ -1,5 +1,5 @@
-"""One replica of a benchmark on virtual time: it answers a case's requests by the models of a machine, and what
-comes of it is read as if it had been measured. Starts nothing.
+"""One replica of a benchmark on virtual time: it answers a case's requests by the models of a machine, and
+what comes of it is read as if it had been measured. Starts nothing.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def replica_facts(
     )
 
 
-def adapter_infos(
-    adapters: Sequence[SyntheticAdapter], profile: MachineProfile
-) -> dict[str, AdapterInfo]:
+def adapter_infos(adapters: Sequence[SyntheticAdapter], profile: MachineProfile) -> dict[str, AdapterInfo]:
     """What planning needs of made adapters, by name."""
     return {
         adapter.name: AdapterInfo(

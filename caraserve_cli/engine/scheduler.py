@@ -194,7 +194,9 @@ class Scheduler:
             self._holdings.give_blocks(sequence, 1)
         self._access.pass_plans(1, is_anyone_waiting=bool(self.waiting))
         return StepPlan(
-            tuple(ScheduledChunk(each, each.num_computed_tokens, 1, yields_token=True) for each in self.running)
+            tuple(
+                ScheduledChunk(each, each.num_computed_tokens, 1, yields_token=True) for each in self.running
+            )
         )
 
     def book_equal_steps(self, num_steps: int, token_id: int = 0) -> None:

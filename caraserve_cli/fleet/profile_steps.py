@@ -165,7 +165,7 @@ class StepProfiler:
         self._log.steps.clear()
         batch_size = len(context_lengths)
         self._replica.submit(self._make_requests(context_lengths, output_tokens, adapters))
-        while not self._log.steps or self._log.steps[-1].num_decode_tokens < batch_size:
+        while self._replica.num_unfinished and not self._all_decode(batch_size):
             self._poll()
         for prompt_tokens in prompts:
             for _ in range(_MIXED_STEPS + 1):
@@ -191,6 +191,11 @@ class StepProfiler:
                 kv_tokens = statistics.median(step.kv_tokens for step in steps)
                 measured[MixedStep(prompt_tokens, batch_size, kv_tokens, ranks)] = _median_ms(steps)
         return measured
+
+    def _all_decode(self, batch_size: int) -> bool:
+        """Whether the last step did so for all of a batch."""
+        steps = self._log.steps
+        return bool(steps) and steps[-1].num_decode_tokens == batch_size
 
     def _decode(self, batch_size: int, prompt_tokens: int, output_tokens: int) -> dict[ContextStep, float]:
         """The steps in which all of the batch decode, as one; empty where there is none."""

@@ -14,16 +14,16 @@ import torch
 from caraserve_cli.adapters.packing import fused_groups
 from caraserve_cli.errors import ProfileError
 from caraserve_cli.fleet.cold_start import TOKENS_PER_WORKER, choose_cores, profile_base
+from caraserve_cli.fleet.machine import choose_device
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_cpu_lora import measure_round_trips
 from caraserve_cli.fleet.profile_kernels import measure_kernels
 from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
-from caraserve_cli.fleet.machine import choose_device
 from caraserve_cli.fleet.profile_steps import StepProfiler, profile_adapters
 from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
 from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
-from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.batch_load import NO_RANKS, BatchLoad
+from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.decode_lora import DecodeLora
 from caraserve_cli.perf.kv_cost import ContextStep, KvCost

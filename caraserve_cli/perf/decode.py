@@ -24,9 +24,7 @@ class DecodeModel:
     is_padded: bool = False
 
     @staticmethod
-    def fit(
-        batch_sizes: Sequence[int], times_ms: Sequence[float], *, is_padded: bool = False
-    ) -> DecodeModel:
+    def fit(batch_sizes: Sequence[int], times_ms: Sequence[float], *, is_padded: bool = False) -> DecodeModel:
         """The points, corrected by least squares to what never falls with the batch size (isotonic
         regression, by pooling adjacent violators).
 

@@ -1,9 +1,9 @@
-"""What adapters add to decoding steps, measured in steps as a replica computes them, by the sum of their ranks:
-measured points, and straight lines between them.
+"""What adapters add to decoding steps, measured in steps as a replica computes them, by the sum of their
+ranks: measured points, and straight lines between them.
 
-The line of a kernel (`lora_kernels`) is of the kernel alone, with one request an adapter. Steps also have more
-requests than adapters; and on a CPU with a small base no line goes through the points, for what costs there is
-less the ranks than how many operations they are.
+The line of a kernel (`lora_kernels`) is of the kernel alone, with one request an adapter. Steps also have
+more requests than adapters; and on a CPU with a small base no line goes through the points, for what costs
+there is less the ranks than how many operations they are.
 """
 
 from __future__ import annotations

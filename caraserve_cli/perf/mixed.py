@@ -62,7 +62,21 @@ class MixedModel:
         predicted = [_sum(costs, row) for row in rows]
         quality = FitQuality.of(predicted, times_ms)
         quality.require("prompts beside decoding requests")
-        return MixedModel(*costs[:3], knee_tokens, *costs[3:], quality=quality)
+        alpha_ms, beta_ms, gamma_ms, request_ms, kv_token_ms, *lora = costs
+        lora_ms, lora_rank_ms, lora_request_ms, lora_token_ms = lora
+        return MixedModel(
+            alpha_ms=alpha_ms,
+            beta_ms=beta_ms,
+            gamma_ms=gamma_ms,
+            knee_tokens=knee_tokens,
+            request_ms=request_ms,
+            kv_token_ms=kv_token_ms,
+            lora_ms=lora_ms,
+            lora_rank_ms=lora_rank_ms,
+            lora_request_ms=lora_request_ms,
+            lora_token_ms=lora_token_ms,
+            quality=quality,
+        )
 
     def step_ms(self, step: MixedStep) -> float:
         """Milliseconds of one step."""

@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
-from typing import Protocol
 
 from caraserve_cli.coldstart.policy import ColdStartPolicy
-from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, SequenceStatus, Timings
+from caraserve_cli.core import AdapterInfo, Sequence, SequenceStatus
 from caraserve_cli.engine.by_slack import make_scheduling_policy
+from caraserve_cli.engine.missed_deadlines import MissedDeadlines, describe_miss, is_late
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.decode_run import DecodeRun
+from caraserve_cli.simulation.new_sequence import new_sequence
+from caraserve_cli.simulation.replica_reports import ReplicaReports
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.simulation.simulated_request import Answered, SimulatedRequest
 from caraserve_cli.simulation.step_times import StepTimes
@@ -30,24 +31,6 @@ from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, ScheduledChunk
 
 # More than any answer has.
 ANY_STEPS = 2**31
-
-
-class ReplicaReports(Protocol):
-    """Whom a replica tells what happens, when it happens."""
-
-    def on_first_token(self, request: SimulatedRequest) -> None: ...
-
-    def on_answer(self, answered: Answered) -> None: ...
-
-    def on_load(self, replica: int, adapter: str, ready_ms: float, link_free_ms: float) -> None:
-        """An adapter will be on the device at `ready_ms`, and the link then is free at `link_free_ms`."""
-        ...
-
-    def on_eviction(self, replica: int, adapter: str) -> None: ...
-
-    def on_assist(self, replica: int, until_ms: float) -> None:
-        """CPU workers compute until then."""
-        ...
 
 
 class SimulatedReplica:
@@ -97,6 +80,7 @@ class SimulatedReplica:
         self._adapter_in: dict[int, str] = {}  # slot → name
         self._requests: dict[Sequence, SimulatedRequest] = {}
         self._sequences: dict[str, Sequence] = {}
+        self._missed_deadlines = MissedDeadlines() if facts.config.drop_missed else None
         self._steps = StepsAhead(facts.steps_in_flight, facts.profile.between_steps_ms)
         self._run: DecodeRun | None = None  # follows `_steps`
         self.num_steps = 0
@@ -104,15 +88,17 @@ class SimulatedReplica:
 
     def submit(self, request: SimulatedRequest) -> None:
         """A request arrives here now."""
-        sequence = _new_sequence(request)
+        sequence = new_sequence(request)
         self._requests[sequence] = request
         self._sequences[request.facts.id] = sequence
         if request.adapter is not None:
             self._adapters[request.adapter.name] = request.adapter
         self.scheduler.add(sequence, request.adapter)
+        if self._missed_deadlines is not None:
+            self._missed_deadlines.add(sequence)
         if self._run is not None:
-            # Where the batch is full, nothing changes until somebody ends.
-            if len(self.scheduler.running) < self._max_running:
+            # Where the batch is full, nothing changes until somebody ends, or is dropped.
+            if len(self.scheduler.running) < self._max_running or self._missed_deadlines is not None:
                 self._cut(self._run)
         elif not self._steps:
             self.next_event_ms = self._clock.now_ms
@@ -150,6 +136,8 @@ class SimulatedReplica:
             # Steps under way may end sequences and free what would be taken from others.
             self._steps.wait_for_all()
             return False
+        for sequence in self._missed_deadlines.take(self._clock.now_ms) if self._missed_deadlines else ():
+            self._drop(sequence)
         if self._begin_run():
             return False
         plan, now_ms = self.scheduler.plan(), self._clock.now_ms
@@ -217,7 +205,14 @@ class SimulatedReplica:
         first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
         between_ms = self._steps.between_ms
         begin_ms = self._steps.free_ms(self._clock.now_ms) - between_ms
-        self._run = DecodeRun(begin_ms, first_ms + between_ms, growth_ms, num_steps)
+        run = DecodeRun(begin_ms, first_ms + between_ms, growth_ms, num_steps)
+        if self._missed_deadlines is not None:
+            # Whoever is late is dropped at the end of a step that is planned.
+            due_ms = min(self._missed_deadlines.next_due_ms, run.end_ms(num_steps))
+            run = replace(run, num_steps=run.steps_until(due_ms) - 1)
+            if run.num_steps <= self._ahead:
+                return False
+        self._run = run
         self.next_event_ms = self._steps.end_ms if self._steps else self._run_event_ms(self._run)
         return True
 
@@ -280,6 +275,10 @@ class SimulatedReplica:
                 continue  # a step planned before its end was known
             if chunk.cpu_layers:
                 self.scheduler.check(chunk, in_time=True)
+            if self._missed_deadlines is not None and is_late(sequence, now_ms):
+                if chunk.yields_token:
+                    self._drop(sequence)
+                continue
             if chunk.yields_token:
                 sequence.num_pending_tokens -= 1
                 sequence.token_ids.append(0)
@@ -299,7 +298,8 @@ class SimulatedReplica:
             self.scheduler.finish(sequence)
             first_scheduled_ms = sequence.timings.first_scheduled_ms
             first_token_ms = sequence.timings.first_token_ms
-            assert first_scheduled_ms is not None and first_token_ms is not None
+            assert first_scheduled_ms is not None
+            assert first_token_ms is not None
             self._forget(sequence)
             self._reports.on_answer(
                 Answered(
@@ -313,38 +313,13 @@ class SimulatedReplica:
                 )
             )
 
+    def _drop(self, sequence: Sequence) -> None:
+        """Its deadline has passed."""
+        failure, request = describe_miss(sequence, self._clock.now_ms), self._requests[sequence]
+        self.scheduler.finish(sequence)
+        self._forget(sequence)
+        self._reports.on_failure(request, failure)
+
     def _forget(self, sequence: Sequence) -> None:
         del self._requests[sequence]
         del self._sequences[sequence.request.id]
-
-
-@lru_cache(maxsize=4096)
-def _tokens(num_tokens: int) -> tuple[int, ...]:
-    """So many tokens, of which nobody knows more."""
-    return (0,) * num_tokens
-
-
-def _new_sequence(request: SimulatedRequest) -> Sequence:
-    """As an engine makes it. Its tokens are in no prefix cache."""
-    facts = request.facts
-    prompt = _tokens(facts.prompt_tokens)
-    return Sequence(
-        request=Request(
-            id=facts.id,
-            line=0,
-            prompt_token_ids=prompt,
-            adapter=facts.adapter,
-            sampling=_sampling(request.max_output_tokens),
-            bounds=facts.bounds,
-            arrival_ms=facts.arrival_ms,
-        ),
-        timings=Timings(arrival_ms=facts.arrival_ms),
-        token_ids=list(prompt),
-        num_prompt_tokens=facts.prompt_tokens,
-        max_output_tokens=request.max_output_tokens,
-    )
-
-
-@lru_cache(maxsize=64)
-def _sampling(max_tokens: int) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens)
