@@ -133,7 +133,7 @@ def _run_case(
         rates.append(compare_rate(case, rate_per_s, measured, simulated, by_corrected))
     return SimulatorCaseResult(
         case=case,
-        has_lora_model=step_model.lora_kernel is not None,
+        has_lora_model=step_model.lora_kernel is not None or profile.decode_lora is not None,
         rates=tuple(rates),
         undone=tuple(undone),
     )

@@ -1,5 +1,5 @@
-"""Benchmarks of the simulator: what is read and refused, a whole tiny one on the CPU, the verdict, and recipes
-that are simulated instead of measured."""
+"""Benchmarks of the simulator: what is read and refused, a whole tiny one on the CPU, the verdict, and
+recipes that are simulated instead of measured."""
 
 from __future__ import annotations
 
@@ -110,9 +110,8 @@ def test_without_a_profile_it_is_said_what_to_run(caraserve: Caraserve, tmp_path
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert "no profile of this machine" in line
-    assert (
-        f"`caraserve profile --base {SAMPLE / 'base'} --weights random --device cpu --dtype float32`" in line
-    )
+    command = f"caraserve profile --base {SAMPLE / 'base'} --weights random --device cpu --dtype float32"
+    assert f"run `{command}` first" in line
 
 
 def test_the_engine_and_the_simulator_answer_the_same_requests(caraserve: Caraserve, tmp_path: Path) -> None:

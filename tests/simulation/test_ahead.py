@@ -1,5 +1,5 @@
-"""Replicas that plan steps ahead and compute prompts beside the others, as a GPU's runner does, by hand: 1 ms for
-a prompt's token and for each that is decoded beside it, 20 ms for a decoding step."""
+"""Replicas that plan steps ahead and compute prompts beside the others, as a GPU's runner does, by hand: 1 ms
+for a prompt's token and for each that is decoded beside it, 20 ms for a decoding step."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_who_arrives_waits_for_the_step_that_is_planned_already(most_equal_steps
 
 
 def test_a_step_for_an_answer_that_has_ended_is_waited_for() -> None:
-    """Tokens at 30 and 50. That the second ends the answer nobody knows when the step from 50 to 70 is planned,
-    unless no more were allowed."""
+    """Tokens at 30 and 50. That the second ends the answer nobody knows when the step from 50 to 70 is
+    planned, unless no more were allowed."""
     first, second = simulated("a", 0, 30, 2), simulated("b", 55, 10, 1)
     assert answers_of([first, second], [AHEAD])["b"].first_token_ms == pytest.approx(80)
     known = replace(first, max_output_tokens=2)

@@ -42,8 +42,8 @@ def _run(
 
 @pytest.mark.parametrize("most_equal_steps", [0, 2**31])
 def test_who_runs_and_who_waits_is_dropped_when_it_is_late(most_equal_steps: int) -> None:
-    """Tokens at 30, 50, 70 and 90, and the next at 110, 15 ms late. Who waits for its end is due at 75, and is
-    looked at before the step from 90 on."""
+    """Tokens at 30, 50, 70 and 90, and the next at 110, 15 ms late. Who waits for its end is due at 75, and
+    is looked at before the step from 90 on."""
     machine = _dropping(replica("r", max_running=1))
     requests = [
         simulated("runs", 0, 30, 100, bounds=Bounds(deadline_ms=95)),
