@@ -134,6 +134,9 @@ class StepProfiler:
         and all with, as far as they fit -> median milliseconds."""
         config = self._config
         measured: dict[MixedStep, float] = {}
+        names = [adapter.name for adapter in profile_adapters()]
+        # Made and brought to the device, as far as it has room, before anything is measured.
+        self._answer([1] * len(names), 1, names)
         longest = min(config.prefill_chunk_tokens, config.max_context_tokens - 1)
         prompts = [tokens for tokens in _MIXED_PROMPT_TOKENS if tokens <= longest]
         num_steps = len(prompts) * (_MIXED_STEPS + 1) * (_STEPS_BETWEEN + 2)
@@ -148,7 +151,7 @@ class StepProfiler:
                     break
                 if batch_size + max(prompts) > config.max_batch_tokens:
                     break
-                for adapters in ([None], [adapter.name for adapter in profile_adapters()]):
+                for adapters in ([None], names):
                     lengths = [context_tokens] * batch_size
                     measured |= self._mixed(lengths, output_tokens, prompts, adapters)
         return measured
@@ -217,14 +220,16 @@ class StepProfiler:
         num_blocks = num_requests * -(-num_tokens // config.kv_block_tokens)
         return num_requests <= config.max_running and num_blocks <= config.num_kv_blocks
 
-    def _answer(self, prompt_lengths: Sequence[int], output_tokens: int) -> list[StepRecord]:
+    def _answer(
+        self, prompt_lengths: Sequence[int], output_tokens: int, adapters: Sequence[str | None] = (None,)
+    ) -> list[StepRecord]:
         """The steps that answer prompts of these lengths, all there from the start.
 
         Raises:
             InputError: one of them fails.
         """
         self._log.steps.clear()
-        self._replica.submit(self._make_requests(prompt_lengths, output_tokens))
+        self._replica.submit(self._make_requests(prompt_lengths, output_tokens, adapters))
         while self._replica.num_unfinished:
             self._poll()
         return list(self._log.steps)
