@@ -22,7 +22,7 @@ from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.engine_terminal import all_met, cannot_tell, missed, verdict_text
 from caraserve_cli.bench.terminal import plain_table
 from caraserve_cli.placement.catalogue import DEFAULT_PLACEMENT
-from caraserve_cli.placement.dlora import DLoraPlacement
+from caraserve_cli.placement.dlora import DloraPlacement
 
 
 def render_cluster(result: ClusterResult) -> RenderableType:
@@ -55,10 +55,10 @@ def _circumstances(result: ClusterResult) -> Text:
     commit = f", commit {facts.commit}" if facts.commit else ""
     counted = facts.num_requests - 2 * facts.num_settling
     moves = ""
-    if DLoraPlacement.name in result.policies:
+    if DloraPlacement.name in result.policies:
         moves = (
-            f"\n{DLoraPlacement.name} here also takes back requests that wait at a replica; `caraserve run` moves "
-            "only what it has not sent"
+            f"\n{DloraPlacement.name} here also takes back requests that wait at a replica; "
+            "`caraserve run` moves only what it has not sent"
         )
     return Text(
         f"{facts.recipe}: {facts.description}\n"
