@@ -22,7 +22,7 @@ from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
 from caraserve_cli.fleet.profile_steps import StepProfiler, profile_adapters
 from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
 from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
-from caraserve_cli.perf.batch_load import NO_RANKS, BatchLoad
+from caraserve_cli.perf.batch_load import BatchLoad
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
 from caraserve_cli.perf.decode_lora import DecodeLora
@@ -234,19 +234,30 @@ def _fit_decode_lora(
     added_ms: list[float] = []
     for step, time_ms in measured.items():
         if step.ranks.num_adapters and not step.prompt_tokens:
-            # Beside the same batch without adapters, where that was measured, and not beside a model of it.
-            base = step._replace(ranks=NO_RANKS)
-            base_ms = measured.get(base)
-            if base_ms is None:
-                base_ms = decode.step_ms(step.num_decoding)
-                base_ms += kv_cost.token_ms * step.kv_tokens if kv_cost else 0.0
             batches.append(BatchLoad(step.num_decoding, step.ranks, step.kv_tokens))
-            added_ms.append(time_ms - base_ms)
+            added_ms.append(time_ms - _base_ms(step, measured, decode, kv_cost))
     try:
         return DecodeLora.fit(batches, added_ms)
     except ProfileError as error:
         on_left_out(f"{error}; {_NO_DECODE_LORA_COUNT}")
         return None
+
+
+def _base_ms(
+    step: MixedStep, measured: Mapping[MixedStep, float], decode: DecodeModel, kv_cost: KvCost | None
+) -> float:
+    """Of a decoding step, without its adapters: of the same batch with about the same contexts, where that was
+    measured, and not of a model of it."""
+    token_ms = kv_cost.token_ms if kv_cost else 0.0
+    same = [
+        each
+        for each in measured
+        if not each.ranks.num_adapters and (each.prompt_tokens, each.num_decoding) == (0, step.num_decoding)
+    ]
+    if not same:
+        return decode.step_ms(step.num_decoding) + token_ms * step.kv_tokens
+    nearest = min(same, key=lambda each: abs(each.kv_tokens - step.kv_tokens))
+    return measured[nearest] + token_ms * (step.kv_tokens - nearest.kv_tokens)
 
 
 def _fit_decode(
