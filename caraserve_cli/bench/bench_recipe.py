@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.paper import PAPER, Paper, PaperComparison, compare_with_paper, parse_paper
 from caraserve_cli.bench.recipe_file import read_recipe
-from caraserve_cli.bench.recipe_kinds import AnyRecipe, Tell, load_any_recipe, measure_recipe, shrink_recipe
+from caraserve_cli.bench.recipe_kinds import (
+    AnyRecipe,
+    Tell,
+    load_any_recipe,
+    measure_recipe,
+    shrink_recipe,
+    simulate_recipe,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,15 +72,20 @@ class BenchRecipe:
             recipe = shrink_recipe(recipe)
         return cls(path=path, recipe=recipe, paper=parse_paper(read_recipe(path)), is_small=is_small)
 
-    def measure(self, tell: Tell, slow_decode: float | None = None) -> BenchRun:
-        """See `recipe_kinds.measure_recipe`."""
+    def measure(
+        self, tell: Tell, *, slow_decode: float | None = None, profile: Path | None = None
+    ) -> BenchRun:
+        """See `recipe_kinds.measure_recipe`; with a profile, `recipe_kinds.simulate_recipe`."""
         from rich.console import Group
         from rich.text import Text
 
         from caraserve_cli.bench.paper_terminal import render_paper
         from caraserve_cli.bench.small import SMALL_WORDS
 
-        measured = measure_recipe(self.recipe, tell, slow_decode)
+        if profile is None:
+            measured = measure_recipe(self.recipe, tell, slow_decode)
+        else:
+            measured = simulate_recipe(self.recipe, tell, profile)
         content = {**measured.result.as_json(), "small": self.is_small}
         remarks = (SMALL_WORDS,) if self.is_small else ()
         parts: list[RenderableType] = [*(Text(f"{words}\n", style="yellow") for words in remarks)]

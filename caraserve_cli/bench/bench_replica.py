@@ -23,6 +23,7 @@ from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.job.arrivals import Arrivals
 from caraserve_cli.job.clock import RunClock
+from caraserve_cli.perf.step_correction import StepCorrections
 
 
 class _StepLog:
@@ -72,6 +73,16 @@ class BenchReplica:
     def steps(self) -> Sequence[StepRecord]:
         """Those done since they were last forgotten."""
         return self._log.steps
+
+    @property
+    def num_cpu_workers(self) -> int:
+        """That assist cold starts."""
+        return self._replica.num_cpu_workers
+
+    @property
+    def step_corrections(self) -> StepCorrections:
+        """What all steps so far say of the measured model of the machine."""
+        return self._replica.step_corrections
 
     def forget_steps(self) -> None:
         """Begin a new list of steps."""

@@ -20,6 +20,7 @@ from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.engine_terminal import all_met, cannot_tell, missed, verdict_text
 from caraserve_cli.bench.terminal import plain_table
 from caraserve_cli.placement.catalogue import DEFAULT_PLACEMENT
+from caraserve_cli.placement.dlora import DloraPlacement
 
 
 def render_cluster(result: ClusterResult) -> RenderableType:
@@ -46,6 +47,12 @@ def _circumstances(result: ClusterResult) -> Text:
     origin = "measured profile" if facts.is_measured else "constants of the recipe"
     commit = f", commit {facts.commit}" if facts.commit else ""
     counted = facts.num_requests - 2 * facts.num_settling
+    moves = ""
+    if DloraPlacement.name in result.policies:
+        moves = (
+            f"\n{DloraPlacement.name} here also takes back requests that wait at a replica; "
+            "`caraserve run` moves only what it has not sent"
+        )
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"Simulated: {facts.num_replicas} x {facts.machine} ({origin}), {facts.num_adapters:,} adapters, "
@@ -53,7 +60,7 @@ def _circumstances(result: ClusterResult) -> Text:
         f"{facts.num_requests:,} requests a simulation, {counted:,} of them counted, seed {facts.seed}\n"
         f"time per token (latency / output tokens) without LoRA: {base.time_per_token_ms:.2f} ms at "
         f"{base.rate_per_s:,.0f} requests/s; SLO {facts.slo_factor:g}x = {facts.slo_ms:.2f} ms, which "
-        f"{base.attainment:.1%} keep without LoRA"
+        f"{base.attainment:.1%} keep without LoRA{moves}"
     )
 
 

@@ -25,6 +25,7 @@ from caraserve_cli.bench.recipe import COMPARISON, Recipe, parse_recipe
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recipe_table import RecipeTable
 from caraserve_cli.bench.serving_recipe import SERVING, ServingRecipe, parse_serving
+from caraserve_cli.bench.simulator_recipe import SIMULATOR, SimulatorRecipe, parse_simulator
 from caraserve_cli.bench.slo_recipe import SLO, SloRecipe, parse_slo
 from caraserve_cli.bench.small import (
     small_arrivals,
@@ -35,6 +36,7 @@ from caraserve_cli.bench.small import (
     small_kernels,
     small_paired,
     small_serving,
+    small_simulator,
     small_slo,
     small_steps,
     small_throughput,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
     from caraserve_cli.bench.engine_case import EngineCase
     from caraserve_cli.bench.engine_result import Peer
+    from caraserve_cli.bench.slo import OnSloRun
 
 # Told after each run: what was measured, the repeat (from 1; 0 for a warm-up), the repeats (0: measured as a
 # whole), and what it gave.
@@ -87,13 +90,15 @@ _Recipe = TypeVar("_Recipe", bound=AnyRecipe)
 @dataclass(frozen=True, slots=True)
 class RecipeKind(Generic[_Recipe]):
     """How recipes of one kind are read, cut down (see `small`) and measured, and with decoding steps slowed
-    by a factor, where they can be."""
+    by a factor, where they can be, and what the machine of a profile would give, where that can be
+    simulated."""
 
     recipe_type: type[_Recipe]
     parse: Callable[[RecipeTable, Path], _Recipe]
     shrink: Callable[[_Recipe], _Recipe]
     measure: Callable[[_Recipe, Tell], Measured]
     measure_slowed: Callable[[_Recipe, Tell, float], Measured] | None = None
+    simulate: Callable[[_Recipe, Tell, Path], Measured] | None = None
 
 
 def load_any_recipe(path: Path) -> AnyRecipe:
@@ -134,6 +139,22 @@ def measure_recipe(recipe: AnyRecipe, tell: Tell, slow_decode: float | None = No
     if slow_decode is not None:
         return _slowed(recipe)(recipe, tell, slow_decode)
     return _kind_of(recipe).measure(recipe, tell)
+
+
+def simulate_recipe(recipe: AnyRecipe, tell: Tell, profile: Path) -> Measured:
+    """Compute on virtual time what a recipe would measure on the machine of a profile's file.
+
+    Raises:
+        InputError: the profile cannot be read.
+        OptionError: recipes of its kind cannot be simulated, or the profile does not fit it.
+        ProfileError: the profile is none of this version.
+    """
+    if (simulate := _kind_of(recipe).simulate) is None:
+        raise OptionError(
+            f"--profile: only recipes of the kind '{SLO}' are simulated by a profile, and '{recipe.name}' is "
+            "none; leave it out"
+        )
+    return simulate(recipe, tell, profile)
 
 
 def check_can_be_slowed(recipe: AnyRecipe) -> None:
@@ -206,17 +227,40 @@ def _measure_serving(recipe: ServingRecipe, tell: Tell) -> Measured:
     return Measured(result, render_serving(result))
 
 
+def _measure_simulator(recipe: SimulatorRecipe, tell: Tell) -> Measured:
+    from caraserve_cli.bench.simulator import run_simulator
+    from caraserve_cli.bench.simulator_terminal import render_simulator
+
+    result = run_simulator(
+        recipe,
+        lambda case, what, repeat, run: tell(
+            f"{case}, {what}", repeat, recipe.repeats, _mean_ttft(run.measured_ms().get("mean_ttft"))
+        ),
+    )
+    return Measured(result, render_simulator(result))
+
+
 def _measure_slo(recipe: SloRecipe, tell: Tell) -> Measured:
     from caraserve_cli.bench.slo import run_slo
     from caraserve_cli.bench.slo_terminal import render_slo
 
-    result = run_slo(
-        recipe,
-        lambda case, what, repeat, run: tell(
-            f"{case}, {what}", repeat, recipe.repeats, _attained(run.slo_attainment)
-        ),
-    )
+    result = run_slo(recipe, _slo_teller(recipe, tell))
     return Measured(result, render_slo(result))
+
+
+def _simulate_slo(recipe: SloRecipe, tell: Tell, profile: Path) -> Measured:
+    from caraserve_cli.bench.slo import simulate_slo
+    from caraserve_cli.bench.slo_terminal import render_slo
+    from caraserve_cli.bench.virtual_machine import VirtualMachine
+
+    result = simulate_slo(recipe, VirtualMachine.read(profile), _slo_teller(recipe, tell))
+    return Measured(result, render_slo(result))
+
+
+def _slo_teller(recipe: SloRecipe, tell: Tell) -> OnSloRun:
+    return lambda case, what, repeat, run: tell(
+        f"{case}, {what}", repeat, recipe.repeats, _attained(run.slo_attainment)
+    )
 
 
 def _attained(share: float | None) -> str:
@@ -311,7 +355,8 @@ _KINDS: dict[str, RecipeKind[Any]] = {
     KERNELS: RecipeKind(KernelRecipe, parse_kernels, small_kernels, _measure_kernels),
     PAIRED: RecipeKind(PairedRecipe, parse_paired, small_paired, _measure_paired, _measure_paired),
     SERVING: RecipeKind(ServingRecipe, parse_serving, small_serving, _measure_serving),
-    SLO: RecipeKind(SloRecipe, parse_slo, small_slo, _measure_slo),
+    SIMULATOR: RecipeKind(SimulatorRecipe, parse_simulator, small_simulator, _measure_simulator),
+    SLO: RecipeKind(SloRecipe, parse_slo, small_slo, _measure_slo, simulate=_simulate_slo),
     STEPS: RecipeKind(StepRecipe, parse_steps, small_steps, _measure_steps),
     THROUGHPUT: RecipeKind(ThroughputRecipe, parse_throughput, small_throughput, _measure_throughput),
 }

@@ -10,6 +10,7 @@ from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import EngineFacts, worst_verdict
 from caraserve_cli.bench.serving_run import ServingRun
 from caraserve_cli.bench.slo_recipe import SLO, SloCase
+from caraserve_cli.bench.virtual_machine import VirtualFacts
 from caraserve_cli.core import Bounds
 
 
@@ -95,7 +96,7 @@ class SloCaseResult:
 class SloResult:
     """What a benchmark of scheduling found, and where."""
 
-    facts: EngineFacts
+    facts: EngineFacts | VirtualFacts
     cases: tuple[SloCaseResult, ...]
 
     @property

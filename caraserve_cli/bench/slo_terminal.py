@@ -9,17 +9,30 @@ from rich.table import Table
 from rich.text import Text
 
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.engine_result import EngineFacts
 from caraserve_cli.bench.engine_terminal import all_met, cannot_tell, circumstances, missed
 from caraserve_cli.bench.slo_result import SloCaseResult, SloResult
 from caraserve_cli.bench.terminal import plain_table
+from caraserve_cli.bench.virtual_machine import VirtualFacts
 
 
 def render_slo(result: SloResult) -> RenderableType:
     """The circumstances, each case's table of rates, what was held, the verdict's lines."""
-    parts: list[RenderableType] = [circumstances(result.facts, "requests that arrive in time, with bounds")]
+    parts: list[RenderableType] = [_circumstances(result.facts)]
     for each in result.cases:
         parts += ["", _case_line(each), _rates_table(each), _held_line(each)]
     return Group(*parts, "", *_verdict_lines(result))
+
+
+def _circumstances(facts: EngineFacts | VirtualFacts) -> Text:
+    if isinstance(facts, EngineFacts):
+        return circumstances(facts, "requests that arrive in time, with bounds")
+    commit = f", commit {facts.commit}" if facts.commit else ""
+    return Text(
+        f"{facts.recipe}: {facts.description}\n"
+        f"SIMULATED, nothing was measured: {facts.base}, {facts.dtype}, by the profile of {facts.machine} in "
+        f"{facts.profile}, measured at {facts.profile_measured_at}{commit}"
+    )
 
 
 def _case_line(result: SloCaseResult) -> Text:

@@ -20,6 +20,7 @@ from caraserve_cli.bench.kernel_recipe import KernelRecipe
 from caraserve_cli.bench.paired_recipe import PairedRecipe
 from caraserve_cli.bench.recipe import Recipe, WorkloadSpec
 from caraserve_cli.bench.serving_recipe import ServingCase, ServingRecipe
+from caraserve_cli.bench.simulator_recipe import SimulatorCase, SimulatorRecipe
 from caraserve_cli.bench.slo_recipe import SloCase, SloRecipe
 from caraserve_cli.bench.step_recipe import Measure, StepCase, StepRecipe
 from caraserve_cli.bench.throughput_recipe import ThroughputCase, ThroughputRecipe
@@ -122,6 +123,18 @@ def small_slo(recipe: SloRecipe) -> SloRecipe:
 def _slo_case(case: SloCase) -> SloCase:
     rates_per_s = (_LEAST_RATE_PER_S, 2 * _LEAST_RATE_PER_S)
     return dataclasses.replace(_case(case), rates_per_s=rates_per_s, ratio_at_least=None)
+
+
+def small_simulator(recipe: SimulatorRecipe) -> SimulatorRecipe:
+    """At one rate; a profile of the sample's base must be there, as one of the recipe's must."""
+    cases = tuple(_simulator_case(case) for case in recipe.cases)
+    return dataclasses.replace(recipe, options=_options(recipe.options), cases=cases, **_once())
+
+
+def _simulator_case(case: SimulatorCase) -> SimulatorCase:
+    return dataclasses.replace(
+        _case(case), rates_per_s=(_LEAST_RATE_PER_S,), link_gbps=None, within=None, attainment_within=None
+    )
 
 
 def small_steps(recipe: StepRecipe) -> StepRecipe:

@@ -31,6 +31,7 @@ def bench(
     record: o.Record = None,
     baseline: o.Baseline = None,
     budget_s: o.BudgetS = None,
+    profile: o.Profile = None,
     try_gate: o.TryGate = None,
     slow_decode: o.SlowDecode = None,
     json_file: o.JsonFile = None,
@@ -57,7 +58,7 @@ def bench(
         junit=junit_file,
         github_benchmark=github_file,
     )
-    asked = _Asked(recipe, small, baseline, budget_s, try_gate, slow_decode, files)
+    asked = _Asked(recipe, small, baseline, budget_s, profile, try_gate, slow_decode, files)
     if list_recipes:
         if asked != _NOTHING_ASKED:
             raise OptionError(
@@ -78,6 +79,7 @@ class _Asked:
     is_small: bool
     baseline: Path | None
     budget_s: float | None
+    profile: Path | None
     try_gate: int | None
     slow_decode: float | None
     files: BenchFiles
@@ -98,6 +100,11 @@ class _Asked:
             raise OptionError(
                 "--try-gate: it records and compares by itself, and writes no files; leave out --record, "
                 "--baseline, --json and what else there is, or --try-gate"
+            )
+        if self.profile is not None and (self.is_gated or self.try_gate or self.slow_decode):
+            raise OptionError(
+                "--profile: what is simulated is the same in every run; leave out --record, --baseline, "
+                "--try-gate and --slow-decode, or --profile"
             )
         if self.slow_decode is not None and self.files.record is not None:
             raise OptionError("--slow-decode: a slow baseline would hide regressions; leave it out")
@@ -125,6 +132,7 @@ class _Asked:
             "--record": self.files.record,
             "--baseline": self.baseline,
             "--try-gate": self.try_gate,
+            "--profile": self.profile,
             "--slow-decode": self.slow_decode,
             "--github-benchmark": self.files.github_benchmark,
         }
@@ -166,7 +174,7 @@ class _Asked:
 
 
 _NO_FILES = BenchFiles(record=None, json=None, markdown=None, html=None, junit=None, github_benchmark=None)
-_NOTHING_ASKED = _Asked(None, False, None, None, None, None, _NO_FILES)
+_NOTHING_ASKED = _Asked(None, False, None, None, None, None, None, _NO_FILES)
 
 
 def _list() -> int:
@@ -196,7 +204,7 @@ def _run(asked: _Asked, stop: StopRequest) -> int:
         _tell(measured, repeat, repeats, gave)
 
     stop.check()
-    run = recipe.measure(tell, asked.slow_decode)
+    run = recipe.measure(tell, slow_decode=asked.slow_decode, profile=asked.profile)
     asked.files.write_result(run)
     Console(soft_wrap=True).print(run.rendered)
     return run.verdict.exit_status

@@ -42,6 +42,10 @@ BudgetS = Annotated[
         show_default=False,
     ),
 ]
+Profile = Annotated[
+    Path | None,
+    _file(help="Measure nothing: compute on virtual time what this machine profile says (kind slo)."),
+]
 TryGate = Annotated[
     int | None,
     typer.Option(

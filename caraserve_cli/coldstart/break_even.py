@@ -36,7 +36,7 @@ from caraserve_cli.perf.step_model import StepModel
 _OTHERS_SHARE = 0.5
 # How much longer the base takes for a prompt beside steps that decode: both read all of its weights. Chosen,
 # not measured.
-_SHARED_GPU = 2.0
+SHARED_DEVICE = 2.0
 # Costs that differ by less are equal: a measured model does not know better.
 _EQUAL_COST = 1.01
 
@@ -108,7 +108,7 @@ class BreakEven:
         if not beside:
             step_ms += self._decoding_beside_ms(arrival)
         elif arrival.num_decoding:
-            step_ms *= _SHARED_GPU
+            step_ms *= SHARED_DEVICE
         gpu_layer_ms = step_ms / arrival.num_layers
         layer_bytes = (arrival.adapter_bytes + together_bytes) / arrival.num_layers
         ops = self._ops(arrival)

@@ -15,7 +15,11 @@ from caraserve_cli.engine.holdings import Holdings
 
 
 def num_equal_steps(
-    running: SequenceOf[Sequence], blocks: BlockPool, block_tokens: int, most_steps: int
+    running: SequenceOf[Sequence],
+    blocks: BlockPool,
+    block_tokens: int,
+    most_steps: int,
+    blocks_left: int = 0,
 ) -> int:
     """How many of the next steps decode one token of every running sequence, and preempt nobody.
 
@@ -24,7 +28,9 @@ def num_equal_steps(
         blocks: of the cache.
         block_tokens: of a block.
         most_steps: that are asked about.
+        blocks_left: that must be free after all of them.
     """
+    num_free = blocks.num_free - blocks_left
     num_steps = most_steps
     for sequence in running:
         if sequence.is_unchecked or sequence.num_tokens - sequence.num_computed_tokens != 1:
@@ -36,12 +42,12 @@ def num_equal_steps(
     if not running or num_steps <= 0:
         return 0
     # Nobody needs more blocks than this; mostly there are as many.
-    if len(running) * -(-num_steps // block_tokens) <= blocks.num_free:
+    if len(running) * -(-num_steps // block_tokens) <= num_free:
         return num_steps
     fewest, most = 0, num_steps
     while fewest < most:
         middle = (fewest + most + 1) // 2
-        if _num_missing(running, block_tokens, middle) <= blocks.num_free:
+        if _num_missing(running, block_tokens, middle) <= num_free:
             fewest = middle
         else:
             most = middle - 1

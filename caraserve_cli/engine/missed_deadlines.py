@@ -7,6 +7,7 @@ does a prediction: it may be wrong.
 from __future__ import annotations
 
 import heapq
+import math
 
 from caraserve_cli.core import Failure, Sequence, SequenceStatus
 from caraserve_cli.errors import RowErrorCode
@@ -25,6 +26,13 @@ class MissedDeadlines:
         if due_ms is not None:
             heapq.heappush(self._heap, (due_ms, self._num_added, sequence))
             self._num_added += 1
+
+    @property
+    def next_due_ms(self) -> float:
+        """When the next of them is due that may still be unfinished; infinite without any."""
+        while self._heap and self._heap[0][2].status is SequenceStatus.FINISHED:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
 
     def take(self, now_ms: float) -> list[Sequence]:
         """Those that are unfinished and late by now; each once. One whose step may still be writing to its

@@ -171,10 +171,11 @@ class Scheduler:
 
     # Steps that are all alike
 
-    def num_equal_steps(self, most_steps: int) -> int:
+    def num_equal_steps(self, most_steps: int, *, tight: bool = True) -> int:
         """How many of the next plans, up to `most_steps`, only decode one token of every running sequence:
         the first now and the others at whatever time, if until then nobody comes or ends and no adapter
-        arrives. 0 where that cannot be told without planning."""
+        arrives. 0 where that cannot be told without planning. Unless plans may be `tight`, none after them
+        is (`is_tight`)."""
         self.cold_starts.begin_plan()
         if self.waiting and len(self.running) < self._config.max_running:
             return 0
@@ -182,7 +183,21 @@ class Scheduler:
             return 0
         if not self.cold_starts.may_all_decode(self.running):
             return 0
-        return num_equal_steps(self.running, self.blocks, self._config.kv_block_tokens, most_steps)
+        blocks_left = 0 if tight else len(self.running)
+        return num_equal_steps(
+            self.running, self.blocks, self._config.kv_block_tokens, most_steps, blocks_left
+        )
+
+    def plan_equal_step(self) -> StepPlan:
+        """The next of the plans that `num_equal_steps` told, whoever has come since."""
+        for sequence in self.running:
+            self._holdings.give_blocks(sequence, 1)
+        self._access.pass_plans(1, is_anyone_waiting=bool(self.waiting))
+        return StepPlan(
+            tuple(
+                ScheduledChunk(each, each.num_computed_tokens, 1, yields_token=True) for each in self.running
+            )
+        )
 
     def book_equal_steps(self, num_steps: int, token_id: int = 0) -> None:
         """Do what as many rounds of `plan`, `commit` and taking a token of every running sequence would, at

@@ -33,8 +33,8 @@ from caraserve_kernels.link_clock import paced_rate
 # Tokens of one step that CPU workers compute at most; the memory shared with them is for so many.
 MAX_ASSISTED_TOKENS = 1024
 # Cores that are left to whoever launches and to whoever reads adapters.
-_OTHER_CORES = 2
-_MOST_WORKERS = 16
+OTHER_CORES = 2
+MOST_WORKERS = 16
 # Tokens from which another worker is worth its start, where no profile says it; the paper has 8 to 16.
 TOKENS_PER_WORKER = 16
 
@@ -170,7 +170,7 @@ def choose_cores(options: ReplicaOptions) -> list[int]:
         )
     if options.cpu_workers is not None and options.cpu_workers > MAX_WORKERS:
         raise OptionError(f"--cpu-workers: {options.cpu_workers} are asked for; use at most {MAX_WORKERS}")
-    default = max(1, min(len(cores) - _OTHER_CORES, _MOST_WORKERS))
+    default = max(1, min(len(cores) - OTHER_CORES, MOST_WORKERS))
     return cores[: default if options.cpu_workers is None else options.cpu_workers]
 
 

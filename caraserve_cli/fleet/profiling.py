@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import median_low
 
@@ -14,17 +14,22 @@ import torch
 from caraserve_cli.adapters.packing import fused_groups
 from caraserve_cli.errors import ProfileError
 from caraserve_cli.fleet.cold_start import TOKENS_PER_WORKER, choose_cores, profile_base
+from caraserve_cli.fleet.machine import choose_device
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.profile_cpu_lora import measure_round_trips
 from caraserve_cli.fleet.profile_kernels import measure_kernels
 from caraserve_cli.fleet.profile_link import measure_copies, measure_exchange
-from caraserve_cli.fleet.profile_steps import StepProfiler
-from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.fleet.profile_steps import StepProfiler, profile_adapters
+from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
+from caraserve_cli.perf.batch_load import BatchLoad
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
 from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.decode_lora import DecodeLora
 from caraserve_cli.perf.kv_cost import ContextStep, KvCost
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.lora_kernels import KernelTimes, LoraKernelModel
+from caraserve_cli.perf.mixed import MixedModel, MixedStep
 from caraserve_cli.perf.prefill import PrefillModel
 from caraserve_cli.perf.profile import MachineProfile, MeasuredOn
 
@@ -38,11 +43,15 @@ OnLeftOut = Callable[[str], None]
 _MOST_TRIES = 3
 # What is told with a model that is left out.
 _NO_RANKS_COUNT = "ranks count in predictions only as the steps of a run show it"
+_NO_DECODE_LORA_COUNT = "the simulator takes what adapters add from the kernel's line, or as nothing"
+_NO_MIXED_COUNT = "the simulator takes them as steps of as many tokens of prompts"
 _NO_CONTEXTS_COUNT = "the length of contexts counts in predictions only as the steps of a run show it"
 _NO_CPU_LORA = (
     "LoRA on the CPU: ops of CPU workers follow no model, as those of a small base may not; a base on the "
     "CPU needs none, for nothing is copied to it"
 )
+# Sizes of steps with prompts beside decoding requests from which a model of them is fitted.
+_LEAST_MIXED = 12
 # Of the adapters for which the tokens a worker takes are chosen.
 _TYPICAL_RANK = 64
 
@@ -64,7 +73,9 @@ def measure_profile(
         InputError: no CPU worker starts.
         ProfileError: what was measured follows no model, or comes too late.
     """
-    surroundings = Surroundings.prepare(options, use_profile=False)
+    packed = copies_adapters(choose_device(options.device))
+    adapters = SyntheticAdapters(profile_adapters(), packed=packed)
+    surroundings = Surroundings.prepare(options, adapters.source, use_profile=False)
     shape, dtype, device = surroundings.base.config.shape, surroundings.dtype, surroundings.device
     # Before the base is loaded, with the caches and the memory to itself.
     on_part("LoRA on the CPU")
@@ -76,7 +87,7 @@ def measure_profile(
         exchange = _fit_link("exchange", measure_exchange(device, shape.hidden_size, dtype))
     on_part("LoRA in decoding steps")
     kernels = _fit_kernels(_measure_kernels(surroundings, on_left_out), on_left_out)
-    prefill, decode, kv_cost = _measure_steps(surroundings, options, on_part, on_left_out)
+    steps = _measure_steps(surroundings, options, on_part, on_left_out)
     first = fused_groups(shape)[0]
     return MachineProfile(
         measured_on=MeasuredOn(
@@ -91,11 +102,14 @@ def measure_profile(
         shape=shape,
         link=link,
         exchange=exchange,
-        prefill=prefill,
-        decode=decode,
+        prefill=steps.prefill,
+        decode=steps.decode,
         padded_kernel=kernels.get(True),
         unpadded_kernel=kernels.get(False),
-        kv_cost=kv_cost,
+        kv_cost=steps.kv_cost,
+        decode_lora=steps.decode_lora,
+        mixed=steps.mixed,
+        between_steps_ms=steps.between_steps_ms,
         cpu_lora=cpu_lora,
         tokens_per_worker=TOKENS_PER_WORKER
         if cpu_lora is None
@@ -130,10 +144,22 @@ def _measure_cpu_lora(
     raise AssertionError("the last try returns or raises")
 
 
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What steps of the base alone have told; see `MachineProfile`."""
+
+    prefill: PrefillModel
+    decode: DecodeModel
+    kv_cost: KvCost | None
+    decode_lora: DecodeLora | None
+    mixed: MixedModel | None
+    between_steps_ms: float
+
+
 def _measure_steps(
     surroundings: Surroundings, options: ReplicaOptions, on_part: OnPart, on_left_out: OnLeftOut
-) -> tuple[PrefillModel, DecodeModel, KvCost | None]:
-    """Of the base without adapters.
+) -> _Steps:
+    """Of the base without adapters, and prompts beside decoding requests with them too.
 
     Raises:
         ProfileError: too few of the steps that are measured fit.
@@ -150,8 +176,13 @@ def _measure_steps(
         )
     on_part("contexts of decoding steps")
     kv_cost = _fit_kv_cost(profiler.context_steps(), on_left_out)
-    decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out)
-    return PrefillModel.fit(list(prefill_ms), list(prefill_ms.values())), decode, kv_cost
+    decode, kv_cost = _fit_decode(decode_ms, kv_cost, on_left_out, is_padded=profiler.is_padded)
+    prefill = PrefillModel.fit(list(prefill_ms), list(prefill_ms.values()))
+    on_part("prompts beside decoding requests")
+    measured = profiler.mixed_steps()
+    decode_lora = _fit_decode_lora(measured, decode, kv_cost, on_left_out)
+    mixed = _fit_mixed(measured, prefill, on_left_out)
+    return _Steps(prefill, decode, kv_cost, decode_lora, mixed, profiler.between_steps_ms)
 
 
 def _measure_kernels(surroundings: Surroundings, on_left_out: OnLeftOut) -> list[KernelTimes]:
@@ -185,8 +216,63 @@ def _fit_kv_cost(measured: Mapping[ContextStep, float], on_left_out: OnLeftOut) 
         return None
 
 
+def _fit_mixed(
+    measured: Mapping[MixedStep, float], prefill: PrefillModel, on_left_out: OnLeftOut
+) -> MixedModel | None:
+    """None where too few of them fit, or they follow no model: it is told why."""
+    mixed = {step: time_ms for step, time_ms in measured.items() if step.prompt_tokens}
+    try:
+        if len(mixed) < _LEAST_MIXED:
+            raise ProfileError(f"prompts beside decoding requests: {len(mixed)} sizes of them fit")
+        return MixedModel.fit(list(mixed), list(mixed.values()), prefill.knee_tokens)
+    except ProfileError as error:
+        on_left_out(f"{error}; {_NO_MIXED_COUNT}")
+        return None
+
+
+def _fit_decode_lora(
+    measured: Mapping[MixedStep, float],
+    decode: DecodeModel,
+    kv_cost: KvCost | None,
+    on_left_out: OnLeftOut,
+) -> DecodeLora | None:
+    """None where too few of the steps fit, or they follow no model: it is told why."""
+    batches: list[BatchLoad] = []
+    added_ms: list[float] = []
+    for step, time_ms in measured.items():
+        if step.ranks.num_adapters and not step.prompt_tokens:
+            batches.append(BatchLoad(step.num_decoding, step.ranks, step.kv_tokens))
+            added_ms.append(time_ms - _base_ms(step, measured, decode, kv_cost))
+    try:
+        return DecodeLora.fit(batches, added_ms)
+    except ProfileError as error:
+        on_left_out(f"{error}; {_NO_DECODE_LORA_COUNT}")
+        return None
+
+
+def _base_ms(
+    step: MixedStep, measured: Mapping[MixedStep, float], decode: DecodeModel, kv_cost: KvCost | None
+) -> float:
+    """Of a decoding step, without its adapters: of the same batch with about the same contexts, where that
+    was measured, and not of a model of it."""
+    token_ms = kv_cost.token_ms if kv_cost else 0.0
+    same = [
+        each
+        for each in measured
+        if not each.ranks.num_adapters and (each.prompt_tokens, each.num_decoding) == (0, step.num_decoding)
+    ]
+    if not same:
+        return decode.step_ms(step.num_decoding) + token_ms * step.kv_tokens
+    nearest = min(same, key=lambda each: abs(each.kv_tokens - step.kv_tokens))
+    return measured[nearest] + token_ms * (step.kv_tokens - nearest.kv_tokens)
+
+
 def _fit_decode(
-    measured: Mapping[ContextStep, float], kv_cost: KvCost | None, on_left_out: OnLeftOut
+    measured: Mapping[ContextStep, float],
+    kv_cost: KvCost | None,
+    on_left_out: OnLeftOut,
+    *,
+    is_padded: bool = False,
 ) -> tuple[DecodeModel, KvCost | None]:
     """Without what their short contexts took, for `kv_cost` counts all tokens in the cache; and `kv_cost`.
 
@@ -200,7 +286,8 @@ def _fit_decode(
             f"{_NO_CONTEXTS_COUNT}"
         )
         base_ms, kv_cost = dict(measured), None
-    return DecodeModel.fit([step.batch_size for step in base_ms], list(base_ms.values())), kv_cost
+    sizes = [step.batch_size for step in base_ms]
+    return DecodeModel.fit(sizes, list(base_ms.values()), is_padded=is_padded), kv_cost
 
 
 def _kv_ms(kv_cost: KvCost | None, step: ContextStep) -> float:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from caraserve_cli.core import BaseShape
 from caraserve_cli.perf.cpu_lora import CpuLoraModel
 from caraserve_cli.perf.decode import DecodeModel
+from caraserve_cli.perf.decode_lora import DecodeLora
 from caraserve_cli.perf.kv_cost import KvCost
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.lora_kernels import LoraKernelModel
+from caraserve_cli.perf.mixed import MixedModel
 from caraserve_cli.perf.prefill import PrefillModel
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -60,6 +62,12 @@ class MachineProfile:
             whole steps with adapters on q, k, v and o.
         kv_cost: what contexts add to decoding steps; `decode` is then without them. None where it was not
             measured, and `decode` then has that of short contexts in it.
+        decode_lora: what adapters add to decoding steps as a replica computes them; None where it was not
+            measured, and the kernels' lines then say it.
+        mixed: steps with prompts beside requests that decode; None where they were not measured, and they
+            are then taken as steps of as many tokens of prompts.
+        between_steps_ms: what the host does between the end of a step and the planning of the next; 0 where
+            steps are planned ahead, and it passes beneath them.
     """
 
     measured_on: MeasuredOn
@@ -75,6 +83,9 @@ class MachineProfile:
     padded_kernel: LoraKernelModel | None = None
     unpadded_kernel: LoraKernelModel | None = None
     kv_cost: KvCost | None = None
+    decode_lora: DecodeLora | None = None
+    mixed: MixedModel | None = None
+    between_steps_ms: float = 0.0
 
     @property
     def dtype_bytes(self) -> int:

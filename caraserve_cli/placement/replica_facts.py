@@ -20,6 +20,8 @@ class ReplicaFacts:
         config: of its engine.
         max_requests: that it takes, those that run and those that wait there.
         num_cpu_workers: that assist cold starts.
+        steps_in_flight: plans that are under way at once: 2 where a GPU's runner plans one step ahead.
+        beside_tokens: of a step that is computed beside the others; 0 where nothing is.
     """
 
     name: str
@@ -28,3 +30,5 @@ class ReplicaFacts:
     config: EngineConfig
     max_requests: int
     num_cpu_workers: int = 0
+    steps_in_flight: int = 1
+    beside_tokens: int = 0

@@ -3,7 +3,7 @@ nothing and knows no files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,9 +13,11 @@ from caraserve_cli.coldstart.arrival import Arrival
 from caraserve_cli.coldstart.break_even import BreakEven
 from caraserve_cli.core import ColdStart
 from caraserve_cli.perf.cpu_lora import CpuLoraModel
+from caraserve_cli.perf.decode_lora import DecodeLora
 from caraserve_cli.perf.least_squares import FitQuality
 from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.lora_kernels import LoraKernelModel
+from caraserve_cli.perf.mixed import MixedModel
 from caraserve_cli.perf.profile import MachineProfile
 
 # The chart: who arrives, and beside whom.
@@ -78,6 +80,10 @@ def _models(profile: MachineProfile) -> Iterator[tuple[str, str, FitQuality]]:
         yield "LoRA on the CPU", words, cpu_lora.quality
     if profile.kv_cost is not None:
         yield "contexts", f"{profile.kv_cost.token_ms:.4g} · tokens in the cache", profile.kv_cost.quality
+    if (mixed := profile.mixed) is not None:
+        yield "prompt beside others", _mixed_words(mixed), mixed.quality
+    if (lora := profile.decode_lora) is not None:
+        yield "adapters in a step", _decode_lora_words(lora), lora.quality
     for kernel in (profile.padded_kernel, profile.unpadded_kernel):
         if kernel is not None:
             yield _kernel_words(kernel)
@@ -94,7 +100,32 @@ def _cpu_lora_words(cpu_lora: CpuLoraModel) -> str:
         (cpu_lora.exchanged_ms, "elements exchanged"),
         (cpu_lora.meeting_ms, "modules shared"),
     )
-    words = [f"{cpu_lora.op_ms:.3g}", *(f"{cost_ms:.3g} · {what}" for cost_ms, what in costs if cost_ms)]
+    return _cost_words(cpu_lora.op_ms, costs)
+
+
+def _mixed_words(mixed: MixedModel) -> str:
+    costs = (
+        (mixed.beta_ms, "tokens"),
+        (mixed.gamma_ms, f"tokens above {mixed.knee_tokens:g}"),
+        (mixed.request_ms, "decoding requests"),
+        (mixed.kv_token_ms, "tokens in the cache"),
+        (mixed.lora_ms, "whether with adapters"),
+        (mixed.lora_rank_ms, "sum of ranks"),
+        (mixed.lora_request_ms, "decoding requests with adapters"),
+        (mixed.lora_token_ms, "prompt tokens with adapters"),
+    )
+    return _cost_words(mixed.alpha_ms, costs)
+
+
+def _decode_lora_words(lora: DecodeLora) -> str:
+    points = zip(lora.lora_rank_sums, lora.steps_ms, strict=True)
+    words = ", ".join(f"{lora_rank_sum}: {step_ms:.3g}" for lora_rank_sum, step_ms in points)
+    return f"sum of ranks {words} + {lora.request_ms:.3g} · further requests"
+
+
+def _cost_words(first_ms: float, costs: Iterable[tuple[float, str]]) -> str:
+    """A sum; terms of 0 are left out."""
+    words = [f"{first_ms:.3g}", *(f"{cost_ms:.3g} · {what}" for cost_ms, what in costs if cost_ms)]
     return " + ".join(words)
 
 

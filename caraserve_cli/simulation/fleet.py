@@ -14,6 +14,7 @@ from itertools import count
 
 from caraserve_cli.coldstart.break_even import BreakEven
 from caraserve_cli.coldstart.policy import ColdStartPolicy, make_policy
+from caraserve_cli.core import Failure
 from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.errors import OptionError
 from caraserve_cli.perf.profile import MachineProfile
@@ -30,6 +31,10 @@ from caraserve_cli.simulation.virtual_clock import VirtualClock
 REBALANCE_EVERY_MS = 500.0
 
 
+def _forget_failure(failure: Failure) -> None:
+    """For fleets that drop nobody."""
+
+
 class SimulatedFleet:
     """Replicas, their loads, and one placement.
 
@@ -38,6 +43,7 @@ class SimulatedFleet:
         placement: chooses among them.
         cold_start: what `--cold-start` calls the strategy of all replicas.
         on_answer: told of every answer, in the order in which they end.
+        on_failure: told of every request that was dropped, where replicas drop what misses its deadline.
         scheduling: what `--scheduling` calls the policy of all replicas.
         most_equal_steps: as in `SimulatedReplica`.
 
@@ -57,7 +63,9 @@ class SimulatedFleet:
         on_answer: Callable[[Answered], None],
         scheduling: str = FirstComeFirstServed.name,
         most_equal_steps: int = ANY_STEPS,
+        on_failure: Callable[[Failure], None] = _forget_failure,
     ) -> None:
+        self._on_failure = on_failure
         self._clock = VirtualClock()
         self._placement, self._on_answer = placement, on_answer
         self.loads = ReplicaLoads(replicas, self._clock)
@@ -214,6 +222,13 @@ class SimulatedFleet:
         del self._here[request_id]
         self._has_room = True
         self._on_answer(answered)
+
+    def on_failure(self, request: SimulatedRequest, failure: Failure) -> None:
+        """See `ReplicaReports`."""
+        self.loads.end(request.facts.id)
+        del self._here[request.facts.id]
+        self._has_room = True
+        self._on_failure(failure)
 
     def on_load(self, replica: int, adapter: str, ready_ms: float, link_free_ms: float) -> None:
         """See `ReplicaReports`."""

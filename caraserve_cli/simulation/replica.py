@@ -1,50 +1,36 @@
 """One replica on virtual time: the engine's scheduler, cold-start policy, KV blocks and residency, with steps
 that take as long as the models of its machine say.
 
-Steps follow one another: each is planned when the one before it has ended. The GPU's runner plans one step
-ahead, so that an arrival there may wait for a step more.
+Steps follow one another: each is planned when the one before it has ended, or where steps are planned ahead,
+as a GPU's runner does, when the one before that has (`steps_ahead`).
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Protocol
+from collections.abc import Iterable
+from dataclasses import replace
 
 from caraserve_cli.coldstart.policy import ColdStartPolicy
-from caraserve_cli.core import AdapterInfo, Request, SamplingParams, Sequence, SequenceStatus, Timings
+from caraserve_cli.core import AdapterInfo, Sequence, SequenceStatus
 from caraserve_cli.engine.by_slack import make_scheduling_policy
+from caraserve_cli.engine.missed_deadlines import MissedDeadlines, describe_miss, is_late
 from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.decode_run import DecodeRun
+from caraserve_cli.simulation.new_sequence import new_sequence
+from caraserve_cli.simulation.replica_reports import ReplicaReports
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.simulation.simulated_request import Answered, SimulatedRequest
 from caraserve_cli.simulation.step_times import StepTimes
+from caraserve_cli.simulation.steps_ahead import StepsAhead
 from caraserve_cli.simulation.virtual_clock import VirtualClock
-from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, StepPlan
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, ScheduledChunk, StepPlan
 
 # More than any answer has.
 ANY_STEPS = 2**31
-
-
-class ReplicaReports(Protocol):
-    """Whom a replica tells what happens, when it happens."""
-
-    def on_first_token(self, request: SimulatedRequest) -> None: ...
-
-    def on_answer(self, answered: Answered) -> None: ...
-
-    def on_load(self, replica: int, adapter: str, ready_ms: float, link_free_ms: float) -> None:
-        """An adapter will be on the device at `ready_ms`, and the link then is free at `link_free_ms`."""
-        ...
-
-    def on_eviction(self, replica: int, adapter: str) -> None: ...
-
-    def on_assist(self, replica: int, until_ms: float) -> None:
-        """CPU workers compute until then."""
-        ...
 
 
 class SimulatedReplica:
@@ -76,40 +62,45 @@ class SimulatedReplica:
         self._index, self._clock, self._reports = index, clock, reports
         self._max_running = facts.config.max_running
         self._most_equal_steps = most_equal_steps
+        self._ahead = facts.steps_in_flight - 1
         self._depot = SimulatedDepot(
             facts.profile.link,
             clock,
             facts.num_cpu_workers if facts.profile.cpu_lora else 0,
             facts.config.prefill_chunk_tokens,
         )
-        self._step_times = StepTimes(facts, self._depot)
-        serving = make_scheduling_policy(scheduling, facts.config, StepPredictor(facts.step_model))
+        predictor = StepPredictor(facts.step_model)
+        self._step_times = StepTimes(facts, self._depot, predictor)
+        serving = make_scheduling_policy(scheduling, facts.config, predictor)
         self.scheduler = Scheduler(facts.config, clock, facts.profile.shape.num_layers, serving)
         self.scheduler.cold_starts.supply = self._depot
         self.scheduler.cold_starts.policy = policy
+        self.scheduler.cold_starts.lane.max_tokens = facts.beside_tokens
         self._adapters: dict[str, AdapterInfo] = {}  # of what is here
         self._adapter_in: dict[int, str] = {}  # slot → name
         self._requests: dict[Sequence, SimulatedRequest] = {}
         self._sequences: dict[str, Sequence] = {}
-        self._step: StepPlan | None = None
-        self._run: DecodeRun | None = None
+        self._missed_deadlines = MissedDeadlines() if facts.config.drop_missed else None
+        self._steps = StepsAhead(facts.steps_in_flight, facts.profile.between_steps_ms)
+        self._run: DecodeRun | None = None  # follows `_steps`
         self.num_steps = 0
         self.next_event_ms = math.inf
 
     def submit(self, request: SimulatedRequest) -> None:
         """A request arrives here now."""
-        sequence = _new_sequence(request)
+        sequence = new_sequence(request)
         self._requests[sequence] = request
         self._sequences[request.facts.id] = sequence
         if request.adapter is not None:
             self._adapters[request.adapter.name] = request.adapter
         self.scheduler.add(sequence, request.adapter)
+        if self._missed_deadlines is not None:
+            self._missed_deadlines.add(sequence)
         if self._run is not None:
-            # Where the batch is full, nothing changes until somebody ends.
-            if len(self.scheduler.running) < self._max_running:
-                run = self._run
-                self.next_event_ms = run.end_ms(run.steps_until(self._clock.now_ms))
-        elif self._step is None:
+            # Where the batch is full, nothing changes until somebody ends, or is dropped.
+            if len(self.scheduler.running) < self._max_running or self._missed_deadlines is not None:
+                self._cut(self._run)
+        elif not self._steps:
             self.next_event_ms = self._clock.now_ms
 
     def take_back(self, request_id: str) -> bool:
@@ -122,62 +113,69 @@ class SimulatedReplica:
         return True
 
     def advance(self) -> None:
-        """What was under way ends now, at `next_event_ms`, and the next begins."""
-        if self._step is not None:
-            step, self._step = self._step, None
-            self._end_step(step)
-        elif self._run is not None:
-            run, self._run = self._run, None
-            num_steps = run.steps_until(self._clock.now_ms)
-            self.num_steps += num_steps
-            self.scheduler.book_equal_steps(num_steps)
-            self._end_answers([*self.scheduler.running, *self.scheduler.ending])
-        self._begin()
+        """What was under way ends now, at `next_event_ms`, and what is planned next begins."""
+        if self._steps and self._steps.end_ms <= self._clock.now_ms:
+            self._end_step(self._steps.take())
+        if self._run is not None:
+            self.next_event_ms = self._run_event_ms(self._run)
+            if self.next_event_ms > self._clock.now_ms:
+                return
+            self._end_run(self._run)
+        while self._steps.may_plan and self._plan():
+            pass
+        if self._steps and self._run is None:
+            self.next_event_ms = self._steps.end_ms
 
     # What begins
 
-    def _begin(self) -> None:
+    def _plan(self) -> bool:
+        """Plan what comes next; False if that is not followed by another plan now."""
         self.next_event_ms = math.inf
-        if not self.scheduler.has_work:
-            return
-        most_steps = self._fewest_tokens_left()
-        num_steps = self.scheduler.num_equal_steps(most_steps) if most_steps else 0
-        if num_steps:
-            first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
-            self._run = DecodeRun(self._clock.now_ms, first_ms, growth_ms, num_steps)
-            self.next_event_ms = self._run.end_ms(num_steps)
-        else:
-            self._begin_step()
-
-    def _fewest_tokens_left(self) -> int:
-        """Of any answer that is begun, as far as they are passed over at once."""
-        most = self._most_equal_steps
-        requests = self._requests
-        for sequence in self.scheduler.running if most else ():
-            left = requests[sequence].output_tokens - len(sequence.token_ids) + sequence.num_prompt_tokens
-            most = min(most, left)
-        return most
-
-    def _begin_step(self) -> None:
-        now_ms = self._clock.now_ms
-        plan = self.scheduler.plan()
+        self._end_beside()
+        if not self.scheduler.has_work or (self._steps and self.scheduler.is_tight):
+            # Steps under way may end sequences and free what would be taken from others.
+            self._steps.wait_for_all()
+            return False
+        for sequence in self._missed_deadlines.take(self._clock.now_ms) if self._missed_deadlines else ():
+            self._drop(sequence)
+        if self._begin_run():
+            return False
+        plan, now_ms = self.scheduler.plan(), self._clock.now_ms
         loads = self._move_adapters(plan)
+        if plan.beside:
+            self._begin_beside(plan)
         if plan.chunks:
-            step_ms = self._step_times.step_ms(plan, self._adapters, now_ms)
-            self.scheduler.commit(plan)
-            self._step = plan
-            self.num_steps += 1
-            self.next_event_ms = now_ms + step_ms
-            if any(chunk.cpu_layers for chunk in plan.chunks):
-                self._reports.on_assist(self._index, self.next_event_ms)
+            self._begin_step(plan)
+        elif self._steps:
+            self._steps.wait_for_all()
         else:
-            # Everybody waits for an adapter.
+            # Everybody waits for an adapter, or is computed beside.
+            beside_ms = math.inf if self._steps.beside is None else self._steps.beside.end_ms
             hold_end_ms = self.scheduler.cold_starts.next_hold_end_ms()
-            self.next_event_ms = min(self._depot.next_arrival_ms(), hold_end_ms)
+            self.next_event_ms = min(self._depot.next_arrival_ms(), hold_end_ms, beside_ms)
         for load in loads:
             coming = self._depot.coming(load.adapter_slot)
             ready_ms = now_ms if coming is None else coming.ready_ms
             self._reports.on_load(self._index, load.adapter, ready_ms, self._depot.free_ms)
+        return bool(plan.chunks)
+
+    def _begin_step(self, plan: StepPlan) -> None:
+        begin_ms = self._steps.free_ms(self._clock.now_ms)
+        step_ms = self._step_times.step_ms(plan, self._adapters, begin_ms)
+        self.scheduler.commit(plan)
+        self._steps.add(plan, begin_ms, step_ms)
+        self.num_steps += 1
+        if any(chunk.cpu_layers for chunk in plan.chunks):
+            self._reports.on_assist(self._index, begin_ms + step_ms)
+
+    def _begin_beside(self, plan: StepPlan) -> None:
+        begin_ms = self._steps.free_ms(self._clock.now_ms)
+        is_shared = bool(plan.chunks or self._steps)
+        beside = self._step_times.beside(plan.beside, self._adapters, begin_ms, is_shared=is_shared)
+        self._steps.beside = beside
+        self.scheduler.commit_beside(plan.beside)
+        if any(chunk.cpu_layers for chunk in plan.beside):
+            self._reports.on_assist(self._index, beside.end_ms)
 
     def _move_adapters(self, plan: StepPlan) -> list[AdapterLoad]:
         loads: list[AdapterLoad] = []
@@ -193,15 +191,94 @@ class SimulatedReplica:
             self._depot.load((load, self._adapters[load.adapter]) for load in loads)
         return loads
 
+    # Steps that are all alike
+
+    def _begin_run(self) -> bool:
+        """Pass over steps that only decode, if the next ones do. Who plans ahead plans the last of them when
+        the one before it ends."""
+        if len(self._steps) != self._ahead:
+            return False
+        most_steps = self._fewest_tokens_left()
+        num_steps = self.scheduler.num_equal_steps(most_steps, tight=not self._ahead) if most_steps else 0
+        if num_steps <= self._ahead:
+            return False
+        first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
+        between_ms = self._steps.between_ms
+        begin_ms = self._steps.free_ms(self._clock.now_ms) - between_ms
+        run = DecodeRun(begin_ms, first_ms + between_ms, growth_ms, num_steps)
+        if self._missed_deadlines is not None:
+            # Whoever is late is dropped at the end of a step that is planned.
+            due_ms = min(self._missed_deadlines.next_due_ms, run.end_ms(num_steps))
+            run = replace(run, num_steps=run.steps_until(due_ms) - 1)
+            if run.num_steps <= self._ahead:
+                return False
+        self._run = run
+        self.next_event_ms = self._steps.end_ms if self._steps else self._run_event_ms(self._run)
+        return True
+
+    def _run_event_ms(self, run: DecodeRun) -> float:
+        """When the next step is planned that is not one of them."""
+        return run.end_ms(run.num_steps - self._ahead)
+
+    def _cut(self, run: DecodeRun) -> None:
+        """Somebody has come: what is planned when the step of now has ended is planned for them too."""
+        now_ms = self._clock.now_ms
+        is_begun = not self._ahead or now_ms > run.begin_ms
+        num_ended = run.steps_until(now_ms) if is_begun else 0
+        num_steps = min(run.num_steps, num_ended + self._ahead)
+        if num_steps < run.num_steps:
+            self._run = replace(run, num_steps=num_steps)
+        if not self._steps:
+            self.next_event_ms = self._run_event_ms(self._run or run)
+
+    def _end_run(self, run: DecodeRun) -> None:
+        self._run = None
+        num_ended = run.num_steps - self._ahead
+        if num_ended:
+            self.scheduler.book_equal_steps(num_ended)
+            self._end_answers([*self.scheduler.running, *self.scheduler.ending])
+        self.num_steps += run.num_steps
+        if self._ahead:
+            plan = self.scheduler.plan_equal_step()
+            self.scheduler.commit(plan)
+            self._steps.add_ending(plan, run.end_ms(run.num_steps))
+        else:
+            self._steps.note_end(self._clock.now_ms)
+
+    def _fewest_tokens_left(self) -> int:
+        """Of any answer that is begun, as far as they are passed over at once."""
+        most = self._most_equal_steps
+        requests = self._requests
+        for sequence in self.scheduler.running if most else ():
+            left = requests[sequence].output_tokens - sequence.num_tokens + sequence.num_prompt_tokens
+            most = min(most, left)
+        return max(0, most)
+
     # What ends
 
     def _end_step(self, plan: StepPlan) -> None:
+        self._end_chunks(plan.chunks)
+
+    def _end_beside(self) -> None:
+        if chunks := self._steps.take_beside(self._clock.now_ms):
+            self.scheduler.cold_starts.lane.leave()
+            for chunk in chunks:
+                self.scheduler.check(chunk, in_time=True)
+            self._end_chunks(chunks)
+
+    def _end_chunks(self, chunks: Iterable[ScheduledChunk]) -> None:
         now_ms = self._clock.now_ms
         ended: list[Sequence] = []
-        for chunk in plan.chunks:
+        for chunk in chunks:
             sequence = chunk.sequence
+            if sequence.status is SequenceStatus.FINISHED:
+                continue  # a step planned before its end was known
             if chunk.cpu_layers:
                 self.scheduler.check(chunk, in_time=True)
+            if self._missed_deadlines is not None and is_late(sequence, now_ms):
+                if chunk.yields_token:
+                    self._drop(sequence)
+                continue
             if chunk.yields_token:
                 sequence.num_pending_tokens -= 1
                 sequence.token_ids.append(0)
@@ -219,13 +296,16 @@ class SimulatedReplica:
             if len(sequence.token_ids) - sequence.num_prompt_tokens < request.output_tokens:
                 continue
             self.scheduler.finish(sequence)
+            first_scheduled_ms = sequence.timings.first_scheduled_ms
             first_token_ms = sequence.timings.first_token_ms
+            assert first_scheduled_ms is not None
             assert first_token_ms is not None
             self._forget(sequence)
             self._reports.on_answer(
                 Answered(
                     request,
                     self._index,
+                    first_scheduled_ms,
                     first_token_ms,
                     self._clock.now_ms,
                     sequence.cold_start,
@@ -233,38 +313,13 @@ class SimulatedReplica:
                 )
             )
 
+    def _drop(self, sequence: Sequence) -> None:
+        """Its deadline has passed."""
+        failure, request = describe_miss(sequence, self._clock.now_ms), self._requests[sequence]
+        self.scheduler.finish(sequence)
+        self._forget(sequence)
+        self._reports.on_failure(request, failure)
+
     def _forget(self, sequence: Sequence) -> None:
         del self._requests[sequence]
         del self._sequences[sequence.request.id]
-
-
-@lru_cache(maxsize=4096)
-def _tokens(num_tokens: int) -> tuple[int, ...]:
-    """So many tokens, of which nobody knows more."""
-    return (0,) * num_tokens
-
-
-def _new_sequence(request: SimulatedRequest) -> Sequence:
-    """As an engine makes it. Its tokens are in no prefix cache."""
-    facts = request.facts
-    prompt = _tokens(facts.prompt_tokens)
-    return Sequence(
-        request=Request(
-            id=facts.id,
-            line=0,
-            prompt_token_ids=prompt,
-            adapter=facts.adapter,
-            sampling=_sampling(request.max_output_tokens),
-            bounds=facts.bounds,
-            arrival_ms=facts.arrival_ms,
-        ),
-        timings=Timings(arrival_ms=facts.arrival_ms),
-        token_ids=list(prompt),
-        num_prompt_tokens=facts.prompt_tokens,
-        max_output_tokens=request.max_output_tokens,
-    )
-
-
-@lru_cache(maxsize=64)
-def _sampling(max_tokens: int) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens)

@@ -31,11 +31,13 @@ class Answered:
 
     Attributes:
         replica: its index.
+        first_scheduled_ms: when it was first taken into a step.
         cold_start: how its adapter came to the device.
     """
 
     request: SimulatedRequest
     replica: int
+    first_scheduled_ms: float
     first_token_ms: float
     last_token_ms: float
     cold_start: ColdStart

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from caraserve_cli.coldstart.break_even import SHARED_DEVICE
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
 from caraserve_cli.perf.adapter_ops import adapter_ops
-from caraserve_cli.perf.batch_load import BatchLoad, RankSums
+from caraserve_cli.perf.batch_load import NO_RANKS, RankSums
 from caraserve_cli.perf.cpu_ops import cpu_ops_ms
-from caraserve_cli.perf.step_load import StepLoad
+from caraserve_cli.perf.mixed import MixedStep
+from caraserve_cli.perf.step_correction import NO_CORRECTION
+from caraserve_cli.perf.step_load import StepKind, StepLoad
+from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
+from caraserve_cli.simulation.steps_ahead import BesideStep
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 
@@ -22,13 +27,28 @@ class StepTimes:
     Args:
         replica: its models.
         depot: where its adapters are.
+        predictor: of its steps, by which it plans; it is told of all of them.
     """
 
-    def __init__(self, replica: ReplicaFacts, depot: SimulatedDepot) -> None:
-        self._replica, self._depot = replica, depot
+    def __init__(self, replica: ReplicaFacts, depot: SimulatedDepot, predictor: StepPredictor) -> None:
+        self._replica, self._depot, self._predictor = replica, depot, predictor
         self._profile = replica.profile
         self._model = replica.step_model
         self._num_layers = replica.profile.shape.num_layers
+        decode, prompts = self._model.corrections
+        self._kv_token_ms = self._model.kv_token_ms * decode.times + decode.kv_token_ms
+        # What a profile knows of steps beyond the model that plans go by. A model that steps have corrected
+        # has all of that in it.
+        kernel, profile = self._model.lora_kernel, self._profile
+        is_measured = kernel is None or not kernel.is_padded
+        self._decode_lora = profile.decode_lora if is_measured and decode is NO_CORRECTION else None
+        self._mixed = profile.mixed if is_measured and prompts is NO_CORRECTION else None
+
+    def _teach(self, load: StepLoad, step_ms: float) -> None:
+        """Steps correct what plans go by, as in an engine; there is nothing to learn where that is all that
+        is known of them."""
+        if self._decode_lora is not None or self._mixed is not None:
+            self._predictor.learn(self._predictor.predict(load), step_ms)
 
     def decode_ms(self, running: Iterable[Sequence], adapters: dict[str, AdapterInfo]) -> tuple[float, float]:
         """Of the next step, which decodes for all that run: milliseconds, and how much longer each further
@@ -40,8 +60,10 @@ class StepTimes:
             kv_tokens += sequence.num_computed_tokens + 1
             if sequence.request.adapter is not None:
                 names.add(sequence.request.adapter)
-        batch = BatchLoad(num_requests, _rank_sums(names, adapters), kv_tokens)
-        return self._model.decode_ms(batch), self._model.kv_token_ms * num_requests
+        load = StepLoad(num_requests, 0, _rank_sums(names, adapters), kv_tokens)
+        step_ms = self._computing_ms(load)
+        self._teach(load, step_ms)
+        return step_ms, self._kv_token_ms * num_requests
 
     def step_ms(self, plan: StepPlan, adapters: dict[str, AdapterInfo], begin_ms: float) -> float:
         """Milliseconds of a planned step, whose copies the depot has begun; from `begin_ms`, what it stands
@@ -62,8 +84,39 @@ class StepTimes:
                 if self._depot.coming(sequence.adapter_slot) is not None:
                     cold.append(chunk)
         load = StepLoad(num_decoding, prompt_tokens, _rank_sums(names, adapters), kv_tokens)
-        computing_ms = self._model.step_ms(load)
+        computing_ms = self._computing_ms(load)
+        self._teach(load, computing_ms)
         return self._with_cold(cold, adapters, computing_ms, begin_ms) if cold else computing_ms
+
+    def _computing_ms(self, load: StepLoad) -> float:
+        """Without waiting for anything."""
+        model = self._model
+        if load.prompt_tokens and self._mixed is not None:
+            step = MixedStep(load.prompt_tokens, load.num_decoding, load.kv_tokens, load.ranks)
+            if load.num_decoding:
+                return self._mixed.step_ms(step)
+            return model.step_ms(load._replace(ranks=NO_RANKS)) + self._mixed.added_ms(step)
+        if load.kind is StepKind.DECODE and self._decode_lora is not None:
+            base_ms = model.decode_ms(load.decoding._replace(ranks=NO_RANKS))
+            return base_ms + self._decode_lora.added_ms(load.decoding)
+        return model.step_ms(load)
+
+    def beside(
+        self,
+        chunks: tuple[ScheduledChunk, ...],
+        adapters: dict[str, AdapterInfo],
+        begin_ms: float,
+        *,
+        is_shared: bool,
+    ) -> BesideStep:
+        """A step that is computed beside the others from `begin_ms` on; it and they are `is_shared` the
+        device while it computes, and none of the time in which it waits for copies or CPU workers."""
+        names = {name for chunk in chunks if (name := chunk.sequence.request.adapter) is not None}
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        alone_ms = self._computing_ms(StepLoad(0, num_tokens, _rank_sums(names, adapters)))
+        computing_ms = SHARED_DEVICE * alone_ms if is_shared else alone_ms
+        step_ms = self._with_cold(chunks, adapters, computing_ms, begin_ms)
+        return BesideStep(chunks, begin_ms, begin_ms + step_ms, alone_ms / step_ms)
 
     def _with_cold(
         self,
@@ -81,7 +134,8 @@ class StepTimes:
             slot = chunk.sequence.adapter_slot
             assert slot is not None
             coming = self._depot.coming(slot)
-            assert coming is not None
+            if coming is None:
+                continue
             if chunk.sequence.cold_start is ColdStart.ON_DEMAND_BLOCKING:
                 step_ms = max(step_ms, coming.ready_ms - begin_ms + computing_ms)
                 continue

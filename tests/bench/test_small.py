@@ -21,6 +21,8 @@ __all__ = ["caraserve"]
 RECIPES = {path.stem: path for path in embedded_recipes()}
 # Another one has the same kind and the same sort of cases, and is run.
 LIKE_ANOTHER = {"ci": "quick", "peft-long": "peft", "paper-s2": "paper-s1", "paper-s6": "paper-s5"}
+# What is run beside a profile of the machine (test_simulator.py).
+NEEDS_A_PROFILE = {"simulator", "simulator-sample"}
 # What only a GPU measures.
 ONLY_ON_A_GPU = {"paper-cpu": ["64 tokens, rank 64: sync_free_ms", "256 tokens, rank 64: sync_free_ms"]}
 
@@ -90,7 +92,7 @@ def test_what_is_not_run_is_like_what_is() -> None:
 
 
 @pytest.mark.usefixtures("quick_floor")
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in LIKE_ANOTHER])
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - LIKE_ANOTHER.keys() - NEEDS_A_PROFILE))
 def test_a_recipe_runs_on_the_sample(caraserve: Caraserve, tmp_path: Path, name: str) -> None:
     result_file = tmp_path / "result.json"
     ended = caraserve("bench", name, "--small", "--json", result_file)
@@ -104,6 +106,15 @@ def test_a_recipe_runs_on_the_sample(caraserve: Caraserve, tmp_path: Path, name:
     assert bool(reported) == name.startswith("paper-")
 
 
+@pytest.mark.parametrize("name", sorted(NEEDS_A_PROFILE))
+def test_a_recipe_that_needs_a_profile_says_so(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ended = caraserve("bench", name, "--small")
+    assert_refused(ended, 2, "caraserve profile --base")
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -111,6 +122,7 @@ def test_a_recipe_runs_on_the_sample(caraserve: Caraserve, tmp_path: Path, name:
         ("--baseline", "x.json"),
         ("--try-gate", "2"),
         ("--slow-decode", "1.1"),
+        ("--profile", "x.json"),
         ("--github-benchmark", "x.json"),
     ],
 )

@@ -36,7 +36,8 @@ def test_a_profile_is_measured_printed_and_stored(caraserve: Caraserve, tmp_path
     assert "No link" in ended.stdout
     told = [line for line in ended.stderr.splitlines() if not line.startswith("left out: ")]
     parts = "LoRA on the CPU", "LoRA in decoding steps", "prefill steps", "decoding steps"
-    assert told == [f"measuring: {part}" for part in (*parts, "contexts of decoding steps")]
+    last = "contexts of decoding steps", "prompts beside decoding requests"
+    assert told == [f"measuring: {part}" for part in (*parts, *last)]
 
     profile = from_json(written.read_bytes(), "written")
     machine = this_machine(profile.measured_on.device)

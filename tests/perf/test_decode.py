@@ -37,3 +37,9 @@ def test_larger_batches_that_were_measured_faster_are_pooled() -> None:
 def test_what_falls_is_refused() -> None:
     with pytest.raises(ProfileError, match="decoding steps"):
         DecodeModel.fit([1, 2, 4, 8], [9.0, 4.0, 2.0, 1.0])
+
+
+def test_a_padded_batch_takes_as_long_as_the_next_size() -> None:
+    model = DecodeModel.fit([1, 8, 32], [20.0, 22.0, 34.0], is_padded=True)
+    assert [model.step_ms(size) for size in (0, 1, 2, 8, 9, 32)] == [0, 20, 22, 22, 34, 34]
+    assert model.step_ms(34) == pytest.approx(35)
