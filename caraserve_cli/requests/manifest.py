@@ -19,6 +19,7 @@ MANIFEST_DRAFT_NAME = "run.json.tmp"
 
 # Between the names of several files or folders in one value.
 _BETWEEN = ", "
+_PLACES = ("/", "hf://")
 
 # What a run.json holds -> the same as this version would have written it.
 Update: TypeAlias = Callable[[Mapping[str, object]], dict[str, object]]
@@ -71,9 +72,10 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update
 
 
 def _difference(key: str, earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """Of lists of names what is new or gone: a pattern may match another file by now."""
-    names = [each[key].split(_BETWEEN) if isinstance(each.get(key), str) else [] for each in (earlier, now)]
-    if all(names) and max(map(len, names)) > 1:
+    """Of lists of places what is new or gone: a pattern may match another file by now."""
+    names = [str(each.get(key)).split(_BETWEEN) for each in (earlier, now)]
+    are_places = all(name.startswith(_PLACES) for each in names for name in each)
+    if are_places and max(map(len, names)) > 1:
         new = [name for name in names[1] if name not in names[0]]
         gone = [name for name in names[0] if name not in names[1]]
         parts = [
