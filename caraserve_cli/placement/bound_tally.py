@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from caraserve_cli.placement.nearness import bound_of, nearness_of
+from caraserve_cli.placement.nearness import bound_of, nearness_there
 
 # Bounds are told apart by the exponent of a float32 and the first 6 bits of its mantissa: 64 cells for each
 # factor of two, so that two in one cell differ by 1.6% at most. Time models are off by more than that.
@@ -44,7 +44,8 @@ class BoundTally:
 
     def common_ms(self, replica: int, num_requests: int, token_ms: float) -> float:
         """The bound that all requests on a replica could have instead of their own, and a millisecond more
-        for each token would count as much for all of them together (`nearness`); infinite if none has one.
+        for each token would count as much for all of them together (`nearness_there`); infinite if none has
+        one, or all are lost.
 
         Args:
             replica: its index.
@@ -56,7 +57,7 @@ class BoundTally:
             return math.inf
         all_count = float(num_requests - num_bounds)
         for cell, number in self._counts[replica].items():
-            all_count += number * nearness_of(token_ms, _BOUNDS_MS[cell])
+            all_count += number * nearness_there(token_ms, _BOUNDS_MS[cell])
         return bound_of(all_count / num_requests, token_ms)
 
 

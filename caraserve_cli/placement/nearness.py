@@ -9,13 +9,13 @@ import numpy as np
 from caraserve_cli.perf.batch_load import FloatArray
 
 # A forecast of a request's time for a token is off: up to this much of its bound a request keeps it, and from
-# that on it surely breaks it. Chosen, not measured; what a fleet's forecasts miss is below 5% (README).
+# that on it surely breaks it. Chosen, not measured: steps are foreseen to within 5% (README), answers less
+# well.
 _KEEPS, _BREAKS = 0.9, 1.1
 # A bound of 0, or one that has passed, is as lost as this one.
 _LEAST_MS = 1e-9
 _AT_KEEPS = 1 / math.sqrt(1 - _KEEPS)
 _SLOPE = 0.5 * _AT_KEEPS**3
-_AT_BREAKS = _AT_KEEPS + _SLOPE * (_BREAKS - _KEEPS)
 
 
 def nearness(token_ms: FloatArray, bound_ms: FloatArray | float) -> FloatArray:
@@ -42,14 +42,15 @@ def nearness(token_ms: FloatArray, bound_ms: FloatArray | float) -> FloatArray:
     return lost
 
 
-def nearness_of(token_ms: float, bound_ms: float) -> float:
-    """`nearness` of one request."""
+def nearness_there(token_ms: float, bound_ms: float) -> float:
+    """`nearness` of one request that is placed, and 1 if its bound is lost there: who breaks it anyway need
+    not be spared. Simulated with 12 replicas like an A10, two seeds of 40 s, 75 requests a second, bgmv: if
+    lost ones count as in `nearness` / 1, 93.5 / 95.3% of bounds of 36 ms were kept, and 65 / 68% of bounds of
+    30, 36 and 45 ms and none by turns."""
     share = token_ms / max(bound_ms, _LEAST_MS)
     if share <= _KEEPS:
         return 1 / math.sqrt(1 - share)
-    if share <= _BREAKS:
-        return _AT_KEEPS + _SLOPE * (share - _KEEPS)
-    return max(1.0, _AT_BREAKS * _BREAKS / share)
+    return _AT_KEEPS + _SLOPE * (share - _KEEPS) if share <= _BREAKS else 1.0
 
 
 def bound_of(counts: float, token_ms: float) -> float:

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from caraserve_cli.placement.bound_tally import BoundTally
-from caraserve_cli.placement.nearness import nearness_of
+from caraserve_cli.placement.nearness import nearness_there
 
 
 @pytest.mark.parametrize("bound_ms", [-1e300, 0.0, 5e-324, 1.0, 16_384.0, 1e39, 1.7e308])
@@ -32,9 +32,9 @@ def test_near_the_common_bound_all_count_as_much_as_near_their_own(token_ms: flo
     tally = BoundTally(1)
     for bound_ms in bounds_ms:
         tally.add(0, bound_ms)
-    right = 3 + sum(nearness_of(token_ms, bound_ms) for bound_ms in bounds_ms)
+    right = 3 + sum(nearness_there(token_ms, bound_ms) for bound_ms in bounds_ms)
     common_ms = tally.common_ms(0, 8, token_ms)
-    assert 8 * nearness_of(token_ms, common_ms) == pytest.approx(right, rel=0.05)
+    assert 8 * nearness_there(token_ms, common_ms) == pytest.approx(right, rel=0.05)
 
 
 @pytest.mark.parametrize("token_ms", [1.0, 30.0, 34.0, 39.0])

@@ -7,24 +7,26 @@ import math
 import numpy as np
 import pytest
 
-from caraserve_cli.placement.nearness import bound_of, nearness, nearness_of
+from caraserve_cli.placement.nearness import bound_of, nearness, nearness_there
 
 
 @pytest.mark.parametrize(
-    ("token_ms", "counts"),
-    [(0, 1), (75, 2), (90, 10**0.5), (100, 1.5 * 10**0.5), (110, 2 * 10**0.5), (330, 10**0.5 * 2 / 3)],
+    ("token_ms", "counts"), [(0, 1), (75, 2), (90, 10**0.5), (100, 1.5 * 10**0.5), (109.9, 1.995 * 10**0.5)]
 )
 def test_the_curve(token_ms: float, counts: float) -> None:
     """Of a bound of 100 ms."""
-    assert nearness_of(token_ms, 100.0) == pytest.approx(max(1, counts))
+    assert nearness_there(token_ms, 100.0) == pytest.approx(counts)
+    assert nearness(np.array([token_ms]), 100.0).tolist() == pytest.approx([counts])
 
 
-@pytest.mark.parametrize("bound_ms", [100.0, 36.0, 1.0, 0.0, -5.0, -1e300, math.inf])
-def test_of_one_as_of_many(bound_ms: float) -> None:
-    with np.errstate(all="raise"):
-        token_ms = np.linspace(0, 400, 801)
-        of_many = nearness(token_ms, bound_ms)
-    assert of_many.tolist() == pytest.approx([nearness_of(each, bound_ms) for each in token_ms.tolist()])
+def test_a_lost_bound_of_who_is_there_is_none() -> None:
+    assert nearness_there(110.1, 100.0) == 1
+    assert nearness_there(30.0, -5.0) == 1
+
+
+def test_a_lost_bound_of_who_is_placed_counts_less_and_less() -> None:
+    counts = nearness(np.array([110.0, 220.0, 330.0, 1e6]), 100.0)
+    assert counts.tolist() == pytest.approx([2 * 10**0.5, 10**0.5, 10**0.5 * 2 / 3, 1])
 
 
 def test_without_a_bound_a_millisecond_is_one() -> None:
@@ -44,7 +46,7 @@ def test_what_is_taken_never_counts_less_for_taking_longer() -> None:
 
 @pytest.mark.parametrize("bound_ms", [30.5, 33.0, 36.0, 60.0, 3000.0])
 def test_the_bound_is_found_again(bound_ms: float) -> None:
-    assert bound_of(nearness_of(30.0, bound_ms), 30.0) == pytest.approx(bound_ms)
+    assert bound_of(nearness_there(30.0, bound_ms), 30.0) == pytest.approx(bound_ms)
 
 
 def test_no_bound_counts_as_one() -> None:
