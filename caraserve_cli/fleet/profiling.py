@@ -246,8 +246,8 @@ def _fit_decode_lora(
 def _base_ms(
     step: MixedStep, measured: Mapping[MixedStep, float], decode: DecodeModel, kv_cost: KvCost | None
 ) -> float:
-    """Of a decoding step, without its adapters: of the same batch with about the same contexts, where that was
-    measured, and not of a model of it."""
+    """Of a decoding step, without its adapters: of the same batch with about the same contexts, where that
+    was measured, and not of a model of it."""
     token_ms = kv_cost.token_ms if kv_cost else 0.0
     same = [
         each
