@@ -144,7 +144,6 @@ def _parse_kernel(table: RecipeTable, *, is_padded: bool) -> LoraKernelModel:
 def _parse_constants(table: RecipeTable) -> tuple[MachineProfile, str]:
     name = table.text("name")
     base = table.choice("base", tuple(KNOWN_BASES), "")
-    link = table.table("link")
     cpu = table.optional_table("cpu_lora")
     profile = MachineProfile(
         measured_on=MeasuredOn(
@@ -153,19 +152,29 @@ def _parse_constants(table: RecipeTable) -> tuple[MachineProfile, str]:
         base=base,
         dtype=table.choice("dtype", tuple(DTYPE_BYTES), "float16"),
         shape=_shape(base),
-        link=LinkModel(
-            link.optional_positive("latency_ms") or 0.0, link.positive("gbps") * BYTES_PER_MS_OF_GBPS, _STATED
-        ),
+        link=parse_link(table.table("link")),
         exchange=None,
         prefill=_parse_prefill(table.table("prefill")),
         decode=_parse_decode(table.table("decode")),
         cpu_lora=None if cpu is None else _parse_cpu(cpu),
         tokens_per_worker=1 if cpu is None else cpu.count("tokens_per_worker", None),
     )
-    for each in (link, cpu, table):
+    for each in (cpu, table):
         if each is not None:
             each.close()
     return profile, name
+
+
+def parse_link(table: RecipeTable) -> LinkModel:
+    """A link, or a disk, as its table states it.
+
+    Raises:
+        OptionError: a key is missing, unknown or wrong.
+    """
+    bytes_per_ms = table.positive("gbps") * BYTES_PER_MS_OF_GBPS
+    link = LinkModel(table.optional_positive("latency_ms") or 0.0, bytes_per_ms, _STATED)
+    table.close()
+    return link
 
 
 def _parse_cpu(table: RecipeTable) -> CpuLoraModel:

@@ -22,6 +22,8 @@
     cpu_workers = 8
     cold_start = "auto"
     scheduling = "fcfs"                       # optional; or slack, the default of `run`
+    disk = { latency_ms = 0.1, gbps = 2 }     # optional: adapters are read from it to host memory
+    host_adapter_memory = "64GB"              # beside it: for those that were read; others are read anew
     [workload]
     burstiness = 1                            # optional: of the gaps, 1 is a Poisson process
     adapters = 40000
@@ -50,7 +52,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caraserve_cli.bench.cluster_machine import SimulatedMachine, parse_machine
+from caraserve_cli.bench.cluster_machine import SimulatedMachine, parse_link, parse_machine
 from caraserve_cli.bench.cluster_recipe import (
     CLUSTER,
     ClusterRecipe,
@@ -73,7 +75,7 @@ from caraserve_cli.simulation.workload import AdapterMix, Lengths
 _KERNELS = ("bgmv", "mbgmv")
 # Of a block of the KV cache, the engine's default.
 _BLOCK_TOKENS = 16
-# All adapters of a simulation are in host memory, and none is on a device before the clock starts.
+# None of the adapters of a simulation is on a device before the clock starts.
 _COLD_STARTS = tuple(name for name in COLD_START_NAMES if name != "cached")
 
 
@@ -168,6 +170,9 @@ def _parse_fleet(table: RecipeTable, machine: SimulatedMachine, workload: Cluste
         room = f"room for the largest adapter, {largest} bytes"
         raise table.wrong("adapter_memory", room, config.adapter_memory_bytes)
     cold_start = table.choice("cold_start", _COLD_STARTS, "auto")
+    disk_table = table.optional_table("disk")
+    if disk_table is None:
+        table.refuse("host_adapter_memory", "without 'disk', as all adapters are in host memory")
     fleet = FleetKeys(
         num_replicas=table.count("replicas", None),
         config=config,
@@ -175,6 +180,8 @@ def _parse_fleet(table: RecipeTable, machine: SimulatedMachine, workload: Cluste
         num_cpu_workers=table.count("cpu_workers", 0, low=0),
         cold_start=cold_start,
         scheduling=table.choice("scheduling", SCHEDULING_NAMES, FirstComeFirstServed.name),
+        disk=None if disk_table is None else parse_link(disk_table),
+        host_adapter_bytes=0 if disk_table is None else _size_bytes(table, "host_adapter_memory"),
     )
     if fleet.num_cpu_workers and machine.profile.cpu_lora is None:
         raise table.wrong(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from caraserve_cli.bench.cluster_machine import SimulatedMachine
 from caraserve_cli.config import EngineConfig
+from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.workload import AdapterMix, Lengths
 
@@ -30,6 +31,8 @@ class FleetKeys:
     num_cpu_workers: int
     cold_start: str
     scheduling: str
+    disk: LinkModel | None
+    host_adapter_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,8 @@ class ClusterRecipe:
                 config=self.fleet.config,
                 max_requests=self.fleet.max_requests,
                 num_cpu_workers=self.fleet.num_cpu_workers,
+                disk=self.fleet.disk,
+                host_adapter_bytes=self.fleet.host_adapter_bytes,
             )
             for index in range(self.fleet.num_replicas)
         ]

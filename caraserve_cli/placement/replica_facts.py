@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caraserve_cli.config import EngineConfig
+from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.step_model import StepModel
 
@@ -22,6 +23,8 @@ class ReplicaFacts:
         num_cpu_workers: that assist cold starts.
         steps_in_flight: plans that are under way at once: 2 where a GPU's runner plans one step ahead.
         beside_tokens: of a step that is computed beside the others; 0 where nothing is.
+        disk: from which adapters are read to host memory; None where all are there from the start.
+        host_adapter_bytes: of host memory for adapters that were read.
     """
 
     name: str
@@ -32,3 +35,5 @@ class ReplicaFacts:
     num_cpu_workers: int = 0
     steps_in_flight: int = 1
     beside_tokens: int = 0
+    disk: LinkModel | None = None
+    host_adapter_bytes: int = 0

@@ -20,6 +20,7 @@ from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.decode_run import DecodeRun
+from caraserve_cli.simulation.host_shelf import HostShelf
 from caraserve_cli.simulation.new_sequence import new_sequence
 from caraserve_cli.simulation.replica_reports import ReplicaReports
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
@@ -63,11 +64,16 @@ class SimulatedReplica:
         self._max_running = facts.config.max_running
         self._most_equal_steps = most_equal_steps
         self._ahead = facts.steps_in_flight - 1
+        self._adapters: dict[str, AdapterInfo] = {}  # of what is here
+        self._shelf: HostShelf | None = None
+        if facts.disk is not None:
+            self._shelf = HostShelf(facts.disk, facts.host_adapter_bytes, self._adapters, clock)
         self._depot = SimulatedDepot(
             facts.profile.link,
             clock,
             facts.num_cpu_workers if facts.profile.cpu_lora else 0,
             facts.config.prefill_chunk_tokens,
+            self._shelf,
         )
         predictor = StepPredictor(facts.step_model)
         self._step_times = StepTimes(facts, self._depot, predictor)
@@ -76,7 +82,6 @@ class SimulatedReplica:
         self.scheduler.cold_starts.supply = self._depot
         self.scheduler.cold_starts.policy = policy
         self.scheduler.cold_starts.lane.max_tokens = facts.beside_tokens
-        self._adapters: dict[str, AdapterInfo] = {}  # of what is here
         self._adapter_in: dict[int, str] = {}  # slot → name
         self._requests: dict[Sequence, SimulatedRequest] = {}
         self._sequences: dict[str, Sequence] = {}
@@ -140,6 +145,8 @@ class SimulatedReplica:
             self._drop(sequence)
         if self._begin_run():
             return False
+        if self._shelf is not None:
+            self._shelf.prefetch(self.scheduler.wanted_adapters())
         plan, now_ms = self.scheduler.plan(), self._clock.now_ms
         loads = self._move_adapters(plan)
         if plan.beside:
@@ -152,7 +159,8 @@ class SimulatedReplica:
             # Everybody waits for an adapter, or is computed beside.
             beside_ms = math.inf if self._steps.beside is None else self._steps.beside.end_ms
             hold_end_ms = self.scheduler.cold_starts.next_hold_end_ms()
-            self.next_event_ms = min(self._depot.next_arrival_ms(), hold_end_ms, beside_ms)
+            arrival_ms = min(self._depot.next_arrival_ms(), self._depot.next_read_ms())
+            self.next_event_ms = min(arrival_ms, hold_end_ms, beside_ms)
         for load in loads:
             coming = self._depot.coming(load.adapter_slot)
             ready_ms = now_ms if coming is None else coming.ready_ms

@@ -1,5 +1,5 @@
-"""The adapters of a simulated replica: all are in host memory, and one link brings them to the device, one
-after the other. No bytes: only when they have come.
+"""The adapters of a simulated replica: in host memory, all of them or those that were read from a disk, and
+one link brings them to the device, one after the other. No bytes: only when they have come.
 
 What slides within the device's pool takes no time here: two orders of magnitude less than a copy to it
 (`engine.residency`).
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from caraserve_cli.core import AdapterInfo, ColdStart
 from caraserve_cli.perf.link import LinkModel
+from caraserve_cli.simulation.host_shelf import HostShelf
 from caraserve_cli.step_plan import AdapterLoad
 
 
@@ -37,6 +38,7 @@ class SimulatedDepot:
         clock_ms: the time now.
         num_workers: that assist cold starts.
         max_assisted_tokens: that they can be given in one step.
+        shelf: the host memory; None where all adapters are there.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class SimulatedDepot:
         clock_ms: Callable[[], float],
         num_workers: int,
         max_assisted_tokens: int,
+        shelf: HostShelf | None = None,
     ) -> None:
+        self._shelf = shelf
         self._link, self._clock_ms = link, clock_ms
         self.free_workers = num_workers
         self.most_assisted_tokens = max_assisted_tokens if num_workers else 0
@@ -113,11 +117,15 @@ class SimulatedDepot:
 
     def is_ready(self, adapter: str) -> bool:
         """See `AdapterSupply`."""
-        return True
+        return self._shelf is None or self._shelf.is_ready(adapter)
 
     def ready_ms(self, adapter: str) -> float:
         """See `AdapterSupply`."""
-        return self._clock_ms()
+        return self._clock_ms() if self._shelf is None else self._shelf.ready_ms(adapter)
+
+    def next_read_ms(self) -> float:
+        """When the next adapter comes to host memory; infinite where none does."""
+        return float("inf") if self._shelf is None else self._shelf.next_ready_ms()
 
     def has_arrived(self, adapter_slot: int) -> bool:
         """See `AdapterSupply`."""

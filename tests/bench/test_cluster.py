@@ -159,6 +159,12 @@ def test_a_profile_takes_the_place_of_constants(tmp_path: Path) -> None:
         ('adapter_memory = "2GB"', 'adapter_memory = "0.5"', "'adapter_memory'"),
         ("max_requests = 32", 'max_requests = 32\ncold_start = "cached"', "'cold_start' must be one of auto"),
         ("max_requests = 32", "max_requests = 32\ncpu_workers = 4", "'cpu_workers' must be 0"),
+        ("max_requests = 32", 'max_requests = 32\nhost_adapter_memory = "1GB"', "no meaning without 'disk'"),
+        (
+            "max_requests = 32",
+            "max_requests = 32\ndisk = { gbps = 2 }",
+            "'host_adapter_memory' is missing",
+        ),
         ("max_running = 16", "max_running = 100000", "'max_running' must be what an engine takes"),
         ("sigma = 1,", "sigmas = 1,", "[prompt]: unknown key 'sigmas'; did you mean 'sigma'?"),
         ('over = "random"\nrate_per_s = 20', 'over = "random"\nrate_per_s = 30', "one of 'rates_per_s'"),
@@ -172,6 +178,17 @@ def test_what_cannot_be_honoured_is_named(tmp_path: Path, old: str, new: str, fr
         load(tmp_path, SMALL.replace(old, new, 1))
     assert fragment in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_adapters_may_be_read_from_a_disk(tmp_path: Path) -> None:
+    """So that first tokens take longer."""
+    disk = 'max_requests = 32\ndisk = { latency_ms = 1, gbps = 0.5 }\nhost_adapter_memory = "1GB"'
+    recipes = [load(tmp_path, text) for text in (SMALL, SMALL.replace("max_requests = 32", disk))]
+    fleet = recipes[1].fleet
+    assert fleet.disk is not None
+    assert (fleet.disk.latency_ms, fleet.disk.bytes_per_ms, fleet.host_adapter_bytes) == (1, 5e5, 10**9)
+    memory, read = (run_cluster(recipe, lambda _: None).points[0].ttft_ms for recipe in recipes)
+    assert read > memory
 
 
 def test_the_embedded_recipe_is_the_papers_cluster() -> None:

@@ -72,7 +72,7 @@ def test_booking_equals_rounds_of_plan_and_commit(
         assert [chunk.sequence for chunk in plan.chunks] == before
         assert all(chunk.num_tokens == 1 and chunk.yields_token for chunk in plan.chunks)
     assert _state(at_once, booked) == _state(one_by_one, planned)
-    for _ in range(60):  # and so is all that comes later
+    for _ in range(200):  # and so is all that comes later
         run_step(at_once)
         run_step(one_by_one)
         assert _state(at_once, booked) == _state(one_by_one, planned)
