@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.measured import Tell
 from caraserve_cli.bench.paper import PAPER, Paper, PaperComparison, compare_with_paper, parse_paper
 from caraserve_cli.bench.recipe_file import read_recipe
 from caraserve_cli.bench.recipe_kinds import (
     AnyRecipe,
-    Tell,
     load_any_recipe,
     measure_recipe,
     shrink_recipe,
