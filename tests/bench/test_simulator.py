@@ -212,9 +212,25 @@ def test_a_benchmark_of_scheduling_on_virtual_time(caraserve: Caraserve, tmp_pat
     assert case["bounds"]["tpot_slo_ms"] == pytest.approx(1e6 * case["base_tpot_ms"])
 
 
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_a_profile_that_says_nothing_of_adapters_is_told(
+    caraserve: Caraserve, tmp_path: Path, has_kernel: bool
+) -> None:
+    kernel = PROFILE.unpadded_kernel
+    assert kernel is not None
+    profile = dataclasses.replace(
+        sample_profile(), unpadded_kernel=kernel if has_kernel else None, decode_lora=None
+    )
+    profile_file = tmp_path / "profile.json"
+    profile_file.write_bytes(to_json(profile))
+    ended = caraserve("bench", write(tmp_path, VIRTUAL), "--profile", profile_file)
+    assert ended.returncode == 0, ended.stderr
+    assert ("adapters cost nothing here" in ended.stdout) is not has_kernel
+
+
 def test_what_cannot_be_simulated_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:
     profile_file, other = tmp_path / "profile.json", tmp_path / "other.json"
-    profile_file.write_bytes(to_json(sample_profile()))
+    profile_file.write_bytes(to_json(dataclasses.replace(sample_profile(), padded_kernel=None)))
     other.write_bytes(to_json(PROFILE))
     recipe = write(tmp_path, VIRTUAL)
 
@@ -230,4 +246,19 @@ def test_what_cannot_be_simulated_is_refused(caraserve: Caraserve, tmp_path: Pat
     assert "leave out --record" in refusal(recipe, "--profile", profile_file, "--record", tmp_path / "r")
     bare = write(tmp_path, SLO)
     assert "'adapter_memory' is missing" in refusal(bare, "--profile", profile_file)
+    for before, after, said in (
+        ('"40MB"', '"1KB"', "'kv_memory' is 1,000 bytes, and a block of the cache takes"),
+        ('"40MB"', '"0.5"', "'kv_memory': 0.5 is a share of a device's memory"),
+        ('device = "cpu"', 'device = "cuda"', "'device' is 'cuda', and the profile"),
+        ('dtype = "float32"', 'dtype = "float32"\ngpu_memory = "1GB"', "'gpu_memory' has no meaning"),
+        ('dtype = "float32"', 'dtype = "float32"\nlora_kernel = "bgmv"', "says nothing of its time"),
+    ):
+        assert before in VIRTUAL
+        line = refusal(write(tmp_path, VIRTUAL.replace(before, after)), "--profile", profile_file)
+        assert said in line
+        assert "case 'mixed'" in line
+    small = write(tmp_path, VIRTUAL.replace("tpot_within = 1e6\n", "").replace('"3MB"\nhost', '"1KB"\nhost'))
+    line = refusal(small, "--profile", profile_file)
+    assert "case 'mixed'" in line
+    assert "give more 'kv_memory' or 'adapter_memory'" in line
     assert os.environ["XDG_CACHE_HOME"].startswith(str(tmp_path))
