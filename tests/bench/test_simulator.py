@@ -13,6 +13,7 @@ import torch
 
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.floor import DeviceSpeed
+from caraserve_cli.bench.metric_finder import find_metrics
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from caraserve_cli.bench.serving_requests import make_arrivals
 from caraserve_cli.bench.serving_run import ServingRun
@@ -29,7 +30,7 @@ from caraserve_cli.perf.profile_store import ProfileStore, default_folder
 from tests.bench.serving_recipes import write
 from tests.bench.simulator_recipes import SIMULATOR
 from tests.bench.slo_recipes import SLO
-from tests.cli.command import SAMPLE
+from tests.cli.command import SAMPLE, assert_refused
 from tests.cli.conftest import Caraserve, caraserve
 from tests.placement.fleets import PROFILE, replica, step_model
 
@@ -210,6 +211,23 @@ def test_a_benchmark_of_scheduling_on_virtual_time(caraserve: Caraserve, tmp_pat
     (case,) = results[0]["cases"]
     assert case["held_rate_per_s"] == {"slack": 80, "fcfs": 80}
     assert case["bounds"]["tpot_slo_ms"] == pytest.approx(1e6 * case["base_tpot_ms"])
+    metrics = {metric.name: metric.values for metric in find_metrics(results[0])}
+    assert metrics["mixed: results: fcfs: 80/s: attainment"] == (1.0,)
+
+
+def test_a_page_says_that_it_is_simulated(caraserve: Caraserve, tmp_path: Path) -> None:
+    """This machine's name is on it, and nothing was measured on this machine."""
+    profile_file = tmp_path / "profile.json"
+    profile_file.write_bytes(to_json(sample_profile()))
+    pages = tmp_path / "page.md", tmp_path / "page.html"
+    asked = ("bench", write(tmp_path, VIRTUAL), "--profile", profile_file)
+    ended = caraserve(*asked, "--markdown", pages[0], "--html", pages[1])
+    assert ended.returncode == 0, ended.stderr
+    for page in pages:
+        assert f"Simulated on virtual time by the profile {profile_file}" in page.read_text()
+        assert "mixed: results: slack: 40/s: attainment" in page.read_text()
+    refused = caraserve(*asked, "--github-benchmark", tmp_path / "b.json")
+    assert_refused(refused, 2, "--github-benchmark: it is for what was measured")
 
 
 @pytest.mark.parametrize("has_kernel", [True, False])
