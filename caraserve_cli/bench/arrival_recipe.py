@@ -37,8 +37,9 @@ from caraserve_cli.bench.engine_case import (
     parse_options,
 )
 from caraserve_cli.bench.recipe_table import RecipeTable
-from caraserve_cli.bench.synthetic import SyntheticAdapter, adapters_of
+from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 
 ARRIVALS = "arrivals"
 

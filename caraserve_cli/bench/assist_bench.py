@@ -18,12 +18,13 @@ from caraserve_cli.adapters.host_arena import arena_bytes
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm, fused_groups
 from caraserve_cli.adapters.weights import AdapterWeights
-from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.coldstart.exchange_memory import ExchangeMemory
 from caraserve_cli.coldstart.worker_pool import WorkerPool
 from caraserve_cli.core import FUSED_MODULES, BaseShape
 from caraserve_cli.errors import InputError
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from caraserve_kernels.lora_layout import FusedGroup
 
 # Of all adapters of a rank: several times what the cores that share a cache have of it.

@@ -27,11 +27,13 @@ from caraserve_cli.bench.engine_result import CaseRun, EngineFacts, OnCaseRun, P
 from caraserve_cli.bench.facts import code_commit, installed_versions
 from caraserve_cli.bench.floor import DeviceSpeed, measure_speed
 from caraserve_cli.bench.peers import OnPeer, measure_peers
-from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters, adapters_of
+from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.fleet.machine import choose_dtype
 from caraserve_cli.fleet.options import LoraKernel, ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings, copies_adapters
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from caraserve_cli.model.resolve import resolve_base
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from typing import TypeVar
 
 import torch
 
-from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.core import LORA_MODULES
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.config import DecoderConfig
 

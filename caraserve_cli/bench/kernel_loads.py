@@ -26,8 +26,9 @@ from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
 from caraserve_cli.bench.kernel_cases import LoadCase
 from caraserve_cli.bench.kernel_result import LoadResult
-from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters
 from caraserve_cli.fleet.device_timer import Work
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 
 
 @dataclass(frozen=True, slots=True, eq=False)

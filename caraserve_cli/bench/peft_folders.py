@@ -14,8 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from caraserve_cli.adapters.peft_weights import module_path
 from caraserve_cli.bench.peft_peer import make_hf_config
-from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters
 from caraserve_cli.core import BaseShape
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from caraserve_cli.model.resolve import ResolvedBase
 
 

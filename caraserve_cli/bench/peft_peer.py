@@ -43,8 +43,8 @@ from transformers import (
 )
 
 from caraserve_cli.bench.bench_device import free_memory
-from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.errors import DeviceMemoryError
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.model.resolve import ResolvedBase
 from caraserve_cli.model.shapes import KNOWN_BASES
 

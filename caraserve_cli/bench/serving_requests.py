@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from itertools import islice
 
 from caraserve_cli.bench.popularity import popularity_weights
-from caraserve_cli.bench.synthetic import SyntheticAdapter, adapters_of, make_requests
+from caraserve_cli.bench.synthetic import adapters_of, make_requests
 from caraserve_cli.bench.timed_case import TimedCase
 from caraserve_cli.core import Request
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.requests.arrival_process import poisson_ms
 
 

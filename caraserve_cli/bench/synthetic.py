@@ -1,4 +1,4 @@
-"""The made adapters of cases, and prompts of random content."""
+"""Which made adapters cases have, and prompts of random content. Knows no torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from collections.abc import Iterator
 from caraserve_cli.adapters.module_key import module_order
 from caraserve_cli.bench.engine_case import EngineCase
 from caraserve_cli.core import Request, SamplingParams
-from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapter, SyntheticAdapters
-
-__all__ = [
-    "SyntheticAdapter",
-    "SyntheticAdapters",
-    "adapters_of",
-    "make_requests",
-    "random_prompts",
-    "request_adapters",
-]
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 
 
 def adapters_of(case: EngineCase) -> tuple[SyntheticAdapter, ...]:

@@ -13,9 +13,9 @@ import torch
 
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.bench.peft_folders import write_adapter
-from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.core import BaseShape
 from caraserve_cli.fleet.surroundings import AdapterSource
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 
 
 class SyntheticFolders:

@@ -139,7 +139,7 @@ class VirtualMachine:
         if options.device != "auto" and (options.device == "cuda") != has_gpu:
             raise OptionError(
                 f"{where}: 'device' is '{options.device}', and the profile '{self.path}' is of "
-                f"{profile.measured_on.device}; give a profile of such a device, or set device = \"auto\""
+                f'{profile.measured_on.device}; give a profile of such a device, or set device = "auto"'
             )
         if options.gpu_memory is not None:
             raise OptionError(
@@ -162,8 +162,8 @@ class VirtualMachine:
         kv_bytes = _bytes_of(f"{where}: 'kv_memory'", options.kv_memory)
         if kv_bytes < block_bytes:
             raise OptionError(
-                f"{where}: 'kv_memory' is {kv_bytes:,} bytes, and a block of the cache takes {block_bytes:,}; "
-                "give more"
+                f"{where}: 'kv_memory' is {kv_bytes:,} bytes, and a block of the cache takes "
+                f"{block_bytes:,}; give more"
             )
         return EngineConfig(
             num_kv_blocks=kv_bytes // block_bytes,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from caraserve_cli.bench.serving_run import ServingRun
-from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, Completion, FinishReason, Request, Timings
 from caraserve_cli.engine.step_sizes import beside_sizes
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.step_model import StepModel
 from caraserve_cli.placement.most_idle import MostIdlePlacement

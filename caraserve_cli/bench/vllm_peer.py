@@ -42,8 +42,8 @@ import torch
 from safetensors import SafetensorError
 
 from caraserve_cli.bench.peft_folders import write_adapter, write_base_config
-from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.errors import InputError
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.model.resolve import ResolvedBase
 
 # `max_loras` at most: adapters on the device, and in a batch. A slot of rank 64 for Llama-2-7B takes 0.3 GB

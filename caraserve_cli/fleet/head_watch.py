@@ -18,7 +18,7 @@ class HeadWatch:
 
     Args:
         address: HOST:PORT of the head (its Global Control Service).
-        patience_s: for how long it may be away, from when that is first seen: what this process did meanwhile,
+        patience_s: for how long it may be away, from when that is first seen: what this process did before,
             or that it was stopped itself, says nothing of the head.
 
     Attributes:
@@ -52,8 +52,8 @@ class HeadWatch:
         away_s = self._looked_s - self._away_since_s
         if away_s > self._patience_s:
             raise InputError(
-                f"the Ray cluster has ended: its head at {self._address} has not answered for {away_s:.0f} s; "
-                "to go on, give the same command with --resume"
+                f"the Ray cluster has ended: its head at {self._address} has not answered for "
+                f"{away_s:.0f} s; to go on, give the same command with --resume"
             )
 
     def _answers(self) -> bool:

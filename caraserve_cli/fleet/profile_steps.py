@@ -16,7 +16,7 @@ from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
-from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.perf.batch_load import RankSums
 from caraserve_cli.perf.kv_cost import ContextStep
 from caraserve_cli.perf.mixed import MixedStep

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,29 +12,9 @@ from caraserve_cli.adapters.module_key import ModuleKey
 from caraserve_cli.adapters.weights import AdapterOutline, AdapterWeights, LoraPair
 from caraserve_cli.core import FUSED_MODULES, BaseShape
 from caraserve_cli.fleet.surroundings import AdapterSource
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 
 _WEIGHT_STD = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class SyntheticAdapter:
-    """The sizes of one adapter: the same rank on the same modules of every layer.
-
-    `copy` tells adapters of equal sizes apart, so that cases which need ten of a size share them.
-    """
-
-    lora_rank: int
-    modules: tuple[str, ...]
-    copy: int
-
-    @property
-    def name(self) -> str:
-        return f"rank-{self.lora_rank}/{'+'.join(self.modules)}/{self.copy}"
-
-    def num_weights(self, shape: BaseShape) -> int:
-        """Elements of all its A and B."""
-        widths = sum(sum(shape.module_shape(module)) for module in self.modules)
-        return shape.num_layers * self.lora_rank * widths
 
 
 class SyntheticAdapters:

@@ -9,10 +9,11 @@ import psutil
 import pytest
 
 from caraserve_cli.bench.bench_replica import BenchReplica
-from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters
 from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from tests.cli.command import SAMPLE
 
 ADAPTERS = tuple(SyntheticAdapter(2, ("q_proj",), copy) for copy in range(3))

@@ -14,7 +14,7 @@ from caraserve_cli.bench.floor import (
     measure_speed,
     prefill_step_flops,
 )
-from caraserve_cli.bench.synthetic import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.model.config import DecoderConfig, parse_decoder_config
 
 # 2 layers; hidden 8, 2 heads of 4, 1 KV head, intermediate 16, 10 words.

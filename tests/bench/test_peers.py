@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from caraserve_cli.bench.floor import DeviceSpeed
-from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.bench.vllm_peer import VllmRun
 from caraserve_cli.errors import DeviceMemoryError, InputError
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.model.resolve import ResolvedBase
 from tests.bench.step_recipes import TINY_STEPS
 from tests.bench.throughput_recipes import TINY, write_throughput

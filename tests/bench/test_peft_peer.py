@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM, PretrainedConfig
 
 from caraserve_cli.bench import peft_peer
 from caraserve_cli.bench.peft_peer import PeftRun, make_hf_config, measure_peft, peft_is_present
-from caraserve_cli.bench.synthetic import SyntheticAdapter
 from caraserve_cli.errors import DeviceMemoryError
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.model.resolve import ResolvedBase, resolve_base
 from caraserve_cli.model.shapes import KNOWN_BASES
 from tests.adapters.bases import tiny_llama

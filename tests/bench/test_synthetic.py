@@ -11,8 +11,10 @@ import torch
 from caraserve_cli.adapters.host_store import HostStore
 from caraserve_cli.adapters.packing import Packer, UnpaddedForm
 from caraserve_cli.bench.engine_case import EngineCase
-from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters, adapters_of, make_requests
+from caraserve_cli.bench.synthetic import adapters_of, make_requests
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from tests.adapters.bases import shape_of, tiny_llama
 
 SHAPE = shape_of(tiny_llama())

@@ -14,9 +14,10 @@ from peft import PeftModel
 
 from caraserve_cli.bench import vllm_peer
 from caraserve_cli.bench.peft_folders import write_adapter, write_base_config
-from caraserve_cli.bench.synthetic import SyntheticAdapter, SyntheticAdapters
 from caraserve_cli.bench.vllm_peer import VllmRun, measure_vllm, vllm_is_present
 from caraserve_cli.errors import InputError
+from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
+from caraserve_cli.fleet.synthetic_adapters import SyntheticAdapters
 from caraserve_cli.model.resolve import ResolvedBase, resolve_base
 from tests.adapters.bases import tiny_qwen3
 
