@@ -13,7 +13,12 @@ from caraserve_cli.bench.facts import code_commit
 from caraserve_cli.bench.serving_run import ServingRun
 from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.bench.timed_case import TimedCase
-from caraserve_cli.bench.virtual_replica import adapter_infos, replica_facts, serve_virtually
+from caraserve_cli.bench.virtual_replica import (
+    adapter_infos,
+    check_lora_kernel,
+    replica_facts,
+    serve_virtually,
+)
 from caraserve_cli.config import EngineConfig, parse_size
 from caraserve_cli.core import Request
 from caraserve_cli.errors import InputError, OptionError
@@ -130,11 +135,7 @@ class VirtualMachine:
                 f"--profile: '{self.path}' is of '{profile.base}' in {profile.dtype}, and {where} is about "
                 f"'{options.base}' in {options.dtype}; give a profile of that"
             )
-        if options.lora_kernel == "bgmv" and profile.padded_kernel is None:
-            raise OptionError(
-                f"{where}: 'lora_kernel' is 'bgmv', and the profile '{self.path}' says nothing of its time; "
-                "use mbgmv, or a profile that has it"
-            )
+        check_lora_kernel(where, options.lora_kernel, profile, f"the profile '{self.path}'")
         has_gpu = profile.link is not None
         if options.device != "auto" and (options.device == "cuda") != has_gpu:
             raise OptionError(

@@ -115,6 +115,16 @@ def test_without_a_profile_it_is_said_what_to_run(caraserve: Caraserve, tmp_path
     assert f"run `{command}` first" in line
 
 
+def test_a_kernel_that_was_not_measured_is_not_simulated_by_the_other(
+    caraserve: Caraserve, tmp_path: Path
+) -> None:
+    profile = dataclasses.replace(sample_profile(), padded_kernel=None)
+    ProfileStore(default_folder()).save(this_machine(profile.measured_on.device), profile)
+    padded = SIMULATOR.replace('dtype = "float32"', 'dtype = "float32"\nlora_kernel = "bgmv"')
+    ended = caraserve("bench", write(tmp_path, padded))
+    assert_refused(ended, 2, "case 'mixed': 'lora_kernel' is 'bgmv'", "says nothing of its time")
+
+
 def test_the_engine_and_the_simulator_answer_the_same_requests(caraserve: Caraserve, tmp_path: Path) -> None:
     profile = sample_profile()
     ProfileStore(default_folder()).save(this_machine(profile.measured_on.device), profile)
