@@ -27,7 +27,7 @@ _STEPS_AHEAD = 2
 
 
 def check_lora_kernel(where: str, lora_kernel: LoraKernel, profile: MachineProfile, told: str) -> None:
-    """Refuse to simulate adapters of bgmv by what was measured of mbgmv, which is all that a profile may have.
+    """Refuse to simulate adapters of bgmv by what was measured of mbgmv, which a profile may have alone.
 
     Raises:
         OptionError: the profile, which `told` calls by name, has nothing of the kernel.
