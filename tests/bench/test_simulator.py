@@ -21,6 +21,7 @@ from caraserve_cli.bench.simulator_recipe import SimulatorCase, SimulatorRecipe
 from caraserve_cli.bench.simulator_result import SimulatorCaseResult, compare_rate
 from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.bench.virtual_replica import adapter_infos, serve_virtually
+from caraserve_cli.core import Bounds
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.cold_start import this_machine
 from caraserve_cli.fleet.machine import describe_device
@@ -199,6 +200,29 @@ def test_means_and_attainment_must_be_near_enough(
     assert result.verdict is verdict
     undone = dataclasses.replace(result, undone=("it was not",))
     assert undone.verdict is Verdict.CANNOT_TELL
+
+
+@pytest.mark.parametrize(("num_met", "is_within"), [(7, True), (6, False)])
+def test_ten_points_apart_are_near_enough(tmp_path: Path, num_met: int, is_within: bool) -> None:
+    """8 of 10 bounds met and 7: as floats 0.8 - 0.7 is more than 0.1."""
+    (parsed,) = load(write(tmp_path, SIMULATOR)).cases
+    case = dataclasses.replace(parsed, attainment_within=0.1)
+    (completion,) = _simulated(dataclasses.replace(parsed, num_requests=1), 20).completions
+    bounds = Bounds(ttft_slo_ms=1e6), Bounds(ttft_slo_ms=1e-6)
+
+    def run_with(num_met: int) -> ServingRun:
+        completions = [
+            dataclasses.replace(
+                completion, request=dataclasses.replace(completion.request, bounds=bounds[n >= num_met])
+            )
+            for n in range(10)
+        ]
+        return ServingRun(started_ms=0, completions=completions, steps=(), undone=None)
+
+    attainment = compare_rate(case, 40, [run_with(8)], [run_with(num_met)], []).attainment
+    assert attainment is not None
+    assert (attainment.measured.median, attainment.simulated.median) == (0.8, num_met / 10)
+    assert attainment.is_within is is_within
 
 
 # Recipes that are simulated instead of measured
