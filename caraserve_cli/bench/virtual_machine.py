@@ -39,6 +39,8 @@ class VirtualFacts:
         profile_measured_at: when it was measured.
         has_lora_model: whether the profile says what adapters add to steps, in every case; without, they add
             nothing.
+        has_mixed_model: whether it says what prompts beside decoding requests take; without, they take what as
+            many tokens of prompts alone do.
         is_simulated: always true; in a result that was measured there is no such key.
         commit: of the code that simulates, None where nothing says it.
     """
@@ -54,6 +56,7 @@ class VirtualFacts:
     dtype: str
     repeats: int
     has_lora_model: bool
+    has_mixed_model: bool
     is_simulated: bool = True
 
 
@@ -92,6 +95,7 @@ class VirtualMachine:
             dtype=self.profile.dtype,
             repeats=recipe.repeats,
             has_lora_model=all(self._has_lora_model(case.options) for case in recipe.cases),
+            has_mixed_model=self.profile.mixed is not None,
         )
 
     def serve(

@@ -33,6 +33,7 @@ from tests.bench.simulator_recipes import SIMULATOR
 from tests.bench.slo_recipes import SLO
 from tests.cli.command import SAMPLE, assert_refused
 from tests.cli.conftest import Caraserve, caraserve
+from tests.perf.test_mixed import TRUE as MIXED
 from tests.placement.fleets import PROFILE, replica, step_model
 
 __all__ = ["caraserve"]
@@ -265,19 +266,23 @@ def test_a_page_says_that_it_is_simulated(caraserve: Caraserve, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("has_kernel", [True, False])
-def test_a_profile_that_says_nothing_of_adapters_is_told(
+def test_what_a_profile_says_nothing_of_is_told(
     caraserve: Caraserve, tmp_path: Path, has_kernel: bool
 ) -> None:
     kernel = PROFILE.unpadded_kernel
     assert kernel is not None
     profile = dataclasses.replace(
-        sample_profile(), unpadded_kernel=kernel if has_kernel else None, decode_lora=None
+        sample_profile(),
+        unpadded_kernel=kernel if has_kernel else None,
+        decode_lora=None,
+        mixed=MIXED if has_kernel else None,
     )
     profile_file = tmp_path / "profile.json"
     profile_file.write_bytes(to_json(profile))
     ended = caraserve("bench", write(tmp_path, VIRTUAL), "--profile", profile_file)
     assert ended.returncode == 0, ended.stderr
     assert ("adapters cost nothing here" in ended.stdout) is not has_kernel
+    assert ("nothing of prompts beside decoding requests" in ended.stdout) is not has_kernel
 
 
 def test_what_cannot_be_simulated_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:
