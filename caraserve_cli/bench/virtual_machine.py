@@ -39,8 +39,8 @@ class VirtualFacts:
         profile_measured_at: when it was measured.
         has_lora_model: whether the profile says what adapters add to steps, in every case; without, they add
             nothing.
-        has_mixed_model: whether it says what prompts beside decoding requests take; without, they take what as
-            many tokens of prompts alone do.
+        has_mixed_model: whether it says what prompts beside decoding requests take; without, they take what
+            as many tokens of prompts alone do.
         is_simulated: always true; in a result that was measured there is no such key.
         commit: of the code that simulates, None where nothing says it.
     """
