@@ -15,7 +15,8 @@ CHECKS = (
     ("ruff", "format", "--check", "."),
     ("mypy",),
     ("lint-imports",),
-    ("pytest", "-rs", "-n", "auto", "--dist", "loadscope"),  # what was skipped is told, with the reason
+    # What was skipped is told, with the reason, and what took long.
+    ("pytest", "-rs", "--durations=25", "-n", "auto", "--dist", "loadscope"),
 )
 
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+SIMULATED_WORDS = (
+    "Simulated on virtual time by the profile {profile}: nothing was measured, here or there; the machine "
+    "below is where it was computed."
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchRun:
     """What one run gave.
@@ -87,8 +93,10 @@ class BenchRecipe:
         else:
             measured = simulate_recipe(self.recipe, tell, profile)
         content = {**measured.result.as_json(), "small": self.is_small}
-        remarks = (SMALL_WORDS,) if self.is_small else ()
+        remarks: tuple[str, ...] = (SMALL_WORDS,) if self.is_small else ()
         parts: list[RenderableType] = [*(Text(f"{words}\n", style="yellow") for words in remarks)]
+        if profile is not None:  # in a terminal the result says so
+            remarks += (SIMULATED_WORDS.format(profile=profile),)
         comparison = None
         if self.paper is not None:
             comparison = compare_with_paper(self.paper, [content])

@@ -115,7 +115,8 @@ def _read_profile(path: Path) -> MachineProfile:
 
 
 def _with_kernels(table: RecipeTable, profile: MachineProfile, kernels: tuple[str, ...]) -> MachineProfile:
-    """The profile with the LoRA kernels that the recipe states in place of its own."""
+    """The profile with the LoRA kernels that the recipe states in place of its own: what was measured with
+    these goes with them."""
     padded, unpadded = profile.padded_kernel, profile.unpadded_kernel
     stated = table.optional_table("lora_kernel")
     if stated is not None:
@@ -123,6 +124,7 @@ def _with_kernels(table: RecipeTable, profile: MachineProfile, kernels: tuple[st
             padded = _parse_kernel(own, is_padded=True)
         if (own := stated.optional_table("mbgmv")) is not None:
             unpadded = _parse_kernel(own, is_padded=False)
+            profile = replace(profile, decode_lora=None, mixed=None)
         stated.close()
     for kernel, model in (("bgmv", padded), ("mbgmv", unpadded)):
         if kernel in kernels and model is None:

@@ -50,7 +50,9 @@ _RULES: dict[Basis, tuple[_Rule, ...]] = {
     Basis.RATIO: (
         _Rule(r"_over_(reference|mbgmv)\b|\bover_cached\b|_ratio$|\blora: share$", "x", Direction.LOWER),
         _Rule(r" / .*: ratio$|\bspeedup$", "x", Direction.HIGHER),
-        _Rule(r"\b(slo_attainment|hit_rate|goodput_share)$", "share", Direction.HIGHER),
+        _Rule(r"\b((slo_)?attainment|hit_rate|goodput_share)$", "share", Direction.HIGHER),
+        # How far apart they may be the recipe says.
+        _Rule(r"\battainment: (measured|simulated)$", "share", None),
     ),
     # What a user waits for.
     Basis.ABSOLUTE: (
@@ -61,6 +63,7 @@ _RULES: dict[Basis, tuple[_Rule, ...]] = {
         _Rule(r"_us$", "us", Direction.LOWER),
         _Rule(r"\bseconds$|_s$", "s", Direction.LOWER),
         _Rule(r"_bytes$", "bytes", Direction.LOWER),
+        _Rule(r"\bmeasures: mean_\w+: (measured|simulated)$", "ms", None),
         _Rule("", "", None),
     ),
 }
@@ -95,7 +98,8 @@ def describe_metric(name: str, values: tuple[float, ...]) -> Metric:
     tolerance = _RATIO_TOLERANCE if basis is Basis.RATIO else _ABSOLUTE_TOLERANCE
     return Metric(
         name=name,
-        unit=rule.unit or name[-2:],
+        # The last rule's names have none.
+        unit=rule.unit or (name[-2:] if rule.pattern else ""),
         basis=basis,
         direction=rule.direction,
         tolerance=_TAIL_TOLERANCE if is_tail else tolerance,

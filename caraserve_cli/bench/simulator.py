@@ -16,7 +16,12 @@ from caraserve_cli.bench.serving_run import ServingRun
 from caraserve_cli.bench.simulator_recipe import SimulatorCase, SimulatorRecipe
 from caraserve_cli.bench.simulator_result import SimulatorCaseResult, SimulatorResult, compare_rate
 from caraserve_cli.bench.synthetic import adapters_of
-from caraserve_cli.bench.virtual_replica import adapter_infos, replica_facts, serve_virtually
+from caraserve_cli.bench.virtual_replica import (
+    adapter_infos,
+    check_lora_kernel,
+    replica_facts,
+    serve_virtually,
+)
 from caraserve_cli.core import Completion, Request
 from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.fleet.cold_start import find_profile
@@ -72,6 +77,9 @@ def _find_profile(recipe: SimulatorRecipe) -> MachineProfile:
             f"by which the simulator goes; run `caraserve profile --base {options.base} --weights random "
             f"--device {device.type} --dtype {name}` first"
         )
+    for case in recipe.cases:
+        where = f"recipe '{recipe.name}', case '{case.name}'"
+        check_lora_kernel(where, case.options.lora_kernel, profile, "the profile of this machine")
     return profile
 
 

@@ -83,7 +83,8 @@ class SloCaseResult:
             "base_tpot_ms": self.base_tpot_ms,
             "has_step_model": self.has_step_model,
             "results": {
-                policy: [dataclasses.asdict(each) for each in rates] for policy, rates in self.rates.items()
+                policy: [{"name": f"{each.rate_per_s}/s", **dataclasses.asdict(each)} for each in rates]
+                for policy, rates in self.rates.items()
             },
             "held_rate_per_s": {policy: self.held_rate_per_s(policy) for policy in self.case.scheduling},
             "ratio": self.ratio,

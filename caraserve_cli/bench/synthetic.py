@@ -1,4 +1,4 @@
-"""The made adapters of cases, and prompts of random content."""
+"""Which made adapters cases have, and prompts of random content. Knows no torch."""
 
 from __future__ import annotations
 

@@ -13,11 +13,17 @@ from caraserve_cli.bench.facts import code_commit
 from caraserve_cli.bench.serving_run import ServingRun
 from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.bench.timed_case import TimedCase
-from caraserve_cli.bench.virtual_replica import adapter_infos, replica_facts, serve_virtually
+from caraserve_cli.bench.virtual_replica import (
+    adapter_infos,
+    check_lora_kernel,
+    replica_facts,
+    serve_virtually,
+)
 from caraserve_cli.config import EngineConfig, parse_size
 from caraserve_cli.core import Request
 from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.fleet.cold_start import MOST_WORKERS, OTHER_CORES, profile_base
+from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.profile_json import from_json
 from caraserve_cli.perf.step_model import StepModel
@@ -31,6 +37,10 @@ class VirtualFacts:
         machine: in words, of the profile.
         profile: its file.
         profile_measured_at: when it was measured.
+        has_lora_model: whether the profile says what adapters add to steps, in every case; without, they add
+            nothing.
+        has_mixed_model: whether it says what prompts beside decoding requests take; without, they take what
+            as many tokens of prompts alone do.
         is_simulated: always true; in a result that was measured there is no such key.
         commit: of the code that simulates, None where nothing says it.
     """
@@ -45,6 +55,8 @@ class VirtualFacts:
     base: str
     dtype: str
     repeats: int
+    has_lora_model: bool
+    has_mixed_model: bool
     is_simulated: bool = True
 
 
@@ -82,6 +94,8 @@ class VirtualMachine:
             base=self.profile.base,
             dtype=self.profile.dtype,
             repeats=recipe.repeats,
+            has_lora_model=all(self._has_lora_model(case.options) for case in recipe.cases),
+            has_mixed_model=self.profile.mixed is not None,
         )
 
     def serve(
@@ -105,9 +119,18 @@ class VirtualMachine:
         if num_workers is None:
             num_workers = max(1, min(profile.measured_on.num_cores - OTHER_CORES, MOST_WORKERS))
         facts = replica_facts(profile, step_model, self._config(where, case), num_workers)
-        return serve_virtually(
-            facts, adapter_infos(adapters_of(case), profile), cold_start, scheduling, requests
-        )
+        try:
+            return serve_virtually(
+                facts, adapter_infos(adapters_of(case), profile), cold_start, scheduling, requests
+            )
+        except OptionError as error:
+            raise OptionError(f"{where}: {error}; give more 'kv_memory' or 'adapter_memory'") from error
+
+    def _has_lora_model(self, options: ReplicaOptions) -> bool:
+        profile = self.profile
+        if options.lora_kernel == "bgmv":
+            return profile.padded_kernel is not None
+        return profile.unpadded_kernel is not None or profile.decode_lora is not None
 
     def _check(self, where: str, case: TimedCase) -> None:
         profile, options = self.profile, case.options
@@ -115,6 +138,18 @@ class VirtualMachine:
             raise OptionError(
                 f"--profile: '{self.path}' is of '{profile.base}' in {profile.dtype}, and {where} is about "
                 f"'{options.base}' in {options.dtype}; give a profile of that"
+            )
+        check_lora_kernel(where, options.lora_kernel, profile, f"the profile '{self.path}'")
+        has_gpu = profile.link is not None
+        if options.device != "auto" and (options.device == "cuda") != has_gpu:
+            raise OptionError(
+                f"{where}: 'device' is '{options.device}', and the profile '{self.path}' is of "
+                f'{profile.measured_on.device}; give a profile of such a device, or set device = "auto"'
+            )
+        if options.gpu_memory is not None:
+            raise OptionError(
+                f"{where}: 'gpu_memory' has no meaning on virtual time, where 'kv_memory' and "
+                "'adapter_memory' say it; leave it out"
             )
 
     def _config(self, where: str, case: TimedCase) -> EngineConfig:
@@ -128,12 +163,16 @@ class VirtualMachine:
             )
         shape = profile.shape
         token_bytes = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * profile.dtype_bytes
-        kv_bytes = parse_size(f"{where}: 'kv_memory'", options.kv_memory, total_bytes=0)
+        block_bytes = token_bytes * options.kv_block_tokens
+        kv_bytes = _bytes_of(f"{where}: 'kv_memory'", options.kv_memory)
+        if kv_bytes < block_bytes:
+            raise OptionError(
+                f"{where}: 'kv_memory' is {kv_bytes:,} bytes, and a block of the cache takes "
+                f"{block_bytes:,}; give more"
+            )
         return EngineConfig(
-            num_kv_blocks=kv_bytes // (token_bytes * options.kv_block_tokens),
-            adapter_memory_bytes=parse_size(
-                f"{where}: 'adapter_memory'", options.adapter_memory, total_bytes=0
-            ),
+            num_kv_blocks=kv_bytes // block_bytes,
+            adapter_memory_bytes=_bytes_of(f"{where}: 'adapter_memory'", options.adapter_memory),
             max_context_tokens=case.prompt_tokens + case.output_tokens,
             kv_block_tokens=options.kv_block_tokens,
             max_running=options.max_running,
@@ -141,3 +180,19 @@ class VirtualMachine:
             prefill_chunk_tokens=options.prefill_chunk_tokens,
             prefix_caching=options.prefix_caching,
         )
+
+
+def _bytes_of(key: str, text: str) -> int:
+    """A size of a recipe, where there is no device of which it could be a share.
+
+    Raises:
+        OptionError: it is none, or a share.
+    """
+    try:
+        float(text)
+    except ValueError:
+        return parse_size(key, text, total_bytes=0)
+    raise OptionError(
+        f"{key}: {text} is a share of a device's memory, which there is none of on virtual time; give it in "
+        "bytes, such as 40GB"
+    )

@@ -11,6 +11,8 @@ from caraserve_cli.bench.serving_run import ServingRun
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import AdapterInfo, Completion, FinishReason, Request, Timings
 from caraserve_cli.engine.step_sizes import beside_sizes
+from caraserve_cli.errors import OptionError
+from caraserve_cli.fleet.options import LoraKernel
 from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.step_model import StepModel
@@ -22,6 +24,19 @@ from caraserve_cli.simulation.simulated_request import Answered, SimulatedReques
 
 # Steps that a GPU's runner has under way at once (`GpuRunner.max_in_flight`, which needs torch).
 _STEPS_AHEAD = 2
+
+
+def check_lora_kernel(where: str, lora_kernel: LoraKernel, profile: MachineProfile, told: str) -> None:
+    """Refuse to simulate adapters of bgmv by what was measured of mbgmv, which a profile may have alone.
+
+    Raises:
+        OptionError: the profile, which `told` calls by name, has nothing of the kernel.
+    """
+    if lora_kernel == "bgmv" and profile.padded_kernel is None:
+        raise OptionError(
+            f"{where}: 'lora_kernel' is 'bgmv', and {told} says nothing of its time; use mbgmv, or a profile "
+            "that has it"
+        )
 
 
 def replica_facts(

@@ -106,6 +106,11 @@ class _Asked:
                 "--profile: what is simulated is the same in every run; leave out --record, --baseline, "
                 "--try-gate and --slow-decode, or --profile"
             )
+        if self.profile is not None and self.files.github_benchmark is not None:
+            raise OptionError(
+                "--github-benchmark: it is for what was measured, and with --profile nothing is; leave out "
+                "either"
+            )
         if self.slow_decode is not None and self.files.record is not None:
             raise OptionError("--slow-decode: a slow baseline would hide regressions; leave it out")
         if self.slow_decode is not None and not math.isfinite(self.slow_decode):

@@ -15,7 +15,9 @@ class _Lines(logging.Handler):
         self._show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._show(self.format(record))
+        """Ids are the user's, and may hold what would begin another line or move a terminal's cursor."""
+        text = self.format(record)
+        self._show("".join(each if each.isprintable() else repr(each)[1:-1] for each in text))
 
 
 @contextmanager

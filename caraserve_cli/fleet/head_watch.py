@@ -18,7 +18,8 @@ class HeadWatch:
 
     Args:
         address: HOST:PORT of the head (its Global Control Service).
-        patience_s: for how long it may be away.
+        patience_s: for how long it may be away, from when that is first seen: what this process did before,
+            or that it was stopped itself, says nothing of the head.
 
     Attributes:
         is_there: whether it was, when it was last looked for.
@@ -29,7 +30,8 @@ class HeadWatch:
         self._address, self._host, self._port = address, host.strip("[]"), int(port)
         self._patience_s = patience_s
         self.is_there = True
-        self._seen_s = self._looked_s = time.monotonic()
+        self._looked_s = time.monotonic()
+        self._away_since_s: float | None = None
 
     def check(self) -> None:
         """Look for it, if it is time to.
@@ -43,11 +45,15 @@ class HeadWatch:
         self.is_there = self._answers()
         self._looked_s = time.monotonic()
         if self.is_there:
-            self._seen_s = now_s
-        elif now_s - self._seen_s > self._patience_s:
+            self._away_since_s = None
+            return
+        if self._away_since_s is None:
+            self._away_since_s = now_s
+        away_s = self._looked_s - self._away_since_s
+        if away_s > self._patience_s:
             raise InputError(
                 f"the Ray cluster has ended: its head at {self._address} has not answered for "
-                f"{now_s - self._seen_s:.0f} s; to go on, give the same command with --resume"
+                f"{away_s:.0f} s; to go on, give the same command with --resume"
             )
 
     def _answers(self) -> bool:

@@ -1,4 +1,4 @@
-"""The sizes of an adapter that is to be made. Knows no torch."""
+"""Which adapters are to be made: their sizes. Imports no torch; `synthetic_adapters` makes them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from caraserve_cli.simulation.new_sequence import new_sequence
 from caraserve_cli.simulation.replica_reports import ReplicaReports
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.simulation.simulated_request import Answered, SimulatedRequest
-from caraserve_cli.simulation.step_times import StepTimes
+from caraserve_cli.simulation.step_times import DecodeTimes, StepTimes
 from caraserve_cli.simulation.steps_ahead import StepsAhead
 from caraserve_cli.simulation.virtual_clock import VirtualClock
 from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, ScheduledChunk, StepPlan
@@ -88,6 +88,7 @@ class SimulatedReplica:
         self._missed_deadlines = MissedDeadlines() if facts.config.drop_missed else None
         self._steps = StepsAhead(facts.steps_in_flight, facts.profile.between_steps_ms)
         self._run: DecodeRun | None = None  # follows `_steps`
+        self._run_times: DecodeTimes | None = None
         self.num_steps = 0
         self.next_event_ms = math.inf
 
@@ -210,17 +211,17 @@ class SimulatedReplica:
         num_steps = self.scheduler.num_equal_steps(most_steps, tight=not self._ahead) if most_steps else 0
         if num_steps <= self._ahead:
             return False
-        first_ms, growth_ms = self._step_times.decode_ms(self.scheduler.running, self._adapters)
+        times = self._step_times.decode_ms(self.scheduler.running, self._adapters)
         between_ms = self._steps.between_ms
         begin_ms = self._steps.free_ms(self._clock.now_ms) - between_ms
-        run = DecodeRun(begin_ms, first_ms + between_ms, growth_ms, num_steps)
+        run = DecodeRun(begin_ms, times.first_ms + between_ms, times.growth_ms, num_steps)
         if self._missed_deadlines is not None:
             # Whoever is late is dropped at the end of a step that is planned.
             due_ms = min(self._missed_deadlines.next_due_ms, run.end_ms(num_steps))
             run = replace(run, num_steps=run.steps_until(due_ms) - 1)
             if run.num_steps <= self._ahead:
                 return False
-        self._run = run
+        self._run, self._run_times = run, times
         self.next_event_ms = self._steps.end_ms if self._steps else self._run_event_ms(self._run)
         return True
 
@@ -240,7 +241,9 @@ class SimulatedReplica:
             self.next_event_ms = self._run_event_ms(self._run or run)
 
     def _end_run(self, run: DecodeRun) -> None:
-        self._run = None
+        assert self._run_times is not None
+        self._step_times.teach_decoding(self._run_times, run.num_steps)
+        self._run = self._run_times = None
         num_ended = run.num_steps - self._ahead
         if num_ended:
             self.scheduler.book_equal_steps(num_ended)

@@ -4,6 +4,7 @@ waits for, and what CPU workers compute of it. They are always in time here."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from caraserve_cli.coldstart.break_even import SHARED_DEVICE
 from caraserve_cli.coldstart.layer_race import LayerRace
@@ -19,6 +20,15 @@ from caraserve_cli.placement.replica_facts import ReplicaFacts
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.simulation.steps_ahead import BesideStep
 from caraserve_cli.step_plan import ScheduledChunk, StepPlan
+
+
+class DecodeTimes(NamedTuple):
+    """Of steps that decode for the same requests, one after the other: what the first one is of, its
+    milliseconds, and how much longer each further one takes."""
+
+    load: StepLoad
+    first_ms: float
+    growth_ms: float
 
 
 class StepTimes:
@@ -50,7 +60,7 @@ class StepTimes:
         if self._decode_lora is not None or self._mixed is not None:
             self._predictor.learn(self._predictor.predict(load), step_ms)
 
-    def decode_ms(self, running: Iterable[Sequence], adapters: dict[str, AdapterInfo]) -> tuple[float, float]:
+    def decode_ms(self, running: Iterable[Sequence], adapters: dict[str, AdapterInfo]) -> DecodeTimes:
         """Of the next step, which decodes for all that run: milliseconds, and how much longer each further
         one takes than the one before it."""
         num_requests = kv_tokens = 0
@@ -61,9 +71,16 @@ class StepTimes:
             if sequence.request.adapter is not None:
                 names.add(sequence.request.adapter)
         load = StepLoad(num_requests, 0, _rank_sums(names, adapters), kv_tokens)
-        step_ms = self._computing_ms(load)
-        self._teach(load, step_ms)
-        return step_ms, self._kv_token_ms * num_requests
+        return DecodeTimes(load, self._computing_ms(load), self._kv_token_ms * num_requests)
+
+    def teach_decoding(self, times: DecodeTimes, num_steps: int) -> None:
+        """So many such steps were done: each is learned from, as if it had been planned alone."""
+        if self._decode_lora is None and self._mixed is None:
+            return
+        load = times.load
+        for step in range(num_steps):
+            grown = load._replace(kv_tokens=load.kv_tokens + step * load.num_decoding)
+            self._teach(grown, times.first_ms + step * times.growth_ms)
 
     def step_ms(self, plan: StepPlan, adapters: dict[str, AdapterInfo], begin_ms: float) -> float:
         """Milliseconds of a planned step, whose copies the depot has begun; from `begin_ms`, what it stands

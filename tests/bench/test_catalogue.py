@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,16 +40,3 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 def test_a_name_like_no_other_lists_them_all() -> None:
     with pytest.raises(OptionError, match=r"no recipe 'zzz'; there are .*peft, peft-long"):
         find_recipe("zzz")
-
-
-def test_reading_all_recipes_starts_no_torch() -> None:
-    """Which takes seconds, before `caraserve bench --list` says a word."""
-    script = (
-        "import sys\n"
-        "from caraserve_cli.bench.bench_recipe import BenchRecipe\n"
-        "from caraserve_cli.bench.catalogue import embedded_recipes\n"
-        "print(len([BenchRecipe.load(path) for path in embedded_recipes()]))\n"
-        "print({'torch', 'transformers'} & sys.modules.keys())\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert ended.stdout.splitlines() == [str(len(embedded_recipes())), "set()"], ended.stderr

@@ -19,9 +19,12 @@ from caraserve_cli.bench.cluster_terminal import render_cluster
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from caraserve_cli.errors import InputError, OptionError, ProfileError
+from caraserve_cli.perf.decode_lora import DecodeLora
+from caraserve_cli.perf.least_squares import FitQuality
 from caraserve_cli.perf.profile_json import to_json
 from tests.cli.command import run_caraserve
 from tests.perf.h200 import h200_profile
+from tests.perf.test_mixed import TRUE as MIXED
 
 SMALL = """
 kind = "cluster"
@@ -117,6 +120,21 @@ def test_a_seed_gives_the_same_result(tmp_path: Path) -> None:
     text = SMALL.replace("further_factor = 2\n", "")
     first, second = (run_cluster(load(tmp_path, text), lambda _: None) for _ in range(2))
     points = [[replace(point, cpu_s=0) for point in each.points] for each in (first, second)]
+    assert points[0] == points[1]
+
+
+def test_a_stated_kernel_takes_the_place_of_all_that_was_measured_with_it(tmp_path: Path) -> None:
+    """Also of adapters in steps, by which the simulator would go first."""
+    begin, end = SMALL.index("[machine]"), SMALL.index("[slo]")
+    text = SMALL[:begin] + SMALL[end:]
+    text = text.replace("kv_token_ms", 'profile = "machine.json"\nkv_token_ms').replace("bgmv", "mbgmv")
+    text = text.replace("further_factor = 2\n", "") + "\n[lora_kernel.mbgmv]\nalpha_ms = 0.001\n"
+    slow = DecodeLora((8, 16), (500.0, 1000.0), 0.0, FitQuality(1, 0, 0))
+    points = []
+    for profile in (h200_profile(), replace(h200_profile(), decode_lora=slow, mixed=MIXED)):
+        (tmp_path / "machine.json").write_bytes(to_json(profile))
+        done = run_cluster(load(tmp_path, text), lambda _: None)
+        points.append([replace(point, cpu_s=0) for point in done.points])
     assert points[0] == points[1]
 
 

@@ -33,6 +33,9 @@ def _spread(*values: float) -> dict[str, Any]:
         ("light: stream: measured_ms: p99_ttft", Basis.ABSOLUTE, Direction.LOWER, 0.25),
         ("light: stream: over_cached: longest_step", Basis.RATIO, Direction.LOWER, 0.25),
         ("light: auto: slo_attainment", Basis.RATIO, Direction.HIGHER, 0.05),
+        ("mixed: results: slack: 24/s: attainment", Basis.RATIO, Direction.HIGHER, 0.05),
+        ("mixed: rates: 9/s: attainment: simulated", Basis.RATIO, None, 0.05),
+        ("mixed: rates: 9/s: measures: mean_ttft: measured", Basis.ABSOLUTE, None, 0.10),
         ("copy_bytes_per_s", Basis.YARDSTICK, Direction.HIGHER, 0.10),
         ("something new", Basis.ABSOLUTE, None, 0.10),
     ],
@@ -42,6 +45,19 @@ def test_a_name_says_what_is_better(
 ) -> None:
     metric = describe_metric(name, (1.0,))
     assert (metric.basis, metric.direction, metric.tolerance) == (basis, direction, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("something new", ""),
+        ("mixed: rates: 9/s: measures: mean_ttft: measured", "ms"),
+        ("mixed: rates: 9/s: attainment: measured", "share"),
+        ("64 tokens, rank 64: torch_us", "us"),
+    ],
+)
+def test_a_name_says_the_unit(name: str, unit: str) -> None:
+    assert describe_metric(name, (1.0,)).unit == unit
 
 
 def test_names_are_the_way_and_values_the_medians() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.floor import DeviceSpeed
+from caraserve_cli.bench.metric_finder import find_metrics
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
 from caraserve_cli.bench.serving_requests import make_arrivals
 from caraserve_cli.bench.serving_run import ServingRun
@@ -20,6 +21,7 @@ from caraserve_cli.bench.simulator_recipe import SimulatorCase, SimulatorRecipe
 from caraserve_cli.bench.simulator_result import SimulatorCaseResult, compare_rate
 from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.bench.virtual_replica import adapter_infos, serve_virtually
+from caraserve_cli.core import Bounds
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.cold_start import this_machine
 from caraserve_cli.fleet.machine import describe_device
@@ -29,8 +31,9 @@ from caraserve_cli.perf.profile_store import ProfileStore, default_folder
 from tests.bench.serving_recipes import write
 from tests.bench.simulator_recipes import SIMULATOR
 from tests.bench.slo_recipes import SLO
-from tests.cli.command import SAMPLE
+from tests.cli.command import SAMPLE, assert_refused
 from tests.cli.conftest import Caraserve, caraserve
+from tests.perf.test_mixed import TRUE as MIXED
 from tests.placement.fleets import PROFILE, replica, step_model
 
 __all__ = ["caraserve"]
@@ -114,6 +117,16 @@ def test_without_a_profile_it_is_said_what_to_run(caraserve: Caraserve, tmp_path
     assert f"run `{command}` first" in line
 
 
+def test_a_kernel_that_was_not_measured_is_not_simulated_by_the_other(
+    caraserve: Caraserve, tmp_path: Path
+) -> None:
+    profile = dataclasses.replace(sample_profile(), padded_kernel=None)
+    ProfileStore(default_folder()).save(this_machine(profile.measured_on.device), profile)
+    padded = SIMULATOR.replace('dtype = "float32"', 'dtype = "float32"\nlora_kernel = "bgmv"')
+    ended = caraserve("bench", write(tmp_path, padded))
+    assert_refused(ended, 2, "case 'mixed': 'lora_kernel' is 'bgmv'", "says nothing of its time")
+
+
 def test_the_engine_and_the_simulator_answer_the_same_requests(caraserve: Caraserve, tmp_path: Path) -> None:
     profile = sample_profile()
     ProfileStore(default_folder()).save(this_machine(profile.measured_on.device), profile)
@@ -190,6 +203,29 @@ def test_means_and_attainment_must_be_near_enough(
     assert undone.verdict is Verdict.CANNOT_TELL
 
 
+@pytest.mark.parametrize(("num_met", "is_within"), [(7, True), (6, False)])
+def test_ten_points_apart_are_near_enough(tmp_path: Path, num_met: int, is_within: bool) -> None:
+    """8 of 10 bounds met and 7: as floats 0.8 - 0.7 is more than 0.1."""
+    (parsed,) = load(write(tmp_path, SIMULATOR)).cases
+    case = dataclasses.replace(parsed, attainment_within=0.1)
+    (completion,) = _simulated(dataclasses.replace(parsed, num_requests=1), 20).completions
+    bounds = Bounds(ttft_slo_ms=1e6), Bounds(ttft_slo_ms=1e-6)
+
+    def run_with(num_met: int) -> ServingRun:
+        completions = [
+            dataclasses.replace(
+                completion, request=dataclasses.replace(completion.request, bounds=bounds[n >= num_met])
+            )
+            for n in range(10)
+        ]
+        return ServingRun(started_ms=0, completions=completions, steps=(), undone=None)
+
+    attainment = compare_rate(case, 40, [run_with(8)], [run_with(num_met)], []).attainment
+    assert attainment is not None
+    assert (attainment.measured.median, attainment.simulated.median) == (0.8, num_met / 10)
+    assert attainment.is_within is is_within
+
+
 # Recipes that are simulated instead of measured
 
 VIRTUAL = SLO.replace('kv_memory = "4MB"', 'kv_memory = "40MB"\nadapter_memory = "3MB"')
@@ -210,11 +246,48 @@ def test_a_benchmark_of_scheduling_on_virtual_time(caraserve: Caraserve, tmp_pat
     (case,) = results[0]["cases"]
     assert case["held_rate_per_s"] == {"slack": 80, "fcfs": 80}
     assert case["bounds"]["tpot_slo_ms"] == pytest.approx(1e6 * case["base_tpot_ms"])
+    metrics = {metric.name: metric.values for metric in find_metrics(results[0])}
+    assert metrics["mixed: results: fcfs: 80/s: attainment"] == (1.0,)
+
+
+def test_a_page_says_that_it_is_simulated(caraserve: Caraserve, tmp_path: Path) -> None:
+    """This machine's name is on it, and nothing was measured on this machine."""
+    profile_file = tmp_path / "profile.json"
+    profile_file.write_bytes(to_json(sample_profile()))
+    pages = tmp_path / "page.md", tmp_path / "page.html"
+    asked = ("bench", write(tmp_path, VIRTUAL), "--profile", profile_file)
+    ended = caraserve(*asked, "--markdown", pages[0], "--html", pages[1])
+    assert ended.returncode == 0, ended.stderr
+    for page in pages:
+        assert f"Simulated on virtual time by the profile {profile_file}" in page.read_text()
+        assert "mixed: results: slack: 40/s: attainment" in page.read_text()
+    refused = caraserve(*asked, "--github-benchmark", tmp_path / "b.json")
+    assert_refused(refused, 2, "--github-benchmark: it is for what was measured")
+
+
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_what_a_profile_says_nothing_of_is_told(
+    caraserve: Caraserve, tmp_path: Path, has_kernel: bool
+) -> None:
+    kernel = PROFILE.unpadded_kernel
+    assert kernel is not None
+    profile = dataclasses.replace(
+        sample_profile(),
+        unpadded_kernel=kernel if has_kernel else None,
+        decode_lora=None,
+        mixed=MIXED if has_kernel else None,
+    )
+    profile_file = tmp_path / "profile.json"
+    profile_file.write_bytes(to_json(profile))
+    ended = caraserve("bench", write(tmp_path, VIRTUAL), "--profile", profile_file)
+    assert ended.returncode == 0, ended.stderr
+    assert ("adapters cost nothing here" in ended.stdout) is not has_kernel
+    assert ("nothing of prompts beside decoding requests" in ended.stdout) is not has_kernel
 
 
 def test_what_cannot_be_simulated_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:
     profile_file, other = tmp_path / "profile.json", tmp_path / "other.json"
-    profile_file.write_bytes(to_json(sample_profile()))
+    profile_file.write_bytes(to_json(dataclasses.replace(sample_profile(), padded_kernel=None)))
     other.write_bytes(to_json(PROFILE))
     recipe = write(tmp_path, VIRTUAL)
 
@@ -230,4 +303,19 @@ def test_what_cannot_be_simulated_is_refused(caraserve: Caraserve, tmp_path: Pat
     assert "leave out --record" in refusal(recipe, "--profile", profile_file, "--record", tmp_path / "r")
     bare = write(tmp_path, SLO)
     assert "'adapter_memory' is missing" in refusal(bare, "--profile", profile_file)
+    for before, after, said in (
+        ('"40MB"', '"1KB"', "'kv_memory' is 1,000 bytes, and a block of the cache takes"),
+        ('"40MB"', '"0.5"', "'kv_memory': 0.5 is a share of a device's memory"),
+        ('device = "cpu"', 'device = "cuda"', "'device' is 'cuda', and the profile"),
+        ('dtype = "float32"', 'dtype = "float32"\ngpu_memory = "1GB"', "'gpu_memory' has no meaning"),
+        ('dtype = "float32"', 'dtype = "float32"\nlora_kernel = "bgmv"', "says nothing of its time"),
+    ):
+        assert before in VIRTUAL
+        line = refusal(write(tmp_path, VIRTUAL.replace(before, after)), "--profile", profile_file)
+        assert said in line
+        assert "case 'mixed'" in line
+    small = write(tmp_path, VIRTUAL.replace("tpot_within = 1e6\n", "").replace('"3MB"\nhost', '"1KB"\nhost'))
+    line = refusal(small, "--profile", profile_file)
+    assert "case 'mixed'" in line
+    assert "give more 'kv_memory' or 'adapter_memory'" in line
     assert os.environ["XDG_CACHE_HOME"].startswith(str(tmp_path))

@@ -33,6 +33,18 @@ def test_each_request_is_told(caraserve: Caraserve, tmp_path: Path) -> None:
     assert len(told.stdout.splitlines()) == len(plain.stdout.splitlines())
 
 
+def test_an_id_is_no_line_and_no_command_of_a_terminal(caraserve: Caraserve, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a\nid forged: the base", "prompt": "x"},
+        {"id": "b\x1b[2J", "prompt": "y", "adapter": "none of this name"},
+    ]
+    told = caraserve(*JOB, "-v", "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", rows))
+    assert told.returncode == 3
+    assert re.search(r"^id a\\nid forged: the base: the base, ", told.stderr, re.M)
+    assert r"line 2, id b\x1b[2J: unknown_adapter" in told.stderr
+    assert "\x1b" not in told.stderr
+
+
 def test_more_and_less_at_once_is_refused(caraserve: Caraserve) -> None:
     assert_refused(caraserve("run", "-v", "-q"), 2, "--verbose: it says more and --quiet less")
 
