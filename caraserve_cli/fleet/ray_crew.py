@@ -27,7 +27,7 @@ from caraserve_cli.fleet.hosted_replica import HostedReplica, as_error
 from caraserve_cli.fleet.messages import HostFacts, Refusal, ReplicaDescription
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.parcels import Parcels
-from caraserve_cli.fleet.ray_calls import PLACES_S, RayCalls, why_unanswered
+from caraserve_cli.fleet.ray_calls import MOST_SILENCE_S, PLACES_S, RayCalls, why_unanswered
 from caraserve_cli.fleet.ray_cluster import RayCluster
 from caraserve_cli.fleet.ray_seat import RaySeat
 
@@ -169,7 +169,7 @@ class RayCrew:
                 )
                 num_shares[host.machine] += 1
             starts = [self._start(seat) for seat in self._seats]
-            for seat, started in zip(self._seats, ray.get(starts), strict=True):
+            for seat, started in zip(self._seats, self._await_starts(starts), strict=True):
                 if isinstance(started, Refusal):
                     raise as_error(started, seat.place)
                 self._descriptions.append(started)
@@ -182,6 +182,17 @@ class RayCrew:
             raise InputError(f"a replica ended while it started: {why_unanswered(error)}") from error
         for replica, seat in enumerate(self._seats):
             self._ask(replica, seat)
+
+    def _await_starts(self, starts: Sequence[Any]) -> Sequence[Any]:
+        most_s = MOST_SILENCE_S["start"]
+        try:
+            answers: Sequence[Any] = ray.get(list(starts), timeout=most_s)
+        except GetTimeoutError as error:
+            raise InputError(
+                f"--replicas: some of {len(starts)} have not started in {most_s:.0f} s; look at the machines "
+                "that they are on"
+            ) from error
+        return answers
 
     def _seat(self, seat: RaySeat, host: HostFacts) -> None:
         """Somebody is there: is all else there that a replica needs?
@@ -208,7 +219,8 @@ class RayCrew:
             )
         seat.offset = SAME_CLOCK
         if host.boot_id != self._own_boot_id:
-            seat.offset = measure_offset(lambda: float(ray.get(seat.actor.now_ms.remote())))
+            most_s = MOST_SILENCE_S["poll"]
+            seat.offset = measure_offset(lambda: float(ray.get(seat.actor.now_ms.remote(), timeout=most_s)))
 
     def _start(self, seat: RaySeat) -> Any:
         if seat.shipped is None:

@@ -120,7 +120,7 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
         assert isinstance(died, Died)
         assert "No space left" in died.reason
 
-        monkeypatch.setitem(ray_calls.MOST_SILENCE_S, "poll", 2.0)
+        monkeypatch.setitem(ray_calls.MOST_SILENCE_S, "poll", 4.0)
         crew.replace(0)
         watch(crew, Replaced)
         os.kill(crew.hosts[0].pid, signal.SIGSTOP)
