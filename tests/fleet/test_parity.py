@@ -177,7 +177,7 @@ def test_no_cold_start_changes_an_answer(
     CPU workers, more than this machine may have idle cores for."""
     monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: is_gpu_way)
     # Patience with workers whose cores others take; what comes too late is `test_partial_assist`'s.
-    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1e6)
+    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)
     answers, steps = answer(
         oracle,
         oracle.requests,
@@ -214,7 +214,7 @@ def test_what_is_computed_beside_the_others_is_the_same(
     """The GPU's way; several steps of the others are launched before the end of one beside them is seen."""
     monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     monkeypatch.setattr("caraserve_cli.fleet.local.choose_policy", lambda name, break_even: Beside())
-    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1e6)
+    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)
     looks = itertools.count(1)
     monkeypatch.setattr(TokensUnderWay, "has_ended", property(lambda tokens: next(looks) % 5 == 0))
     answers, steps = answer(
