@@ -24,6 +24,8 @@ from caraserve_cli.core import Request
 from caraserve_cli.errors import InputError, OptionError
 from caraserve_cli.fleet.cold_start import MOST_WORKERS, OTHER_CORES, profile_base
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.model.config import load_decoder_config, parse_decoder_config
+from caraserve_cli.model.shapes import KNOWN_BASES
 from caraserve_cli.perf.profile import MachineProfile
 from caraserve_cli.perf.profile_json import from_json
 from caraserve_cli.perf.step_model import StepModel
@@ -151,6 +153,12 @@ class VirtualMachine:
                 f"{where}: 'gpu_memory' has no meaning on virtual time, where 'kv_memory' and "
                 "'adapter_memory' say it; leave it out"
             )
+        num_tokens, context_tokens = case.prompt_tokens + case.output_tokens, _context_tokens(options.base)
+        if context_tokens is not None and num_tokens > context_tokens:
+            raise OptionError(
+                f"{where}: 'prompt_tokens' and 'output_tokens' are {num_tokens} together, and the context of "
+                f"'{options.base}' has {context_tokens}; give fewer"
+            )
 
     def _config(self, where: str, case: TimedCase) -> EngineConfig:
         """The sizes of a replica; a true one would take what its device leaves."""
@@ -180,6 +188,20 @@ class VirtualMachine:
             prefill_chunk_tokens=options.prefill_chunk_tokens,
             prefix_caching=options.prefix_caching,
         )
+
+
+def _context_tokens(base: str) -> int | None:
+    """Of a folder or a short name; None for what only the hub, which nothing here waits for, could tell.
+
+    Raises:
+        BaseModelError: the folder's config cannot be honoured.
+    """
+    if Path(base).is_dir():
+        return load_decoder_config(Path(base)).context_tokens
+    known = KNOWN_BASES.get(base.lower())
+    if known is None:
+        return None
+    return parse_decoder_config(known.config, where=f"base model {base}").context_tokens
 
 
 def _bytes_of(key: str, text: str) -> int:

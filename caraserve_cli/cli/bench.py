@@ -124,8 +124,8 @@ class _Asked:
             raise OptionError(
                 "--junit: it tells what a comparison found; give --baseline too, or leave it out"
             )
-        self._check_distinct()
         self.files.check_writable()
+        self._check_distinct()
 
     def _check_small(self) -> None:
         """Refuse to keep or compare the figures of a try.
@@ -155,7 +155,7 @@ class _Asked:
         """
         compared = {} if self.baseline is None else {"--baseline": self.baseline}
         option_of: dict[Path, str] = {}
-        for option, path in (compared | self.files.given).items():
+        for option, path in (self.files.beside | compared | self.files.given).items():
             other = option_of.setdefault(path.resolve(), option)
             if other != option:
                 raise OptionError(f"{option}: '{path}' is the file of {other} too; give each its own")

@@ -35,6 +35,11 @@ class BenchFiles:
         named = {f"--{field.name.replace('_', '-')}": getattr(self, field.name) for field in _FIELDS}
         return {option: path for option, path in named.items() if path is not None}
 
+    @property
+    def beside(self) -> dict[str, Path]:
+        """What it is → file, of what a recipe may have to write beside a file that was given."""
+        return {} if self.json is None else {"the plot beside --json": self.json.with_suffix(".svg")}
+
     def check_writable(self) -> None:
         """Refuse before the measurement what would fail after it.
 

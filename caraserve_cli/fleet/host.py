@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,3 +61,24 @@ def share_out(
         num_threads=min(most_threads, num_threads or most_threads),
         host_bytes=free_bytes // num_replicas,
     )
+
+
+def share_beside(
+    others: Sequence[MachineShare], cores: Sequence[int], free_bytes: int, num_threads: int | None
+) -> MachineShare:
+    """What one replica more may use of a machine where others have their shares, which they keep: of as many
+    parts of the cores as there are replicas then, the one of which they have least.
+
+    Args:
+        others: of those that are there.
+        cores: of the machine.
+        free_bytes: of host memory, that the others have not taken.
+        num_threads: as in `share_out`.
+    """
+    num_replicas = len(others) + 1
+    num_users = Counter(core for share in others for core in share.cores)
+    parts = (
+        share_out(cores, free_bytes * num_replicas, index, num_replicas, num_threads)
+        for index in range(num_replicas)
+    )
+    return min(parts, key=lambda part: sum(num_users[core] for core in part.cores))

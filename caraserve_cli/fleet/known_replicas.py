@@ -100,6 +100,8 @@ class KnownReplicas:
             self.loads.place(each.waiting.facts, each.replica)
             if each.has_started:
                 self.loads.start(each.waiting.request.id)
+        # Of the new one nothing is noted: the dead one's was forgotten with it.
+        self.loads.places.note_same_unusable(before.places)
         for replica in range(len(self)):
             if not before.is_open[replica] and replica != open_again:
                 self.loads.shut(replica)

@@ -21,7 +21,7 @@ from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.core import Request
 from caraserve_cli.errors import CaraServeError, InputError
 from caraserve_cli.fleet.crew import CrewEvent, Died, Replaced, Told
-from caraserve_cli.fleet.host import asked_threads, host_facts, share_out
+from caraserve_cli.fleet.host import asked_threads, host_facts, share_beside, share_out
 from caraserve_cli.fleet.host_clock import SAME_CLOCK, measure_offset, monotonic_ms
 from caraserve_cli.fleet.hosted_replica import HostedReplica, as_error
 from caraserve_cli.fleet.messages import HostFacts, Refusal, ReplicaDescription
@@ -253,6 +253,7 @@ class RayCrew:
     def _end(self, replica: int, reason: str) -> Died:
         """One is dead, or taken for it: nothing more is heard of it."""
         self._seats[replica].dismiss()
+        self._seats[replica].is_dead = True
         self._calls.forget(replica)
         return Died(replica, reason)
 
@@ -285,9 +286,13 @@ class RayCrew:
         """A new process has the share of the dead one where that was, or elsewhere what one more may have."""
         before, share = seat.host, seat.share
         self._seat(seat, host)
+        seat.is_dead = False
         if before is not None and share is not None and before.machine == host.machine:
             return
-        num_there = sum(other.machine == host.machine for other in self.hosts)
-        seat.share = share_out(
-            host.cores, host.free_bytes * num_there, num_there - 1, num_there, self._asked_threads
-        )
+        there = (each for each in self._seats if each is not seat and not each.is_dead)
+        others = [
+            each.share
+            for each in there
+            if each.share is not None and each.host is not None and each.host.machine == host.machine
+        ]
+        seat.share = share_beside(others, host.cores, host.free_bytes, self._asked_threads)

@@ -22,6 +22,7 @@ class RaySeat:
         share: of that machine.
         offset: of its clock.
         shipped: adapters whose files it was sent; None where it sees them.
+        is_dead: whether who had it last is gone, and nobody has come in its place yet, or ever will.
     """
 
     name: str
@@ -30,6 +31,7 @@ class RaySeat:
     share: MachineShare | None = None
     offset: ClockOffset = SAME_CLOCK
     shipped: set[str] | None = None
+    is_dead: bool = False
 
     @property
     def place(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from caraserve_cli.core import Bounds, Completion, Request
@@ -40,6 +41,7 @@ class RowOutput:
         summary: of the run.
         trace: of the session.
         tokenizer: of the base; None where there is none.
+        place: where the line of a number stands, for people.
         token_ids: whether answers have them.
         ordered: whether answers come in the order of the input.
     """
@@ -50,11 +52,13 @@ class RowOutput:
         summary: RunSummary,
         trace: RunTrace,
         tokenizer: Tokenizer | None,
+        place: Callable[[int], str],
         *,
         token_ids: bool,
         ordered: bool,
     ) -> None:
         self._journal, self._summary, self._trace, self._token_ids = journal, summary, trace, token_ids
+        self._place = place
         self._token_text: TokenText = str if tokenizer is None else tokenizer.token_text
         self._order: InputOrder[_Answer] | None = InputOrder() if ordered else None
 
@@ -94,7 +98,9 @@ class RowOutput:
 
     def reject(self, row: RejectedRow) -> None:
         """Take a row that gets no answer."""
-        _log.info("line %d, id %s: %s: %s", row.line, row.request_id, row.code, row.message)
+        if _log.isEnabledFor(logging.INFO):
+            which = self._place(row.line) if row.request_id is None else f"id {row.request_id}"
+            _log.info("line %d, %s: %s: %s", row.line, which, row.code, row.message)
         self._summary.add_error(row.code, row.carried_bound)
         self._summary.failures.add_row(
             {"line": row.line, "id": row.request_id, "code": row.code, "message": row.message}

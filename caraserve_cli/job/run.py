@@ -157,6 +157,7 @@ class Run:
             self._summary,
             self._trace,
             replicas.tokenizer,
+            source.place,
             token_ids=options.token_ids,
             ordered=options.ordered,
         )

@@ -91,6 +91,12 @@ class AdapterPlaces:
         """Where the adapter cannot come."""
         return self._unusable.get(adapter, ())
 
+    def note_same_unusable(self, others: AdapterPlaces) -> None:
+        """What others, of the same replicas, have noted is noted here too."""
+        for adapter, replicas in others._unusable.items():
+            for replica in replicas:
+                self.note_unusable(adapter, replica)
+
     def forget_replica(self, replica: int) -> None:
         """Nothing is on a device that is gone, and who comes in its place may be on another machine."""
         for adapter in list(self._ready_ms):

@@ -67,7 +67,7 @@ class DatasetSource:
     """
 
     def __init__(self, source: str, columns: ColumnMap) -> None:
-        self._name = f"dataset '{source}'"
+        self._source, self._name = source, f"dataset '{source}'"
         self._columns = columns
         self._is_on_hub = source.startswith(HUB_PREFIX)
         self.bytes_read = 0
@@ -92,6 +92,10 @@ class DatasetSource:
     def pass_over(self, is_done: IsDone) -> None:
         """Of a batch of rows that are all done, only the column of ids is looked at."""
         self._is_done = is_done
+
+    def place(self, number: int) -> str:
+        """See `RequestSource`."""
+        return f"{self._source}:{number}"
 
     def __iter__(self) -> Iterator[RawLine]:
         self._iterator = self._lines()

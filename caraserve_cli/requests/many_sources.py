@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +59,7 @@ class ManySources:
         self._current = open_requests(sources[0], columns)
         self._sizes = [Path(source).stat().st_size if Path(source).is_file() else 0 for source in sources]
         self._num_done = 0
+        self._befores: list[int] = []  # of each source begun so far: lines of those before it
         self._is_done: IsDone | None = None
         # Whose size is not known leaves that of all unknown.
         self.total_bytes: int | None = sum(self._sizes) if all(self._sizes) else 0
@@ -76,6 +78,7 @@ class ManySources:
             if self._num_done:
                 self._current = open_requests(source, self._columns)
             before = number
+            self._befores.append(before)
             if self._is_done is not None:
                 self._current.pass_over(_counted_from(before, self._is_done))
             for line in self._current:
@@ -87,6 +90,12 @@ class ManySources:
     def pass_over(self, is_done: IsDone) -> None:
         """See `RequestSource`."""
         self._is_done = is_done
+
+    def place(self, number: int) -> str:
+        """See `RequestSource`."""
+        # A source without lines begins where the next one does.
+        index = bisect_left(self._befores, number) - 1
+        return f"{self._sources[index]}:{number - self._befores[index]}"
 
     def close(self) -> None:
         """Close the one that is open."""

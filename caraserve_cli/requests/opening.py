@@ -29,6 +29,9 @@ class RequestSource(Protocol):
         """Before iterating: of rows that are done no more is wanted than `RawLine.done_id`, if a source
         knows ids without reading all of a row."""
 
+    def place(self, number: int) -> str:
+        """Where the line of a `RawLine.number` stands, for people: `FILE:LINE`."""
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...

@@ -62,6 +62,7 @@ class LineSource:
     """
 
     def __init__(self, source: str) -> None:
+        self._source = source
         self._name = "standard input" if source == _STDIN else f"requests file '{source}'"
         compression = "" if source == _STDIN else _compression(source)
         try:
@@ -101,6 +102,10 @@ class LineSource:
 
     def pass_over(self, is_done: IsDone) -> None:
         """A line's id is not known without reading it."""
+
+    def place(self, number: int) -> str:
+        """See `RequestSource`."""
+        return f"{self._source}:{number}"
 
     def close(self) -> None:
         """Close the file; standard input and pipes stay open, for closing waits for a thread that reads."""

@@ -245,14 +245,17 @@ class SimulatedFleet:
 
 
 class _Policies:
-    """One cold-start policy for each kind of machine."""
+    """One cold-start policy for each kind of machine and LoRA kernel."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._of: dict[tuple[MachineProfile, int], ColdStartPolicy] = {}
+        self._of: dict[tuple[MachineProfile, int, bool], ColdStartPolicy] = {}
 
     def of(self, facts: ReplicaFacts) -> ColdStartPolicy:
-        key = (facts.profile, facts.config.prefill_chunk_tokens)
+        kernel = facts.step_model.lora_kernel
+        is_padded = kernel is not None and kernel.is_padded
+        key = (facts.profile, facts.config.prefill_chunk_tokens, is_padded)
         if key not in self._of:
-            self._of[key] = make_policy(self._name, BreakEven(*key))
+            break_even = BreakEven(facts.profile, facts.config.prefill_chunk_tokens, is_padded=is_padded)
+            self._of[key] = make_policy(self._name, break_even)
         return self._of[key]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -319,3 +320,27 @@ def test_what_cannot_be_simulated_is_refused(caraserve: Caraserve, tmp_path: Pat
     assert "case 'mixed'" in line
     assert "give more 'kv_memory' or 'adapter_memory'" in line
     assert os.environ["XDG_CACHE_HOME"].startswith(str(tmp_path))
+
+
+def test_what_exceeds_the_context_is_refused_as_a_replica_would(caraserve: Caraserve, tmp_path: Path) -> None:
+    """The sample has a context of 512, a base that is named by its short name is not looked for."""
+    of_sample, of_llama2 = tmp_path / "sample.json", tmp_path / "llama2.json"
+    of_sample.write_bytes(to_json(sample_profile()))
+    of_llama2.write_bytes(to_json(PROFILE))
+    short = VIRTUAL.replace(str(SAMPLE / "base"), "llama2-7b").replace('"cpu"', '"auto"')
+    short = short.replace('"float32"', '"bfloat16"').replace('"40MB"', '"40GB"').replace('"3MB"', '"3GB"')
+
+    def ran(text: str, prompt_tokens: int, profile: Path) -> CompletedProcess[str]:
+        assert "prompt_tokens = 6" in text
+        text = text.replace("prompt_tokens = 6", f"prompt_tokens = {prompt_tokens}")
+        return caraserve("bench", write(tmp_path, text), "--profile", profile)
+
+    words = "'prompt_tokens' and 'output_tokens' are {} together", "context of '{}' has {}"
+    for text, context_tokens, base, profile in (
+        (VIRTUAL, 512, str(SAMPLE / "base"), of_sample),
+        (short, 4096, "llama2-7b", of_llama2),
+    ):
+        over = ran(text, context_tokens - 3, profile)
+        said = words[0].format(context_tokens + 1), words[1].format(base, context_tokens)
+        assert_refused(over, 2, "case 'mixed'", *said)
+        assert ran(text, context_tokens - 4, profile).returncode == 0

@@ -76,6 +76,17 @@ def test_one_file_for_two_things_is_refused(
     assert_refused(ended, 2, f"--json: '{file}' is the file of {first} too; give each its own")
 
 
+def test_no_file_is_where_a_plot_would_be(caraserve: Caraserve, recipe: Path, tmp_path: Path) -> None:
+    """A recipe of the kind `cluster` draws one beside its JSON, which nothing may be lost by."""
+    plot, page = tmp_path / "x.svg", tmp_path / "x.json"
+    ended = caraserve("bench", recipe, "--json", plot)
+    assert_refused(ended, 2, f"--json: '{plot}' is the file of the plot beside --json too")
+    ended = caraserve("bench", recipe, "--json", page, "--html", plot)
+    assert_refused(ended, 2, f"--html: '{plot}' is the file of the plot beside --json too")
+    assert not plot.exists()
+    assert_refused(caraserve("bench", recipe, "--json", "."), 1, "--json", "it is a folder")
+
+
 def test_without_peft_it_says_what_to_install(recipe: Path) -> None:
     without_peft = "import sys; sys.modules['peft'] = None; from caraserve_cli.cli.main import main; main()"
     ended = subprocess.run(

@@ -33,6 +33,23 @@ def test_each_request_is_told(caraserve: Caraserve, tmp_path: Path) -> None:
     assert len(told.stdout.splitlines()) == len(plain.stdout.splitlines())
 
 
+def test_a_row_without_an_id_is_told_by_its_place(caraserve: Caraserve, tmp_path: Path) -> None:
+    """In the first file, behind an empty one, and where the numbers in errors.jsonl count through."""
+    first, last = tmp_path / "1.jsonl", tmp_path / "3.jsonl"
+    first.write_text('{"id": "a", "prompt": "x"}\nno JSON\n')
+    (tmp_path / "2.jsonl").write_text("")
+    last.write_text('no JSON\n{"id": "b", "prompt": "x"}\n\n[]\n')
+    told = caraserve(*JOB, "-v", "--out", tmp_path / "out", tmp_path / "*.jsonl")
+    assert told.returncode == 3
+    rejected = [line for line in told.stderr.splitlines() if "invalid_request" in line or "JSON" in line]
+    assert [line.partition(": ")[0] for line in rejected] == [
+        f"line {number}, {place}" for number, place in ((2, f"{first}:2"), (3, f"{last}:1"), (6, f"{last}:4"))
+    ]
+    alone = caraserve(*JOB, "-v", "--out", tmp_path / "alone", first)
+    assert f"line 2, {first}:2: " in alone.stderr
+    assert "None" not in told.stderr + alone.stderr
+
+
 def test_an_id_is_no_line_and_no_command_of_a_terminal(caraserve: Caraserve, tmp_path: Path) -> None:
     rows = [
         {"id": "a\nid forged: the base", "prompt": "x"},

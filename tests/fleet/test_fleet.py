@@ -242,3 +242,28 @@ def test_an_adapter_that_one_replica_cannot_read_goes_to_the_others(name: str) -
     fleet.submit([make_request(number, "3") for number in range(300, 340)])
     assert all(isinstance(outcome, Completion) for outcome in finish(fleet))
     assert not refused_at or len(crew.sent[0]) == num_sent
+
+
+def test_what_others_refuse_is_known_when_another_size_replaces_a_dead_one() -> None:
+    """Only the new one, perhaps on another machine, is asked for an adapter again."""
+    crew = MortalCrew([description() for _ in range(3)])
+    crew.refused = {(0, "3"), (1, "3")}
+    fleet = start(crew)
+    fleet.submit([make_request(number, "3") for number in range(12)])
+    finish(fleet)
+    assert crew.sent[0], "it has refused it"
+    num_sent = len(crew.sent[0])
+    crew.refused.remove((1, "3"))
+    crew.replaced_by = description(kv_tokens=1600)
+    crew.most_answers = 0
+    fleet.submit([make_request(12)])
+    crew.kill(1)
+    for _ in range(2):
+        fleet.poll()
+    assert crew.descriptions[1] == crew.replaced_by
+    fleet.submit([make_request(number, "3") for number in range(13, 43)])
+    fleet.poll()
+    crew.most_answers = None
+    finish(fleet)
+    assert not [each for each in crew.sent[0][num_sent:] if each.adapter == "3"]
+    assert [each for each in crew.sent[1] if each.line >= 13], "it may see what the dead one did not"

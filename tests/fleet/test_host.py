@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from caraserve_cli.fleet.host import asked_threads, host_facts, share_out
+from caraserve_cli.fleet.host import asked_threads, host_facts, share_beside, share_out
 from caraserve_cli.fleet.host_clock import HostedClock, measure_offset, monotonic_ms
 
 
@@ -32,6 +32,17 @@ def test_threads_are_as_many_as_asked_for_at_most(monkeypatch: pytest.MonkeyPatc
     for text, asked in (("3", 3), ("", None), ("0", None), ("many", None)):
         monkeypatch.setenv("OMP_NUM_THREADS", text)
         assert asked_threads() == asked
+
+
+def test_one_more_gets_the_part_that_others_have_least_of() -> None:
+    cores = tuple(range(6))
+    halves = [share_out(cores, 1000, index, 2, None) for index in range(2)]
+    alone = share_beside([], cores, 900, None)
+    assert (alone.cores, alone.num_threads, alone.host_bytes) == (cores, 6, 900)
+    for there, free in (halves, halves[::-1]):
+        beside = share_beside([there], cores, 900, None)
+        assert (beside.cores, beside.num_threads, beside.host_bytes) == (free.cores, 3, 900)
+    assert len(share_beside(halves, cores, 900, None).cores) == 2
 
 
 def test_the_facts_of_this_process(tmp_path: os.PathLike[str]) -> None:

@@ -21,7 +21,7 @@ from caraserve_cli.fleet.ray_cluster import RayCluster
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.fleet.families import write_base
-from tests.fleet.hosted_kinds import FarAway, FarFromAll, Full, Unable
+from tests.fleet.hosted_kinds import FarAway, FarFromAll, Full, Spread, Unable
 
 pytest.importorskip("ray")
 
@@ -134,4 +134,35 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
         raylet.kill()
         with pytest.raises(InputError, match=r"the Ray cluster has ended.*--resume"):
             bury_all(crew)
+        crew.close()
+
+
+def test_who_comes_to_another_machine_shares_it_with_the_living(tmp_path: Path) -> None:
+    """One of two on a machine dies and is not replaced; one of another machine comes there: it has the half
+    that is free, and no third."""
+    options = ReplicaOptions(base="of nobody", device="cpu", adapter_roots=(tmp_path,))
+    with RayCluster(None, 3) as cluster:
+        crew = ray_crew.RayCrew(
+            cluster,
+            options,
+            3,
+            is_on_gpu=False,
+            library=AdapterLibrary.scan(()),
+            clock_ms=lambda: 0.0,
+            hosted=Spread,
+        )
+        (moving,) = (number for number, host in enumerate(crew.hosts) if host.host_name == "far")
+        dying, living = (number for number in range(3) if number != moving)
+        assert crew.descriptions[moving].device == "(0, 1, 2, 3, 4, 5)"
+        halves = {crew.descriptions[number].device for number in (dying, living)}
+        assert halves == {"(0, 1, 2)", "(3, 4, 5)"}
+        for number in (dying, moving):
+            os.kill(crew.hosts[number].pid, signal.SIGKILL)
+            died = watch(crew, Died)
+            assert isinstance(died, Died)
+            assert died.replica == number
+        crew.replace(moving)
+        watch(crew, Replaced)
+        assert crew.hosts[moving].host_name == "near"
+        assert crew.descriptions[moving].device == crew.descriptions[dying].device
         crew.close()
