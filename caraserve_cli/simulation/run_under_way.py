@@ -68,7 +68,9 @@ class RunUnderWay:
         if len(self._steps) != self._ahead:
             return False
         most_steps = self._fewest_tokens_left()
-        num_steps = self._scheduler.num_equal_steps(most_steps, tight=not self._ahead) if most_steps else 0
+        num_steps = (
+            self._scheduler.equal_steps.num_next(most_steps, tight=not self._ahead) if most_steps else 0
+        )
         if num_steps <= self._ahead:
             return False
         times = self._step_times.decode_ms(self._scheduler.running, self._adapters)
@@ -107,13 +109,13 @@ class RunUnderWay:
         num_ended = run.num_steps - self._ahead
         if not num_ended:
             return []
-        self._scheduler.book_equal_steps(num_ended)
+        self._scheduler.equal_steps.book(num_ended)
         return [*self._scheduler.running, *self._scheduler.ending]
 
     def plan_last(self, run: DecodeRun, now_ms: float) -> None:
         """Whose answers are complete have left: who plans ahead plans the last of its steps now."""
         if self._ahead:
-            plan = self._scheduler.plan_equal_step()
+            plan = self._scheduler.equal_steps.plan()
             self._scheduler.commit(plan)
             self._steps.add_ending(plan, run.end_ms(run.num_steps))
         else:
