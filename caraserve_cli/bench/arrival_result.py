@@ -161,7 +161,7 @@ class ArrivalResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": ARRIVALS,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             **dataclasses.asdict(self.grid),
             "cases": [link.as_json() for link in self.links],
             "verdict": self.verdict,

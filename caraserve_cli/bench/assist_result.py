@@ -11,6 +11,7 @@ from caraserve_cli.bench.assist_recipe import ASSIST, AssistCase
 from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import Limit, worst_verdict
 from caraserve_cli.bench.kernel_result import verdict_on
+from caraserve_cli.bench.result_facts import MeasuredFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +182,8 @@ class AssistCaseResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssistFacts:
-    """Under which circumstances was measured; see `engine_result.EngineFacts`.
+class AssistFacts(MeasuredFacts):
+    """Under which circumstances was measured; see `MeasuredFacts`.
 
     Attributes:
         cpu: model of the processor.
@@ -192,15 +193,8 @@ class AssistFacts:
         peak_flops_per_s: of a large product in that dtype, on so many threads.
     """
 
-    recipe: str
-    description: str
-    caraserve_version: str
-    commit: str | None
-    versions: dict[str, str]
     device: str
     cpu: str
-    num_cores: int
-    load_average: float
     base: str
     dtype: str
     compute_dtype: str
@@ -229,7 +223,7 @@ class AssistResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": ASSIST,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "cases": [case.as_json() for case in self.cases],
             "verdict": self.verdict,
         }

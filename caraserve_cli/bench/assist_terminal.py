@@ -39,13 +39,11 @@ def summary(case: AssistCaseResult) -> str:
 
 
 def _circumstances(facts: AssistFacts) -> Text:
-    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
-    commit = f", commit {facts.commit}" if facts.commit else ""
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"shape of {facts.base}, random data, {facts.num_adapters} adapters on {', '.join(facts.modules)}\n"
         f"{facts.repeats} interleaved repeats, warm-ups: {facts.warmups}\n"
-        f"{facts.device}, {facts.dtype}, {versions}{commit}\n"
+        f"{facts.device}, {facts.dtype}, {facts.versions_words}{facts.commit_words}\n"
         f"CPU workers: {facts.num_workers}, {facts.tokens_per_worker} tokens each; torch: {facts.cpu}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores\n"
         f"large product on so many threads, {facts.compute_dtype}: {facts.peak_flops_per_s / 1e12:,.3g} "

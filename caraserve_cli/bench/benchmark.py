@@ -10,9 +10,10 @@ import torch
 
 from caraserve_cli import __version__
 from caraserve_cli.bench.comparison import Comparison, Verdict, compare
-from caraserve_cli.bench.facts import installed_versions
+from caraserve_cli.bench.facts import code_commit, installed_versions
 from caraserve_cli.bench.measure import OnRun, measure
 from caraserve_cli.bench.recipe import Recipe
+from caraserve_cli.bench.result_facts import MeasuredFacts
 from caraserve_cli.bench.systems import build_systems
 from caraserve_cli.bench.workload import Workload, load_workload
 
@@ -20,23 +21,11 @@ _COMPARED_PACKAGES = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchFacts:
-    """Under which circumstances was measured.
+class BenchFacts(MeasuredFacts):
+    """Under which circumstances was measured."""
 
-    Attributes:
-        versions: of the packages that do the work; those not installed are left out.
-        load_average: processes that wanted a core in the minute before, others' included; on a quiet
-            machine about 0.
-    """
-
-    recipe: str
-    description: str
-    caraserve_version: str
-    versions: dict[str, str]
     device: str
     num_threads: int
-    num_cores: int
-    load_average: float
     dtype: str
     num_requests: int
     num_adapters: int
@@ -62,7 +51,9 @@ class BenchResult:
         comparison = dataclasses.asdict(self.comparison)
         for ratio, values in zip(self.comparison.ratios, comparison["ratios"], strict=True):
             values["met"] = ratio.is_met
-        return {**dataclasses.asdict(self.facts), **comparison, "verdict": self.verdict}
+        facts = self.facts.as_json()
+        del facts["commit"]  # which files of this kind do not have
+        return {**facts, **comparison, "verdict": self.verdict}
 
 
 def run_benchmark(recipe: Recipe, on_run: OnRun) -> BenchResult:
@@ -84,6 +75,7 @@ def _facts(recipe: Recipe, workload: Workload, load_average: float) -> BenchFact
         recipe=recipe.name,
         description=recipe.description,
         caraserve_version=__version__,
+        commit=code_commit(),
         versions=installed_versions(_COMPARED_PACKAGES),
         device=workload.device_description,
         num_threads=torch.get_num_threads(),

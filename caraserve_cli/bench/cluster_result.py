@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from caraserve_cli.bench.cluster_recipe import CLUSTER, ClusterRequirement, HoldsMore, LessTime
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.result_facts import ResultFacts
 from caraserve_cli.simulation.tally import AnswerTally
 
 # The attainment whose load is told of each policy, as in the paper.
@@ -16,7 +17,7 @@ HELD_ATTAINMENT = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterFacts:
+class ClusterFacts(ResultFacts):
     """What was simulated; all numbers of a result are modelled.
 
     Attributes:
@@ -25,10 +26,6 @@ class ClusterFacts:
         slo_ms: bound on latency over the answer's tokens.
     """
 
-    recipe: str
-    description: str
-    caraserve_version: str
-    commit: str | None
     machine: str
     is_measured: bool
     num_replicas: int
@@ -185,7 +182,7 @@ class ClusterResult:
         return {
             "kind": CLUSTER,
             "modelled": True,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "without_lora": self.without_lora.as_json(),
             "points": [point.as_json() for point in self.points],
             "held_attainment": HELD_ATTAINMENT,

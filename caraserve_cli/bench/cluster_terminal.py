@@ -45,7 +45,6 @@ def point_summary(point: ClusterPoint) -> str:
 def _circumstances(result: ClusterResult) -> Text:
     facts, base = result.facts, result.without_lora
     origin = "measured profile" if facts.is_measured else "constants of the recipe"
-    commit = f", commit {facts.commit}" if facts.commit else ""
     counted = facts.num_requests - 2 * facts.num_settling
     moves = ""
     if DloraPlacement.name in result.policies:
@@ -56,7 +55,7 @@ def _circumstances(result: ClusterResult) -> Text:
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"Simulated: {facts.num_replicas} x {facts.machine} ({origin}), {facts.num_adapters:,} adapters, "
-        f"cold starts {facts.cold_start}, caraserve {facts.caraserve_version}{commit}\n"
+        f"cold starts {facts.cold_start}, caraserve {facts.caraserve_version}{facts.commit_words}\n"
         f"{facts.num_requests:,} requests a simulation, {counted:,} of them counted, seed {facts.seed}\n"
         f"time per token (latency / output tokens) without LoRA: {base.time_per_token_ms:.2f} ms at "
         f"{base.rate_per_s:,.0f} requests/s; SLO {facts.slo_factor:g}x = {facts.slo_ms:.2f} ms, which "

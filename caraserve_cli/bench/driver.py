@@ -15,10 +15,11 @@ from itertools import islice
 from caraserve_cli import __version__
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.bench.driver_recipe import ALONE, OVER_RAY, DriverRecipe
-from caraserve_cli.bench.driver_result import DriverCase, DriverFacts, DriverResult, DriverRun, judge_driver
+from caraserve_cli.bench.driver_result import DriverCase, DriverResult, DriverRun, judge_driver
 from caraserve_cli.bench.echo import EchoCrew, echo_description, numbered_adapter
 from caraserve_cli.bench.echo_hosted import EchoHosted
 from caraserve_cli.bench.facts import code_commit, installed_versions
+from caraserve_cli.bench.result_facts import MeasuredFacts
 from caraserve_cli.core import Bounds, Completion, Request, SamplingParams
 from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.crew import Crew
@@ -45,7 +46,7 @@ def run_driver(recipe: DriverRecipe, on_run: OnDriverRun) -> DriverResult:
     load_average = os.getloadavg()[0]
     requests = _make_requests(recipe)
     cases = (_measure_alone(recipe, requests, on_run), _measure_over_ray(recipe, requests, on_run))
-    return DriverResult(recipe=recipe, facts=_facts(load_average), cases=cases)
+    return DriverResult(recipe=recipe, facts=_facts(recipe, load_average), cases=cases)
 
 
 def _make_requests(recipe: DriverRecipe) -> list[Request]:
@@ -123,8 +124,10 @@ def _clock_ms() -> float:
     return time.perf_counter() * 1000.0
 
 
-def _facts(load_average: float) -> DriverFacts:
-    return DriverFacts(
+def _facts(recipe: DriverRecipe, load_average: float) -> MeasuredFacts:
+    return MeasuredFacts(
+        recipe=recipe.name,
+        description=recipe.description,
         caraserve_version=__version__,
         commit=code_commit(),
         versions=installed_versions(("numpy", "ray")),

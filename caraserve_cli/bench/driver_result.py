@@ -9,21 +9,7 @@ from dataclasses import dataclass
 from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.driver_recipe import DRIVER, DriverRecipe
 from caraserve_cli.bench.engine_result import worst_verdict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriverFacts:
-    """Under which circumstances was measured.
-
-    Attributes:
-        load_average: processes that wanted a core in the minute before, others' included.
-    """
-
-    caraserve_version: str
-    commit: str | None
-    versions: dict[str, str]
-    num_cores: int
-    load_average: float
+from caraserve_cli.bench.result_facts import MeasuredFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +68,7 @@ class DriverResult:
     """What a benchmark of a driver found, and where."""
 
     recipe: DriverRecipe
-    facts: DriverFacts
+    facts: MeasuredFacts
     cases: tuple[DriverCase, ...]
 
     @property
@@ -95,7 +81,7 @@ class DriverResult:
             "kind": DRIVER,
             "recipe": self.recipe.name,
             **{key: value for key, value in dataclasses.asdict(self.recipe).items() if key != "name"},
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "cases": [{**dataclasses.asdict(case), "verdict": case.verdict} for case in self.cases],
             "verdict": self.verdict,
         }

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.driver_recipe import DriverRecipe
-from caraserve_cli.bench.driver_result import DriverFacts, DriverResult
+from caraserve_cli.bench.driver_result import DriverResult
 from caraserve_cli.bench.engine_terminal import all_met, cannot_tell, extremes, missed, verdict_text
+from caraserve_cli.bench.result_facts import MeasuredFacts
 from caraserve_cli.bench.terminal import plain_table
 
 
@@ -25,15 +26,13 @@ def driver_summary(requests_per_s: float) -> str:
     return f"{requests_per_s:,.0f} requests/s"
 
 
-def _circumstances(recipe: DriverRecipe, facts: DriverFacts) -> Text:
-    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
-    commit = f", commit {facts.commit}" if facts.commit else ""
+def _circumstances(recipe: DriverRecipe, facts: MeasuredFacts) -> Text:
     return Text(
         f"{recipe.name}: {recipe.description}\n"
         f"{recipe.num_requests:,} requests a run, {recipe.num_adapters:,} adapters, {recipe.prompt_tokens} "
         f"prompt tokens\n"
         f"{recipe.num_replicas} replicas of {recipe.max_running} requests, placement {recipe.placement}\n"
-        f"caraserve {facts.caraserve_version}{commit}, {versions}\n"
+        f"caraserve {facts.caraserve_version}{facts.commit_words}, {facts.versions_words}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores"
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from caraserve_cli.bench.comparison import Verdict
+from caraserve_cli.bench.result_facts import MeasuredFacts
 from caraserve_cli.events import StepRecord
 
 if TYPE_CHECKING:
@@ -119,28 +120,19 @@ class Peers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFacts:
+class EngineFacts(MeasuredFacts):
     """Under which circumstances was measured.
 
     Attributes:
         weights: always `random`; no number here says anything of answers.
-        commit: of the code, None where nothing says it.
-        load_average: processes that wanted a core in the minute before, others' included.
         copy_bytes_per_s, product_flops_per_s: the device's speeds, measured before the cases.
         startup_s: from nothing to the first ready replica, adapters and warm-ups not included.
         adapters_s: to make all adapters in host memory.
     """
 
-    recipe: str
-    description: str
     weights: str
-    caraserve_version: str
-    commit: str | None
-    versions: dict[str, str]
     device: str
     num_threads: int
-    num_cores: int
-    load_average: float
     base: str
     dtype: str
     warmups: int

@@ -22,13 +22,11 @@ _VERDICTS = {
 
 def circumstances(facts: EngineFacts, work: str) -> Text:
     """Where and of what was measured; `work` says of what length the requests are."""
-    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
-    commit = f", commit {facts.commit}" if facts.commit else ""
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"{facts.base} with {facts.weights} weights, {work}\n"
         f"{facts.repeats} interleaved repeats, warm-ups: {facts.warmups}\n"
-        f"{facts.device}, {facts.dtype}, {versions}{commit}\n"
+        f"{facts.device}, {facts.dtype}, {facts.versions_words}{facts.commit_words}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores\n"
         f"copy {facts.copy_bytes_per_s / 1e9:,.0f} GB/s, matrix product "
         f"{facts.product_flops_per_s / 1e12:,.3g} TFLOP/s\n"

@@ -11,6 +11,7 @@ from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import Limit, worst_verdict
 from caraserve_cli.bench.kernel_cases import FitCase, FormsCase, LoadCase, TimeLimits
 from caraserve_cli.bench.kernel_recipe import KERNELS
+from caraserve_cli.bench.result_facts import MeasuredFacts
 from caraserve_cli.perf.least_squares import Line
 
 # A peer's `basis` where it was timed as ours was: in the same sort of graph, on data of the same sizes.
@@ -229,21 +230,14 @@ def _flattened(result: FormsResult | FitResult | LoadResult) -> dict[str, object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KernelFacts:
-    """Under which circumstances was measured; see `engine_result.EngineFacts`.
+class KernelFacts(MeasuredFacts):
+    """Under which circumstances was measured; see `MeasuredFacts`.
 
     Attributes:
         most_repeats: what the recipe asks for; what takes long has fewer, and each result says how many.
     """
 
-    recipe: str
-    description: str
-    caraserve_version: str
-    commit: str | None
-    versions: dict[str, str]
     device: str
-    num_cores: int
-    load_average: float
     base: str
     dtype: str
     modules: tuple[str, ...]
@@ -286,7 +280,7 @@ class KernelResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": KERNELS,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             **{name: [case.as_json() for case in cases] for name, cases in self.sections.items()},
             "verdict": self.verdict,
         }

@@ -54,13 +54,11 @@ def summary(case: CaseResult) -> str:
 
 
 def _circumstances(facts: KernelFacts) -> Text:
-    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
-    commit = f", commit {facts.commit}" if facts.commit else ""
     modules = f", adapters on {', '.join(facts.modules)}" if facts.modules else ""
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"shape of {facts.base}, random data{modules}, up to {facts.most_repeats} repeats\n"
-        f"{facts.device}, {facts.dtype}, {versions}{commit}\n"
+        f"{facts.device}, {facts.dtype}, {facts.versions_words}{facts.commit_words}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores\n"
         f"copy {facts.copy_bytes_per_s / 1e9:,.0f} GB/s, matrix product "
         f"{facts.product_flops_per_s / 1e12:,.3g} TFLOP/s; all measured in {facts.seconds:.0f} s"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from caraserve_cli.bench.comparison import Spread, Verdict
 from caraserve_cli.bench.engine_result import worst_verdict
 from caraserve_cli.bench.paired_recipe import PAIRED
+from caraserve_cli.bench.result_facts import MeasuredFacts
 
 _TAIL = 0.95
 
@@ -100,21 +101,14 @@ def _tail(times_ms: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairedFacts:
-    """Under which circumstances was measured; see `BenchFacts`.
+class PairedFacts(MeasuredFacts):
+    """Under which circumstances was measured; see `MeasuredFacts`.
 
     `slow_decode`: by what factor our decoding steps were slowed on purpose; None for not at all.
     """
 
-    recipe: str
-    description: str
-    caraserve_version: str
-    commit: str | None
-    versions: dict[str, str]
     device: str
     num_threads: int
-    num_cores: int
-    load_average: float
     dtype: str
     num_adapters: int
     prompt_tokens: int
@@ -143,7 +137,7 @@ class PairedResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": PAIRED,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "cases": [case.as_json() for case in self.cases],
             "skipped": self.skipped,
             "verdict": self.verdict,

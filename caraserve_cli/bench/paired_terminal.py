@@ -45,13 +45,11 @@ def render_paired(result: PairedResult) -> RenderableType:
 
 
 def _circumstances(facts: PairedFacts) -> Text:
-    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
-    commit = f", commit {facts.commit}" if facts.commit else ""
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"{facts.num_adapters} adapters, {facts.prompt_tokens:,} prompt tokens, answers of "
         f"{facts.output_tokens} tokens, {facts.repeats} passes, step by step in turns\n"
-        f"{facts.device}, {facts.dtype}, {versions}{commit}\n"
+        f"{facts.device}, {facts.dtype}, {facts.versions_words}{facts.commit_words}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores"
     )
 

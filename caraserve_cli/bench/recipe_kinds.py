@@ -42,13 +42,15 @@ from caraserve_cli.bench.serving_recipe import SERVING, ServingRecipe, parse_ser
 from caraserve_cli.bench.simulator_recipe import SIMULATOR, SimulatorRecipe, parse_simulator
 from caraserve_cli.bench.slo_recipe import SLO, SloRecipe, parse_slo
 from caraserve_cli.bench.small import (
-    small_arrivals,
     small_assist,
     small_cluster,
     small_comparison,
     small_driver,
     small_kernels,
     small_paired,
+)
+from caraserve_cli.bench.small_engine import (
+    small_arrivals,
     small_serving,
     small_simulator,
     small_slo,

@@ -202,7 +202,7 @@ class ServingResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": SERVING,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "cases": [case.as_json() for case in self.cases],
             "verdict": self.verdict,
         }

@@ -116,7 +116,7 @@ class SimulatorResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": SIMULATOR,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "profile_measured_at": self.profile_measured_at,
             "cases": [case.as_json() for case in self.cases],
             "verdict": self.verdict,

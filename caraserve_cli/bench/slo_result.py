@@ -108,7 +108,7 @@ class SloResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": SLO,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "cases": [case.as_json() for case in self.cases],
             "verdict": self.verdict,
         }

@@ -27,7 +27,6 @@ def render_slo(result: SloResult) -> RenderableType:
 def _circumstances(facts: EngineFacts | VirtualFacts) -> Text:
     if isinstance(facts, EngineFacts):
         return circumstances(facts, "requests that arrive in time, with bounds")
-    commit = f", commit {facts.commit}" if facts.commit else ""
     lora = "" if facts.has_lora_model else "; it has no LoRA kernel: adapters cost nothing here"
     mixed = (
         "" if facts.has_mixed_model else "; it says nothing of prompts beside decoding requests: make it anew"
@@ -35,7 +34,7 @@ def _circumstances(facts: EngineFacts | VirtualFacts) -> Text:
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"SIMULATED, nothing was measured: {facts.base}, {facts.dtype}, by the profile of {facts.machine} in "
-        f"{facts.profile}, measured at {facts.profile_measured_at}{commit}{lora}{mixed}"
+        f"{facts.profile}, measured at {facts.profile_measured_at}{facts.commit_words}{lora}{mixed}"
     )
 
 

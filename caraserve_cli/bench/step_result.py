@@ -195,7 +195,7 @@ class StepResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": STEPS,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "cases": [case.as_json() for case in self.cases],
             "verdict": self.verdict,
         }

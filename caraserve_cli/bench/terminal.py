@@ -27,13 +27,12 @@ def render(result: BenchResult) -> RenderableType:
 
 
 def _circumstances(facts: BenchFacts) -> Text:
-    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
     return Text(
         f"{facts.recipe}: {facts.description}\n"
         f"{facts.num_requests} requests, {facts.num_adapters} adapters, "
         f"{facts.prompt_tokens:,} prompt tokens, batches of {facts.batch_size}\n"
         f"{facts.repeats} interleaved repeats, warm-ups: {facts.warmups}\n"
-        f"{facts.device}, {facts.dtype}, {versions}\n"
+        f"{facts.device}, {facts.dtype}, {facts.versions_words}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores"
     )
 

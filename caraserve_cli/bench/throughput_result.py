@@ -101,7 +101,7 @@ class ThroughputResult:
         """The content of the file that `--json` writes."""
         return {
             "kind": THROUGHPUT,
-            **dataclasses.asdict(self.facts),
+            **self.facts.as_json(),
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "cases": [case.as_json() for case in self.cases],

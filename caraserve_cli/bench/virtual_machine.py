@@ -10,6 +10,7 @@ from typing import Any
 from caraserve_cli import __version__
 from caraserve_cli.bench.engine_case import EngineRecipe
 from caraserve_cli.bench.facts import code_commit
+from caraserve_cli.bench.result_facts import ResultFacts
 from caraserve_cli.bench.serving_run import ServingRun
 from caraserve_cli.bench.synthetic import adapters_of
 from caraserve_cli.bench.timed_case import TimedCase
@@ -32,7 +33,7 @@ from caraserve_cli.perf.step_model import StepModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VirtualFacts:
+class VirtualFacts(ResultFacts):
     """Under which circumstances was simulated.
 
     Attributes:
@@ -44,13 +45,8 @@ class VirtualFacts:
         has_mixed_model: whether it says what prompts beside decoding requests take; without, they take what
             as many tokens of prompts alone do.
         is_simulated: always true; in a result that was measured there is no such key.
-        commit: of the code that simulates, None where nothing says it.
     """
 
-    recipe: str
-    description: str
-    caraserve_version: str
-    commit: str | None
     machine: str
     profile: str
     profile_measured_at: str

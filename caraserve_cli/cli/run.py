@@ -179,7 +179,7 @@ def _name_the_job(given: dict[str, Any]) -> None:
 
 def _sources(given: dict[str, Any]) -> str | None:
     """Patterns become files; the first source, None if there is none, and apart from it the others."""
-    from caraserve_cli.requests.dataset_source import check_dataset, is_dataset
+    from caraserve_cli.requests.dataset_path import check_dataset, is_dataset
     from caraserve_cli.requests.many_sources import expand
     from caraserve_cli.requests.source import check_exists
 
@@ -193,7 +193,7 @@ def _sources(given: dict[str, Any]) -> str | None:
 
 def _stem(source: str) -> str:
     """The file's name without the ends that tell its kind; `day.2026-01-31.jsonl.gz` keeps its date."""
-    from caraserve_cli.requests.dataset_source import dataset_name, is_dataset
+    from caraserve_cli.requests.dataset_path import dataset_name, is_dataset
 
     if is_dataset(source):
         return dataset_name(source)

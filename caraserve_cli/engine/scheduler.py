@@ -28,7 +28,7 @@ from caraserve_cli.engine.adapter_access import AdapterAccess
 from caraserve_cli.engine.batch_limit import BatchLimit
 from caraserve_cli.engine.block_pool import BlockPool
 from caraserve_cli.engine.cold_starts import ColdStarts
-from caraserve_cli.engine.equal_steps import book_tokens, num_equal_steps
+from caraserve_cli.engine.equal_steps import EqualSteps
 from caraserve_cli.engine.holdings import Holdings
 from caraserve_cli.engine.plan_draft import PlanDraft
 from caraserve_cli.engine.plan_waits import WaitFor
@@ -51,6 +51,9 @@ class Scheduler:
         clock_ms: milliseconds since the start of the run.
         num_layers: of the base.
         policy: in which order those that wait are taken; by default first come, first served.
+
+    Attributes:
+        equal_steps: the next steps, where nobody comes or ends in them.
     """
 
     def __init__(
@@ -77,6 +80,15 @@ class Scheduler:
         self._books = SequenceBooks(self._holdings, self.residency, self.cold_starts, self._access.lora_rank)
         self.waiting, self.running = self._books.waiting, self._books.running
         self.ending = self._books.ending
+        self.equal_steps = EqualSteps(
+            config,
+            self._books,
+            self._holdings,
+            self.blocks,
+            self._batch_limit,
+            self.cold_starts,
+            self._access,
+        )
         self._policy = policy or FirstComeFirstServed()
         self._line = WaitingOrder(self._policy, self.waiting, self.running, clock_ms)
 
@@ -168,51 +180,6 @@ class Scheduler:
     def users_of(self, adapter: str) -> list[Sequence]:
         """Every sequence that runs or waits and asked for `adapter`."""
         return [s for s in (*self.running, *self.waiting) if s.request.adapter == adapter]
-
-    # Steps that are all alike
-
-    def num_equal_steps(self, most_steps: int, *, tight: bool = True) -> int:
-        """How many of the next plans, up to `most_steps`, only decode one token of every running sequence:
-        the first now and the others at whatever time, if until then nobody comes or ends and no adapter
-        arrives. 0 where that cannot be told without planning. Unless plans may be `tight`, none after them
-        is (`is_tight`)."""
-        self.cold_starts.begin_plan()
-        if self.waiting and len(self.running) < self._config.max_running:
-            return 0
-        if self._batch_limit.num_tokens < len(self.running):
-            return 0
-        if not self.cold_starts.may_all_decode(self.running):
-            return 0
-        blocks_left = 0 if tight else len(self.running)
-        return num_equal_steps(
-            self.running, self.blocks, self._config.kv_block_tokens, most_steps, blocks_left
-        )
-
-    def plan_equal_step(self) -> StepPlan:
-        """The next of the plans that `num_equal_steps` told, whoever has come since."""
-        for sequence in self.running:
-            self._holdings.give_blocks(sequence, 1)
-        self._access.pass_plans(1, is_anyone_waiting=bool(self.waiting))
-        return StepPlan(
-            tuple(
-                ScheduledChunk(each, each.num_computed_tokens, 1, yields_token=True) for each in self.running
-            )
-        )
-
-    def book_equal_steps(self, num_steps: int, token_id: int = 0) -> None:
-        """Do what as many rounds of `plan`, `commit` and taking a token of every running sequence would, at
-        most those that `num_equal_steps` told. Who has its last token is then `ENDING`, as after `commit`.
-
-        Args:
-            num_steps: at least 1.
-            token_id: stands for every token, for nobody knows it.
-        """
-        self._access.pass_plans(num_steps, is_anyone_waiting=bool(self.waiting))
-        for _ in range(num_steps):
-            self._batch_limit.note_step()
-        book_tokens(self.running, self._holdings, num_steps, token_id)
-        for sequence in [each for each in self.running if each.is_ending]:
-            self._books.begin_end(sequence)
 
     # Running sequences
 

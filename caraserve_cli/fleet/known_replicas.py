@@ -62,11 +62,11 @@ class KnownReplicas:
     def roomiest(self) -> int | None:
         """The replica that tells why it cannot answer what fits nowhere; None while all are full."""
         loads = self.loads
-        has_room = loads.is_open & (loads.num_requests < loads.max_requests)
+        has_room = loads.is_open & (loads.num_requests < loads.capacities.max_requests)
         candidates = has_room.nonzero()[0]
         if not len(candidates):
             return None
-        return int(candidates[loads.kv_capacity_tokens[candidates].argmax()])
+        return int(candidates[loads.capacities.kv_tokens[candidates].argmax()])
 
     def take_state(self, replica: int, news: ReplicaNews) -> None:
         """Book what a replica tells of itself: its adapters, its link, and its steps against their model."""

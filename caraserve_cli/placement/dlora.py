@@ -77,7 +77,7 @@ class _Work:
         loads = self._loads
         now = loads.batch_of_requests()
         step_ms = loads.step_models.decode_ms(BatchLoads(self._num_requests, now.ranks, now.kv_tokens))
-        steps = self._output_tokens / np.clip(self._num_requests, 1, loads.max_running)
+        steps = self._output_tokens / np.clip(self._num_requests, 1, loads.capacities.max_running)
         prompts_ms = loads.step_models.prompts_ms(
             self._backlog_tokens, loads.queue_ranks(), loads.num_running
         )
@@ -87,7 +87,7 @@ class _Work:
         """The replica with the most work of those that have requests to move, and the one with the least of
         those that take more; None if there is no such pair, or it is balanced."""
         work_ms, loads = self.work_ms(), self._loads
-        takes_more = loads.is_open & (self._num_requests < loads.max_requests)
+        takes_more = loads.is_open & (self._num_requests < loads.capacities.max_requests)
         if not takes_more.any() or not self._num_movable.any():
             return None
         most = int(np.where(self._num_movable > 0, work_ms, -np.inf).argmax())

@@ -17,6 +17,7 @@ from caraserve_cli.perf.step_correction import StepCorrections
 from caraserve_cli.perf.step_models import StepModels
 from caraserve_cli.placement.adapter_places import AdapterPlaces
 from caraserve_cli.placement.bound_tally import BoundTally
+from caraserve_cli.placement.capacities import Capacities
 from caraserve_cli.placement.cold_times import ColdTimes
 from caraserve_cli.placement.rank_tally import RankTally
 from caraserve_cli.placement.replica_facts import ReplicaFacts
@@ -50,6 +51,7 @@ class ReplicaLoads:
         link_free_ms, cpu_free_ms: when the link and the CPU workers will have done what they have to do.
         is_open: whether requests may be placed there.
         keys: hashes of the replicas' names.
+        capacities: what they hold at most.
 
     Args:
         replicas: in the order of their indices; names are distinct.
@@ -63,18 +65,12 @@ class ReplicaLoads:
         if len({replica.name for replica in replicas}) < len(replicas):
             raise ValueError("two replicas have the same name")
         num_replicas = len(replicas)
-        configs = [replica.config for replica in replicas]
         self.replicas = tuple(replicas)
         self.keys = replica_keys([replica.name for replica in replicas])
-        self.max_requests = np.array([replica.max_requests for replica in replicas], dtype=np.int64)
-        self.max_running = np.array([config.max_running for config in configs], dtype=np.float64)
-        self.kv_capacity_tokens = np.array([config.num_kv_tokens for config in configs], dtype=np.float64)
-        self.pool_capacity_bytes = np.array(
-            [config.adapter_memory_bytes for config in configs], dtype=np.float64
-        )
+        self.capacities = Capacities(replicas)
         # One request more than are there is asked about.
         self._models = [replica.step_model for replica in replicas]
-        self.step_models = StepModels(self._models, 1 + max(self.max_requests, default=0))
+        self.step_models = StepModels(self._models, 1 + max(self.capacities.max_requests, default=0))
         self.cold_times = ColdTimes(replicas)
         self.places = AdapterPlaces(num_replicas)
         self._token_bounds = BoundTally(num_replicas)
@@ -110,7 +106,7 @@ class ReplicaLoads:
         """
         if request.id in self._placed:
             raise ValueError(f"request '{request.id}' is placed already")
-        if self.num_requests[replica] >= self.max_requests[replica] or not self.is_open[replica]:
+        if self.num_requests[replica] >= self.capacities.max_requests[replica] or not self.is_open[replica]:
             raise ValueError(f"replica '{self.replicas[replica].name}' takes no more requests")
         now_ms = self.now_ms
         interruption_ms = self._models[replica].interruption_ms(
@@ -198,14 +194,13 @@ class ReplicaLoads:
         """Where a request may be placed, shape [N]: the replica is open, takes one more, and would hold it
         and its adapter if it were alone. It may have to wait there until others end."""
         has_room = self.fits_alone(request)
-        has_room &= self.num_requests < self.max_requests
+        has_room &= self.num_requests < self.capacities.max_requests
         has_room &= self.is_open
         return has_room
 
     def fits_alone(self, request: RequestFacts) -> BoolArray:
         """Which replicas, open or not, would hold a request and its adapter if it were alone, shape [N]."""
-        fits = self.kv_capacity_tokens >= request.kv_tokens
-        fits &= self.pool_capacity_bytes >= request.adapter_bytes
+        fits = self.capacities.hold_alone(request)
         if request.adapter is not None and (unusable := self.places.unusable_on(request.adapter)):
             fits[list(unusable)] = False
         return fits
@@ -219,30 +214,11 @@ class ReplicaLoads:
         return None if request.adapter is None else self.places.num_new(request.adapter)
 
     def shortage(self, request: RequestFacts, num_new: FloatArray | None) -> FloatArray:
-        """The share of those on each replica that must end before a request has a place in the batch, room
-        in the cache and in the adapters' pool, as far as answers are as long as expected.
-
-        Args:
-            request: that would be placed.
-            num_new: of it.
-
-        Returns:
-            Shape [N]; 0 where nobody must end.
-        """
-        lacks_slots = self.num_requests + 1 - self.max_running
-        kv_tokens = self.prompt_tokens + self.output_tokens
-        lacks_tokens = kv_tokens + (request.kv_tokens - self.kv_capacity_tokens)
-        shortage = np.zeros(len(kv_tokens))
-        if (lacks_slots > 0).any():
-            np.maximum(shortage, lacks_slots / np.maximum(self.num_requests, 1), out=shortage)
-        if (lacks_tokens > 0).any():
-            np.maximum(shortage, lacks_tokens / np.maximum(kv_tokens, 1), out=shortage)
-        if num_new is not None:
-            lacks_bytes = self.pool_bytes - self.pool_capacity_bytes
-            lacks_bytes += request.adapter_bytes * num_new
-            if (lacks_bytes > 0).any():
-                np.maximum(shortage, lacks_bytes / np.maximum(self.pool_bytes, 1), out=shortage)
-        return shortage
+        """The share of those on each replica that must end before it has room for a request, as far as
+        answers are as long as expected: see `Capacities.shortage`."""
+        return self.capacities.shortage(
+            request, num_new, self.num_requests, self.prompt_tokens + self.output_tokens, self.pool_bytes
+        )
 
     def queue_ranks(self, plus: RequestFacts | None = None) -> RankSums[FloatArray]:
         """Of the requests queued on each replica, and one more: what PrePerf is asked about."""

@@ -1,8 +1,6 @@
 """The rows of a dataset as lines in our own form, in bounded memory: Hugging Face's `datasets` streams them.
 
-A source is `hf://OWNER/NAME` (or `hf://datasets/OWNER/NAME`), a folder that `save_to_disk` made or that is
-laid out like a dataset's repository, or a Parquet, Arrow, CSV or TSV file; `?split=…` (also `config`,
-`revision`) chooses in it.
+How a dataset is named: `dataset_path`.
 """
 
 from __future__ import annotations
@@ -12,43 +10,18 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qsl
 
 import orjson
 
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnError, ColumnMap, value_of
-from caraserve_cli.requests.hub import (
-    HUB_PREFIX,
-    check_hub_name,
-    hub_name,
-    open_on_hub,
-    told_by_hub,
-    wait_for_readers,
-)
+from caraserve_cli.requests.dataset_path import BUILDERS, is_csv, is_saved, split_query
+from caraserve_cli.requests.hub import HUB_PREFIX, open_on_hub, told_by_hub, wait_for_readers
 from caraserve_cli.requests.row import BOUND_KEYS
 from caraserve_cli.requests.source import MAX_LINE_BYTES, IsDone, RawLine
 
-_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"}
-_QUERY_KEYS = ("split", "config", "revision")
-_SAVED_FILES = ("state.json", "dataset_dict.json")
 # Rows that are taken from a table at once. Chosen, not measured.
 _BATCH_ROWS = 1000
-
-
-def is_dataset(source: str) -> bool:
-    """Whether a source is one of the kinds above, by its name, or because it is a folder."""
-    path, _ = _split_query(source)
-    is_file = PurePath(path).suffix.lower() in _BUILDERS
-    return source.startswith(HUB_PREFIX) or is_file or Path(path).is_dir()
-
-
-def dataset_name(source: str) -> str:
-    """The last part of its name, without the query and a file's ending."""
-    path = PurePath(_split_query(source)[0])
-    if source.startswith(HUB_PREFIX):
-        return path.name
-    return path.stem if path.suffix.lower() in _BUILDERS else path.name
 
 
 class DatasetSource:
@@ -58,7 +31,7 @@ class DatasetSource:
     ratio is used, and 0 where the number of rows is not known.
 
     Args:
-        source: see above.
+        source: see `dataset_path`.
         columns: which column is which key.
 
     Raises:
@@ -82,8 +55,8 @@ class DatasetSource:
         used = columns.used_columns(available, self._name)
         self._dataset = self._dataset.select_columns(used)
         self._id_column = columns.id_column(used)
-        path = _split_query(source)[0]
-        self._is_text = _is_csv(path)
+        path = split_query(source)[0]
+        self._is_text = is_csv(path)
         self._is_arrow = not self._is_on_hub and _has_one_schema(Path(path))
         self._may_carry_bound = columns.has_any(BOUND_KEYS, used)
         self._is_done: IsDone | None = None
@@ -185,59 +158,21 @@ def _text_of(value: object) -> str:
     return str(value)
 
 
-def check_dataset(source: str) -> None:
-    """Look for it without reading it.
-
-    Raises:
-        InputError: a file is missing, or the query has an unknown key.
-    """
-    path, query = _split_query(source)
-    unknown = next((key for key in query if key not in _QUERY_KEYS), None)
-    if unknown is not None:
-        raise InputError(f"dataset '{source}': unknown '{unknown}'; after ? come {', '.join(_QUERY_KEYS)}")
-    if source.startswith(HUB_PREFIX):
-        check_hub_name(source, path)
-        return
-    if not Path(path).exists():
-        raise InputError(f"requests file '{path}' does not exist")
-    if "revision" in query:
-        raise InputError(f"dataset '{source}': revision= is for hf://OWNER/NAME; leave it out")
-    if "config" in query and (Path(path).is_file() or _is_saved(Path(path))):
-        raise InputError(f"dataset '{source}': it has no configurations; leave out config=")
-    if Path(path).is_dir() and not _holds_data(Path(path)):
-        raise InputError(
-            f"requests '{path}' is a folder without a dataset's files; name a file in it, or several"
-        )
-
-
-def _holds_data(folder: Path) -> bool:
-    return any(
-        file.name in _SAVED_FILES or file.suffix.lower() in (*_BUILDERS, ".json", ".jsonl", ".gz", ".zst")
-        for file in folder.rglob("*")
-    )
-
-
-def _split_query(source: str) -> tuple[str, dict[str, str]]:
-    path, _, query = source.partition("?")
-    path = hub_name(path) if source.startswith(HUB_PREFIX) else path
-    return path, dict(parse_qsl(query, keep_blank_values=True))
-
-
 def _load(source: str, name: str) -> tuple[Any, int]:
     """A dataset that streams, and its number of rows, 0 if that is not known."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    path, query = _split_query(source)
+    path, query = split_query(source)
     if source.startswith(HUB_PREFIX):
         loaded = _streamed(open_on_hub(path, query.get("config"), query.get("revision"), name))
-    elif _is_saved(Path(path)):
+    elif is_saved(Path(path)):
         loaded = datasets.load_from_disk(path)
     elif Path(path).is_file():
         suffix = PurePath(path).suffix.lower()
-        options = _csv_options(path) if _is_csv(path) else {}
-        builder = datasets.load_dataset_builder(_BUILDERS[suffix], data_files=_escaped(path), **options)
+        options = _csv_options(path) if is_csv(path) else {}
+        builder = datasets.load_dataset_builder(BUILDERS[suffix], data_files=_escaped(path), **options)
         loaded = _streamed(builder)
     else:
         # A path: `datasets` takes a bare `csv` for a kind of file.
@@ -262,15 +197,7 @@ def _streamed(builder: Any) -> Any:
 
 def _has_one_schema(path: Path) -> bool:
     """Whether all batches have the same types, so that they can be taken as they are stored."""
-    return _is_saved(path) or (path.is_file() and path.suffix.lower() in (".parquet", ".arrow"))
-
-
-def _is_saved(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in _SAVED_FILES)
-
-
-def _is_csv(path: str) -> bool:
-    return Path(path).is_file() and _BUILDERS.get(PurePath(path).suffix.lower()) == "csv"
+    return is_saved(path) or (path.is_file() and path.suffix.lower() in (".parquet", ".arrow"))
 
 
 def _csv_options(path: str) -> dict[str, Any]:

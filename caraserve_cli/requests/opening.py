@@ -8,7 +8,8 @@ from typing import Protocol, Self
 
 from caraserve_cli.errors import RowError
 from caraserve_cli.requests.columns import ColumnMap
-from caraserve_cli.requests.dataset_source import DatasetSource, as_line, is_dataset
+from caraserve_cli.requests.dataset_path import is_dataset
+from caraserve_cli.requests.dataset_source import DatasetSource, as_line
 from caraserve_cli.requests.openai_batch import is_whole_batch_line
 from caraserve_cli.requests.row import decode_line
 from caraserve_cli.requests.source import IsDone, LineSource, RawLine

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 from caraserve_cli.coldstart.policy import ColdStartPolicy
 from caraserve_cli.core import AdapterInfo, Sequence, SequenceStatus
@@ -19,13 +18,13 @@ from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.scheduling import FirstComeFirstServed
 from caraserve_cli.perf.step_predictor import StepPredictor
 from caraserve_cli.placement.replica_facts import ReplicaFacts
-from caraserve_cli.simulation.decode_run import DecodeRun
 from caraserve_cli.simulation.host_shelf import HostShelf
 from caraserve_cli.simulation.new_sequence import new_sequence
 from caraserve_cli.simulation.replica_reports import ReplicaReports
+from caraserve_cli.simulation.run_under_way import RunUnderWay
 from caraserve_cli.simulation.simulated_depot import SimulatedDepot
 from caraserve_cli.simulation.simulated_request import Answered, SimulatedRequest
-from caraserve_cli.simulation.step_times import DecodeTimes, StepTimes
+from caraserve_cli.simulation.step_times import StepTimes
 from caraserve_cli.simulation.steps_ahead import StepsAhead
 from caraserve_cli.simulation.virtual_clock import VirtualClock
 from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, ScheduledChunk, StepPlan
@@ -62,8 +61,6 @@ class SimulatedReplica:
     ) -> None:
         self._index, self._clock, self._reports = index, clock, reports
         self._max_running = facts.config.max_running
-        self._most_equal_steps = most_equal_steps
-        self._ahead = facts.steps_in_flight - 1
         self._adapters: dict[str, AdapterInfo] = {}  # of what is here
         self._shelf: HostShelf | None = None
         if facts.disk is not None:
@@ -87,8 +84,9 @@ class SimulatedReplica:
         self._sequences: dict[str, Sequence] = {}
         self._missed_deadlines = MissedDeadlines() if facts.config.drop_missed else None
         self._steps = StepsAhead(facts.steps_in_flight, facts.profile.between_steps_ms)
-        self._run: DecodeRun | None = None  # follows `_steps`
-        self._run_times: DecodeTimes | None = None
+        self._run = RunUnderWay(
+            self.scheduler, self._step_times, self._steps, self._requests, self._adapters, most_equal_steps
+        )
         self.num_steps = 0
         self.next_event_ms = math.inf
 
@@ -102,10 +100,12 @@ class SimulatedReplica:
         self.scheduler.add(sequence, request.adapter)
         if self._missed_deadlines is not None:
             self._missed_deadlines.add(sequence)
-        if self._run is not None:
+        if self._run:
             # Where the batch is full, nothing changes until somebody ends, or is dropped.
             if len(self.scheduler.running) < self._max_running or self._missed_deadlines is not None:
-                self._cut(self._run)
+                self._run.cut(self._clock.now_ms)
+                if not self._steps:
+                    self.next_event_ms = self._run.event_ms
         elif not self._steps:
             self.next_event_ms = self._clock.now_ms
 
@@ -122,14 +122,14 @@ class SimulatedReplica:
         """What was under way ends now, at `next_event_ms`, and what is planned next begins."""
         if self._steps and self._steps.end_ms <= self._clock.now_ms:
             self._end_step(self._steps.take())
-        if self._run is not None:
-            self.next_event_ms = self._run_event_ms(self._run)
+        if self._run:
+            self.next_event_ms = self._run.event_ms
             if self.next_event_ms > self._clock.now_ms:
                 return
-            self._end_run(self._run)
+            self._end_run()
         while self._steps.may_plan and self._plan():
             pass
-        if self._steps and self._run is None:
+        if self._steps and not self._run:
             self.next_event_ms = self._steps.end_ms
 
     # What begins
@@ -144,7 +144,9 @@ class SimulatedReplica:
             return False
         for sequence in self._missed_deadlines.take(self._clock.now_ms) if self._missed_deadlines else ():
             self._drop(sequence)
-        if self._begin_run():
+        due_ms = None if self._missed_deadlines is None else self._missed_deadlines.next_due_ms
+        if self._run.begin(self._clock.now_ms, due_ms):
+            self.next_event_ms = self._steps.end_ms if self._steps else self._run.event_ms
             return False
         if self._shelf is not None:
             self._shelf.prefetch(self.scheduler.wanted_adapters())
@@ -200,72 +202,13 @@ class SimulatedReplica:
             self._depot.load((load, self._adapters[load.adapter]) for load in loads)
         return loads
 
-    # Steps that are all alike
-
-    def _begin_run(self) -> bool:
-        """Pass over steps that only decode, if the next ones do. Who plans ahead plans the last of them when
-        the one before it ends."""
-        if len(self._steps) != self._ahead:
-            return False
-        most_steps = self._fewest_tokens_left()
-        num_steps = self.scheduler.num_equal_steps(most_steps, tight=not self._ahead) if most_steps else 0
-        if num_steps <= self._ahead:
-            return False
-        times = self._step_times.decode_ms(self.scheduler.running, self._adapters)
-        between_ms = self._steps.between_ms
-        begin_ms = self._steps.free_ms(self._clock.now_ms) - between_ms
-        run = DecodeRun(begin_ms, times.first_ms + between_ms, times.growth_ms, num_steps)
-        if self._missed_deadlines is not None:
-            # Whoever is late is dropped at the end of a step that is planned.
-            due_ms = min(self._missed_deadlines.next_due_ms, run.end_ms(num_steps))
-            run = replace(run, num_steps=run.steps_until(due_ms) - 1)
-            if run.num_steps <= self._ahead:
-                return False
-        self._run, self._run_times = run, times
-        self.next_event_ms = self._steps.end_ms if self._steps else self._run_event_ms(self._run)
-        return True
-
-    def _run_event_ms(self, run: DecodeRun) -> float:
-        """When the next step is planned that is not one of them."""
-        return run.end_ms(run.num_steps - self._ahead)
-
-    def _cut(self, run: DecodeRun) -> None:
-        """Somebody has come: what is planned when the step of now has ended is planned for them too."""
-        now_ms = self._clock.now_ms
-        is_begun = not self._ahead or now_ms > run.begin_ms
-        num_ended = run.steps_until(now_ms) if is_begun else 0
-        num_steps = min(run.num_steps, num_ended + self._ahead)
-        if num_steps < run.num_steps:
-            self._run = replace(run, num_steps=num_steps)
-        if not self._steps:
-            self.next_event_ms = self._run_event_ms(self._run or run)
-
-    def _end_run(self, run: DecodeRun) -> None:
-        assert self._run_times is not None
-        self._step_times.teach_decoding(self._run_times, run.num_steps)
-        self._run = self._run_times = None
-        num_ended = run.num_steps - self._ahead
-        if num_ended:
-            self.scheduler.book_equal_steps(num_ended)
-            self._end_answers([*self.scheduler.running, *self.scheduler.ending])
-        self.num_steps += run.num_steps
-        if self._ahead:
-            plan = self.scheduler.plan_equal_step()
-            self.scheduler.commit(plan)
-            self._steps.add_ending(plan, run.end_ms(run.num_steps))
-        else:
-            self._steps.note_end(self._clock.now_ms)
-
-    def _fewest_tokens_left(self) -> int:
-        """Of any answer that is begun, as far as they are passed over at once."""
-        most = self._most_equal_steps
-        requests = self._requests
-        for sequence in self.scheduler.running if most else ():
-            left = requests[sequence].output_tokens - sequence.num_tokens + sequence.num_prompt_tokens
-            most = min(most, left)
-        return max(0, most)
-
     # What ends
+
+    def _end_run(self) -> None:
+        run = self._run.take()
+        self._end_answers(self._run.book(run))
+        self.num_steps += run.num_steps
+        self._run.plan_last(run, self._clock.now_ms)
 
     def _end_step(self, plan: StepPlan) -> None:
         self._end_chunks(plan.chunks)

@@ -3,7 +3,7 @@ waits for, and what CPU workers compute of it. They are always in time here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from caraserve_cli.coldstart.break_even import SHARED_DEVICE
@@ -60,7 +60,7 @@ class StepTimes:
         if self._decode_lora is not None or self._mixed is not None:
             self._predictor.learn(self._predictor.predict(load), step_ms)
 
-    def decode_ms(self, running: Iterable[Sequence], adapters: dict[str, AdapterInfo]) -> DecodeTimes:
+    def decode_ms(self, running: Iterable[Sequence], adapters: Mapping[str, AdapterInfo]) -> DecodeTimes:
         """Of the next step, which decodes for all that run: milliseconds, and how much longer each further
         one takes than the one before it."""
         num_requests = kv_tokens = 0
@@ -82,7 +82,7 @@ class StepTimes:
             grown = load._replace(kv_tokens=load.kv_tokens + step * load.num_decoding)
             self._teach(grown, times.first_ms + step * times.growth_ms)
 
-    def step_ms(self, plan: StepPlan, adapters: dict[str, AdapterInfo], begin_ms: float) -> float:
+    def step_ms(self, plan: StepPlan, adapters: Mapping[str, AdapterInfo], begin_ms: float) -> float:
         """Milliseconds of a planned step, whose copies the depot has begun; from `begin_ms`, what it stands
         still for included."""
         prompt_tokens = num_decoding = kv_tokens = 0
@@ -121,7 +121,7 @@ class StepTimes:
     def beside(
         self,
         chunks: tuple[ScheduledChunk, ...],
-        adapters: dict[str, AdapterInfo],
+        adapters: Mapping[str, AdapterInfo],
         begin_ms: float,
         *,
         is_shared: bool,
@@ -138,7 +138,7 @@ class StepTimes:
     def _with_cold(
         self,
         cold: Iterable[ScheduledChunk],
-        adapters: dict[str, AdapterInfo],
+        adapters: Mapping[str, AdapterInfo],
         computing_ms: float,
         begin_ms: float,
     ) -> float:
@@ -171,7 +171,7 @@ class StepTimes:
         return step_ms
 
     def _beyond_gpu_ms(
-        self, chunk: ScheduledChunk, adapters: dict[str, AdapterInfo], gpu_layer_ms: float
+        self, chunk: ScheduledChunk, adapters: Mapping[str, AdapterInfo], gpu_layer_ms: float
     ) -> float:
         """What CPU workers add to a layer that they compute of a chunk."""
         if not chunk.cpu_layers or self._profile.cpu_lora is None:
@@ -191,7 +191,7 @@ class StepTimes:
             max(0.0, op_ms - op.gpu_share * gpu_layer_ms) for op, op_ms in zip(ops, ops_ms, strict=True)
         )
 
-    def _result_ms(self, chunk: ScheduledChunk, adapters: dict[str, AdapterInfo]) -> float:
+    def _result_ms(self, chunk: ScheduledChunk, adapters: Mapping[str, AdapterInfo]) -> float:
         """What the link needs for a layer's results of CPU workers."""
         if self._profile.link is None:
             return 0.0
@@ -199,7 +199,7 @@ class StepTimes:
         num_elements = chunk.num_tokens * sum(op.group_out_width for op in ops)
         return num_elements * self._profile.dtype_bytes / self._profile.link.bytes_per_ms
 
-    def _info(self, chunk: ScheduledChunk, adapters: dict[str, AdapterInfo]) -> AdapterInfo:
+    def _info(self, chunk: ScheduledChunk, adapters: Mapping[str, AdapterInfo]) -> AdapterInfo:
         assert chunk.sequence.request.adapter is not None
         return adapters[chunk.sequence.request.adapter]
 
@@ -208,7 +208,7 @@ class StepTimes:
         return info.num_bytes // (max(1, info.lora_rank) * self._num_layers * self._profile.dtype_bytes)
 
 
-def _rank_sums(names: Iterable[str], adapters: dict[str, AdapterInfo]) -> RankSums[int]:
+def _rank_sums(names: Iterable[str], adapters: Mapping[str, AdapterInfo]) -> RankSums[int]:
     """Of distinct adapters: kernels read each one's weights once."""
     lora_ranks = [adapters[name].lora_rank for name in names]
     return RankSums(len(lora_ranks), sum(lora_ranks), max(lora_ranks, default=0))

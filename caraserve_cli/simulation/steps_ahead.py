@@ -56,17 +56,18 @@ class StepsAhead:
             planned ahead.
 
     Attributes:
+        most_ahead: that are under way when another one is planned.
         beside: the step that is computed beside them; None where there is none.
         most_left: as many may be left when the next one is planned: 0 while the host waits for all of them.
     """
 
     def __init__(self, most: int, between_ms: float) -> None:
-        self._most = most
+        self.most_ahead = most - 1
         self.between_ms = between_ms if most == 1 else 0.0
         self._steps: deque[PlannedStep] = deque()
         self._last_end_ms = -self.between_ms
         self.beside: BesideStep | None = None
-        self.most_left = most - 1
+        self.most_left = self.most_ahead
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -100,7 +101,7 @@ class StepsAhead:
         """One is under way that ends then."""
         self._steps.append(PlannedStep(plan, end_ms))
         self._last_end_ms = end_ms
-        self.most_left = self._most - 1
+        self.most_left = self.most_ahead
 
     def wait_for_all(self) -> None:
         """Nothing is planned before all of them have ended."""

@@ -12,10 +12,11 @@ from caraserve_cli.bench.catalogue import find_recipe
 from caraserve_cli.bench.comparison import Verdict
 from caraserve_cli.bench.driver import run_driver
 from caraserve_cli.bench.driver_recipe import ALONE, OVER_RAY, DriverRecipe
-from caraserve_cli.bench.driver_result import DriverCase, DriverFacts, DriverResult, DriverRun, judge_driver
+from caraserve_cli.bench.driver_result import DriverCase, DriverResult, DriverRun, judge_driver
 from caraserve_cli.bench.driver_terminal import render_driver
 from caraserve_cli.bench.metric_finder import find_metrics
 from caraserve_cli.bench.recipe_kinds import load_any_recipe
+from caraserve_cli.bench.result_facts import MeasuredFacts
 from caraserve_cli.errors import OptionError
 
 RECIPE = """
@@ -67,8 +68,17 @@ def test_without_ray_the_driver_alone_is_measured(tmp_path: Path, monkeypatch: p
 
 
 def judged(tmp_path: Path, case: DriverCase) -> DriverResult:
-    facts = DriverFacts(caraserve_version="0", commit=None, versions={}, num_cores=2, load_average=0.0)
-    return DriverResult(recipe=load(tmp_path), facts=facts, cases=(case,))
+    recipe = load(tmp_path)
+    facts = MeasuredFacts(
+        recipe=recipe.name,
+        description=recipe.description,
+        caraserve_version="0",
+        commit=None,
+        versions={},
+        num_cores=2,
+        load_average=0.0,
+    )
+    return DriverResult(recipe=recipe, facts=facts, cases=(case,))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ FACTS = BenchFacts(
     recipe="tiny",
     description="two systems",
     caraserve_version="0.1.0",
+    commit=None,
     versions={"torch": "2.13.0"},
     device="a CPU, 2 threads",
     num_threads=2,

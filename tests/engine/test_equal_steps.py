@@ -60,10 +60,10 @@ def test_booking_equals_rounds_of_plan_and_commit(
 ) -> None:
     at_once, booked = _begun(lengths, num_blocks)
     one_by_one, planned = _begun(lengths, num_blocks)
-    num_steps = at_once.num_equal_steps(most_steps)
+    num_steps = at_once.equal_steps.num_next(most_steps)
     if not num_steps:
         return
-    at_once.book_equal_steps(num_steps, token_id=7)
+    at_once.equal_steps.book(num_steps, token_id=7)
     _finish_ended(at_once)
     at_once.check_integrity()
     before = list(one_by_one.running)
@@ -81,16 +81,16 @@ def test_booking_equals_rounds_of_plan_and_commit(
 
 def test_as_many_steps_as_until_the_first_end() -> None:
     scheduler, _ = _begun([(4, 9), (4, 20)], 40)
-    assert scheduler.num_equal_steps(100) == 6  # 3 of 9 are there
-    assert scheduler.num_equal_steps(5) == 5
+    assert scheduler.equal_steps.num_next(100) == 6  # 3 of 9 are there
+    assert scheduler.equal_steps.num_next(5) == 5
 
 
 def test_as_many_steps_as_there_are_blocks_for() -> None:
     scheduler, sequences = _begun([(4, 50)], 4)
-    num_steps = scheduler.num_equal_steps(100)
+    num_steps = scheduler.equal_steps.num_next(100)
     assert sequences[0].num_computed_tokens + num_steps == 16
-    scheduler.book_equal_steps(num_steps)
-    assert scheduler.num_equal_steps(100) == 0
+    scheduler.equal_steps.book(num_steps)
+    assert scheduler.equal_steps.num_next(100) == 0
     scheduler.check_integrity()
 
 
@@ -98,9 +98,9 @@ def test_as_many_steps_as_there_are_blocks_for() -> None:
 def test_none_while_a_prompt_is_computed_or_waits(prompt: int) -> None:
     scheduler, _ = _begun([(4, 20)], 40)
     add(scheduler, "late", prompt, 8)
-    assert scheduler.num_equal_steps(100) == 0
+    assert scheduler.equal_steps.num_next(100) == 0
     run_step(scheduler)
-    assert bool(scheduler.num_equal_steps(100)) is (prompt == 4)
+    assert bool(scheduler.equal_steps.num_next(100)) is (prompt == 4)
 
 
 def test_the_last_token_of_a_prompt_is_no_decode() -> None:
@@ -108,19 +108,19 @@ def test_the_last_token_of_a_prompt_is_no_decode() -> None:
     scheduler = make_scheduler()
     add(scheduler, "a", 9, 5)
     run_step(scheduler)
-    assert scheduler.num_equal_steps(100) == 0
+    assert scheduler.equal_steps.num_next(100) == 0
     run_step(scheduler)
-    assert scheduler.num_equal_steps(100) == 4
+    assert scheduler.equal_steps.num_next(100) == 4
 
 
 def test_who_waits_for_a_place_in_a_full_batch_changes_nothing() -> None:
     scheduler, _ = _begun([(4, 20)] * 5, 40)
     assert [each.request.id for each in scheduler.waiting] == ["4"]
-    assert scheduler.num_equal_steps(100) == 17
-    scheduler.book_equal_steps(17)
+    assert scheduler.equal_steps.num_next(100) == 17
+    scheduler.equal_steps.book(17)
     _finish_ended(scheduler)
     assert len(run_step(scheduler).chunks) == 1
 
 
 def test_nothing_runs() -> None:
-    assert make_scheduler().num_equal_steps(100) == 0
+    assert make_scheduler().equal_steps.num_next(100) == 0

@@ -12,7 +12,8 @@ import time
 
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnMap
-from caraserve_cli.requests.dataset_source import DatasetSource, check_dataset
+from caraserve_cli.requests.dataset_path import check_dataset
+from caraserve_cli.requests.dataset_source import DatasetSource
 
 
 def told(source: str) -> object:

@@ -12,7 +12,8 @@ import pytest
 
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnMap
-from caraserve_cli.requests.dataset_source import DatasetSource, check_dataset, is_dataset
+from caraserve_cli.requests.dataset_path import check_dataset, is_dataset
+from caraserve_cli.requests.dataset_source import DatasetSource
 from caraserve_cli.requests.many_sources import open_all
 from caraserve_cli.requests.opening import open_requests
 from caraserve_cli.requests.row import RowDefaults

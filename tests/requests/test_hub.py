@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from caraserve_cli.errors import InputError
-from caraserve_cli.requests.dataset_source import check_dataset, dataset_name
+from caraserve_cli.requests.dataset_path import check_dataset, dataset_name
 from tests.cli.command import ROOT, SAMPLE, caraserve_command, rows_by_id, user_environment
 from tests.requests.hub_server import COMMIT, HubServer
 
