@@ -6,6 +6,7 @@ when a cluster is opened. Plain Ray Core: no dashboard, no Serve.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -70,6 +71,7 @@ class RayCluster:
 
         self._ray = ray
         self._folder: GuardedFolder | None = None
+        self._head: HeadWatch | None = None
         own: dict[str, Any] = {"address": address}
         if address is None:
             self._folder = GuardedFolder("caraserve-ray-")
@@ -141,7 +143,8 @@ class RayCluster:
         Raises:
             InputError: it is gone, and with it the cluster.
         """
-        self._head.check()
+        if self._head is not None:
+            self._head.check()
 
     def check_machines(self) -> None:
         """Ask whether any machine is left.
@@ -149,7 +152,7 @@ class RayCluster:
         Raises:
             InputError: none is.
         """
-        if self._head.is_there and not self.num_machines:
+        if self._head is not None and self._head.is_there and not self.num_machines:
             raise InputError(
                 "the Ray cluster has ended: none of its machines is alive; to go on, give the same command "
                 "with --resume"
@@ -157,6 +160,23 @@ class RayCluster:
 
     def close(self) -> None:
         """Leave the cluster; one of its own ends, with all its processes. A second call does nothing."""
+        if self._head is not None:
+            self._head.look()
+            if self._head.is_silent:
+                self._leave_silent()
+                return
+        self._shut_down()
+
+    def _leave_silent(self) -> None:
+        """Without the leave of a head that does not answer, for which Ray would wait without end, now or when
+        this process ends. The head of an own cluster ends first."""
+        if self._folder is None:
+            atexit.unregister(self._ray.shutdown)
+        else:
+            self._folder.close()
+            self._shut_down()
+
+    def _shut_down(self) -> None:
         with suppress(Exception):  # whatever state a start that was broken off has left
             self._ray.shutdown()
         if self._folder is not None:
