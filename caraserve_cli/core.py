@@ -209,9 +209,14 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_tokens_left(self) -> int:
+        """To be answered at most, without those under way."""
+        return self.max_output_tokens - (self.num_tokens - self.num_prompt_tokens)
+
+    @property
     def is_ending(self) -> bool:
         """Whether its last token is under way: nothing more is to be computed."""
-        return self.num_tokens - self.num_prompt_tokens >= self.max_output_tokens
+        return self.num_tokens_left <= 0
 
     @property
     def output_token_ids(self) -> list[int]:

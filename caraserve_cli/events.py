@@ -18,10 +18,11 @@ class StepRecord:
 
     Of adapters: those loaded since the record before are `num_adapter_loads`, in all `adapter_bytes` to be
     copied; `loads_by_strategy` counts them by what `core.ColdStart` calls their way. `num_assists`: chunks of
-    which CPU workers had a part, `num_failed_assists` those of them whose part came too late. `stall_ms`: how
-    long the step stood still for adapters on their way, `others_stalled_ms` that time for each sequence of
-    the step that uses none of them, added up. `adapter_pool_used_bytes` of the device's `adapter_pool_bytes`
-    hold adapters, in use or kept.
+    which CPU workers had a part, `num_failed_assists` those of them whose part came too late;
+    `num_spared_loads`: answers that ended with the step and whose adapters were not loaded for them, as CPU
+    workers computed all of their prompts. `stall_ms`: how long the step stood still for adapters on their
+    way, `others_stalled_ms` that time for each sequence of the step that uses none of them, added up.
+    `adapter_pool_used_bytes` of the device's `adapter_pool_bytes` hold adapters, in use or kept.
 
     Of its time: `predicted_ms` was said when it was launched; None where nothing was, and `why_unpredicted`
     (of `perf.step_predictor.Unpredicted`) says why. `prediction_source` says from what, `kind` is of
@@ -50,6 +51,7 @@ class StepRecord:
     loads_by_strategy: Mapping[str, int] = field(default_factory=dict)
     num_assists: int = 0
     num_failed_assists: int = 0
+    num_spared_loads: int = 0
     num_lost_workers: int = 0
     stall_ms: float = 0.0
     others_stalled_ms: float = 0.0

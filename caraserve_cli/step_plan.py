@@ -24,7 +24,8 @@ class ScheduledChunk:
     """Tokens `start` to `start + num_tokens` of one sequence, to be computed in one step.
 
     `yields_token`: whether it ends at the sequence's last token, so that a next one is sampled. `cpu_layers`:
-    leading layers whose LoRA part CPU workers compute.
+    leading layers whose LoRA part CPU workers compute. `lent_slot`: of the plan's loan of its adapter, which
+    is not brought to the device, so that CPU workers compute all layers; None where it is.
     """
 
     sequence: Sequence
@@ -32,6 +33,12 @@ class ScheduledChunk:
     num_tokens: int
     yields_token: bool
     cpu_layers: int = 0
+    lent_slot: int | None = None
+
+    @property
+    def adapter_slot(self) -> int | None:
+        """Where its adapter is found, on the device or lent; None for the base alone."""
+        return self.sequence.adapter_slot if self.lent_slot is None else self.lent_slot
 
 
 class AdapterEviction(NamedTuple):
@@ -64,6 +71,14 @@ class AdapterLoad(NamedTuple):
     is_held: bool = False
 
 
+class AdapterLoan(NamedTuple):
+    """Have CPU workers compute with `adapter` where it lies in host memory, in one step, which calls it
+    `adapter_slot`: a number that no slot of the device pool has."""
+
+    adapter: str
+    adapter_slot: int
+
+
 # What changes the device pool. A later one may undo an earlier one's place, so that their order counts.
 PoolOp = AdapterEviction | AdapterMove | AdapterLoad
 
@@ -71,13 +86,15 @@ PoolOp = AdapterEviction | AdapterMove | AdapterLoad
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """What one step computes. `pool_ops` come before the chunks, one after the other; `beside` are chunks of
-    a step of their own, which is computed beside this one and those after it."""
+    a step of their own, which is computed beside this one and those after it; `loans` are the adapters that
+    chunks of either are lent."""
 
     chunks: tuple[ScheduledChunk, ...]
     pool_ops: tuple[PoolOp, ...] = ()
     num_preempted: int = 0
     num_cached_tokens: int = 0
     beside: tuple[ScheduledChunk, ...] = ()
+    loans: tuple[AdapterLoan, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -122,6 +122,10 @@ class PackedPool:
         self._layouts[adapter_slot] = layout
         self.stacked_rows[adapter_slot] = layout.stacked_rows
         self.largest_ranks[adapter_slot] = layout.largest_rank
+        self.note_groups(layout)
+
+    def note_groups(self, layout: AdapterLayout) -> None:
+        """Steps compute with an adapter of this layout, here or elsewhere."""
         self.used_groups |= set(np.flatnonzero(layout.stacked_rows).tolist())
 
     def start_copies(self) -> None:

@@ -30,6 +30,8 @@ class Arrival:
         beside_wait_ms: how long until it could be computed beside the others' steps; None where nothing can.
         decoding_ranks: of the distinct adapters of those who decode.
         decoding_kv_tokens: in the cache of those who decode.
+        may_spare_load: it ends with its first token, and nobody else wants its adapter.
+        is_link_wanted: somebody else who waits needs an adapter that has no place on the device.
     """
 
     prompt_tokens: int
@@ -48,11 +50,13 @@ class Arrival:
     beside_wait_ms: float | None = None
     decoding_ranks: RankSums[int] = NO_RANKS
     decoding_kv_tokens: int = 0
+    may_spare_load: bool = False
+    is_link_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How an arrival's adapter comes to the device.
+    """How an arrival's adapter comes to the device, if it does.
 
     Attributes:
         how: the way.
@@ -62,9 +66,12 @@ class Decision:
             the copies then hides under its prefill, and nobody in that step waits for the link.
         beside_ms: its prompt is computed beside the others' steps, which go on, for about this time; 0 for in
             a step with them.
+        spares_load: the adapter does not come to the device at all: CPU workers compute all layers of its
+            prompt, in host memory.
     """
 
     how: ColdStart
     cpu_layers: int = 0
     hold_ms: float = 0.0
     beside_ms: float = 0.0
+    spares_load: bool = False

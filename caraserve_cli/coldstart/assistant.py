@@ -45,14 +45,14 @@ class Assistance:
 
     Args:
         exchange: the memory shared with the workers.
-        ticket: of the step.
+        ticket: of the step; None where there was no worker, and no device either, to compute what it says.
         cpu_layers: leading layers that the workers compute.
         tell_device: queues what tells the device of the step's ops; to be called once, before they are queued
             and after whatever must not send anything.
     """
 
     def __init__(
-        self, exchange: HostExchange, ticket: Ticket, cpu_layers: int, tell_device: Callable[[], None]
+        self, exchange: HostExchange, ticket: Ticket | None, cpu_layers: int, tell_device: Callable[[], None]
     ) -> None:
         self._exchange, self._ticket = exchange, ticket
         self.cpu_layers, self.tell_device = cpu_layers, tell_device
@@ -60,25 +60,30 @@ class Assistance:
     @property
     def num_ops(self) -> int:
         """That the workers were given: none where the adapters change nothing in those layers."""
-        return self._ticket.num_ops
+        return 0 if self._ticket is None else self._ticket.num_ops
+
+    @property
+    def outcome(self) -> AssistOutcome:
+        """To be asked when the step has ended."""
+        if self._ticket is not None and not self._ticket.num_ops:
+            return AssistOutcome.NONE
+        return AssistOutcome.IN_TIME if self.was_in_time else AssistOutcome.LATE
 
     @property
     def was_in_time(self) -> bool:
         """Whether every result came in time; to be asked when the step has ended. A later step that failed
         may make this one look failed, never the other way round."""
-        return int(self._exchange.failed) < self._ticket.first_number
+        return self._ticket is not None and int(self._exchange.failed) < self._ticket.first_number
 
     def abandon(self) -> None:
         """The step will not be computed: what the workers have of it is void."""
-        if self._ticket.num_ops:
+        if self._ticket is not None and self._ticket.num_ops:
             self._exchange.failed.fill_(self._ticket.last_number)
 
 
 def assist_outcome(assistance: Assistance | None) -> AssistOutcome:
     """Of a step; to be asked when it has ended."""
-    if assistance is None or not assistance.num_ops:
-        return AssistOutcome.NONE
-    return AssistOutcome.IN_TIME if assistance.was_in_time else AssistOutcome.LATE
+    return AssistOutcome.NONE if assistance is None else assistance.outcome
 
 
 class Assistant:
@@ -115,7 +120,7 @@ class Assistant:
         return self._memory.max_rows
 
     def note(self, adapter_slot: int, weights: AdapterWeights) -> None:
-        """A slot holds this adapter from now on."""
+        """A slot holds this adapter from now on, or it is lent by this number."""
         self._tables.pop(adapter_slot, None)
         packed = weights.packed
         if packed is not None and packed.arena_offset_bytes is not None:
@@ -151,6 +156,11 @@ class Assistant:
         late_ms = min(self._late_ms + due_ms / max(1, ticket.workers.bit_count()), MAX_LATE_MS)
         tell_device = partial(self.ops.write, ticket, ops, rows[0].table.shape[0], num_tokens, late_ms)
         return Assistance(self._memory.exchange, ticket, cpu_layers, tell_device)
+
+    def miss(self, cpu_layers: int) -> Assistance:
+        """The assistance of a step that `begin` refused and the device cannot compute, for it has not all of
+        the adapters: nothing is added to the assisted tokens, and it was not in time."""
+        return Assistance(self._memory.exchange, None, cpu_layers, tell_device=self.ops.clear)
 
     def call_when_over(self, call: Callable[[], None]) -> None:
         """Have something called, by `settle`, once no worker reads any more what it was given so far."""

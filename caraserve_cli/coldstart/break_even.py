@@ -4,13 +4,16 @@ Pure: a machine's profile and an arrival's facts in, predictions out; tens of mi
 
 Which way wins (`best`). A cold start must delay neither its own first token nor the others' next ones, and
 often cannot have both: what is smallest is the sum of its TTFT and half of what all the others lose together.
-Without others, TTFT alone counts.
+Without others, TTFT alone counts. Where somebody waits for another adapter, the time for which this one's
+copies keep the link counts half too: so much later the next ones begin.
 
 The ways differ in how many leading layers CPU workers compute, and in whether the request prefills at once
 in the batch; or beside it, so that nobody waits for its copies or its CPU workers, and the base's weights are
 read once more (`Decision.beside_ms`); or is held until the rest of its copies hides under its prefill
 (`Decision.hold_ms`): that delays nobody, and its own TTFT is the same as if it had waited for the link.
-Layers are given to CPU workers in the pieces in which steps are computed (`transfer.LayerOrder`).
+Layers are given to CPU workers in the pieces in which steps are computed (`transfer.LayerOrder`). Who ends
+with its first token may have them compute all layers, and its adapter is then not copied at all
+(`Decision.spares_load`): of ways that cost the same, that comes first.
 """
 
 from __future__ import annotations
@@ -21,22 +24,15 @@ from functools import cache
 
 from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.coldstart.arrival import Arrival, Decision
+from caraserve_cli.coldstart.arrival_times import ArrivalTimes
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import ColdStart
-from caraserve_cli.perf.adapter_ops import AdapterOp, adapter_ops
-from caraserve_cli.perf.batch_load import BatchLoad
-from caraserve_cli.perf.cpu_ops import cpu_ops_ms
-from caraserve_cli.perf.link import LinkModel
 from caraserve_cli.perf.profile import MachineProfile
-from caraserve_cli.perf.step_model import StepModel
 
 # What a millisecond counts that one of the others loses, beside one of the arrival's TTFT. H100, Llama-2-7B's
 # shape, 9 cold arrivals a second, 16 tokens, rank 64, a link of 3 GB/s emulated, mean TTFT / latency in ms:
 # on-demand 80 / 830; with 0.5 / 1.0 here 50 / 852 and 57 / 837.
 _OTHERS_SHARE = 0.5
-# How much longer the base takes for a prompt beside steps that decode: both read all of its weights. Chosen,
-# not measured.
-SHARED_DEVICE = 2.0
 # Costs that differ by less are equal: a measured model does not know better.
 _EQUAL_COST = 1.01
 
@@ -48,8 +44,8 @@ class Prediction:
     Attributes:
         decision: the way.
         ttft_ms: the arrival's, from when the step could begin that is planned now.
-        stall_ms: how much longer its first step lasts for the others in it than with the adapter on the
-            device.
+        stall_ms: how much longer its first step, or if its adapter is not loaded all of its steps, last for
+            the others in it than with the adapter on the device.
         complete_ms: from then until the arrival can decode its second token, or could.
     """
 
@@ -84,44 +80,15 @@ class BreakEven:
     ) -> None:
         self.profile = profile
         self._chunk_tokens, self._is_padded = prefill_chunk_tokens, is_padded
-        self._steps = StepModel.of(profile, is_padded=is_padded, max_batch_tokens=prefill_chunk_tokens)
+        self._times = ArrivalTimes(profile, prefill_chunk_tokens, is_padded=is_padded)
 
     def emulated(self, link_gbps: float) -> BreakEven:
         """Of the same machine with its link slowed down to `link_gbps` GB/s."""
         return BreakEven(self.profile.emulated(link_gbps), self._chunk_tokens, is_padded=self._is_padded)
 
     def race(self, arrival: Arrival, *, in_turn: bool = False, beside: bool = False) -> LayerRace:
-        """The times of an arrival's first step and of its copies.
-
-        Args:
-            arrival: its facts.
-            in_turn: all of its adapter comes after what the plan loads before it, and not layer by layer
-                together with that.
-            beside: its prompt is computed beside the batch.
-        """
-        profile, link = self.profile, self.profile.link
-        together_bytes, ahead_bytes = arrival.together_bytes, arrival.ahead_bytes
-        if in_turn:
-            together_bytes, ahead_bytes = 0, ahead_bytes + together_bytes
-        num_tokens = self._first_tokens(arrival)
-        step_ms = profile.prefill.step_ms(num_tokens + (0 if beside else arrival.batch_tokens))
-        if not beside:
-            step_ms += self._decoding_beside_ms(arrival)
-        elif arrival.num_decoding:
-            step_ms *= SHARED_DEVICE
-        gpu_layer_ms = step_ms / arrival.num_layers
-        layer_bytes = (arrival.adapter_bytes + together_bytes) / arrival.num_layers
-        ops = self._ops(arrival)
-        bytes_per_ms = arrival.link_bytes_per_ms or (link.bytes_per_ms if link else 1.0)
-        result_elements = num_tokens * sum(op.group_out_width for op in ops)
-        return LayerRace(
-            num_layers=arrival.num_layers,
-            gpu_layer_ms=gpu_layer_ms,
-            cpu_layer_ms=gpu_layer_ms + self._beyond_gpu_ms(arrival, ops, num_tokens, gpu_layer_ms),
-            copy_layer_ms=layer_bytes / bytes_per_ms if link else 0.0,
-            result_layer_ms=result_elements * profile.dtype_bytes / bytes_per_ms if link else 0.0,
-            copies_begin_ms=self._begin_ms(arrival, link, ahead_bytes, bytes_per_ms) if link else 0.0,
-        )
+        """See `ArrivalTimes.race`."""
+        return self._times.race(arrival, in_turn=in_turn, beside=beside)
 
     def can_assist(self, arrival: Arrival) -> bool:
         """Whether CPU workers can compute anything of this arrival's prompt."""
@@ -130,37 +97,57 @@ class BreakEven:
     def ways(self, arrival: Arrival) -> Sequence[Prediction]:
         """Every way that the arrival has; those of equal merit come in the order in which they are to be
         taken."""
-        later_ms = self._later_chunks_ms(arrival)
-        together, in_turn = (self.race(arrival, in_turn=in_turn) for in_turn in (False, True))
+        later_ms = self._times.later_chunks_ms(arrival)
+        together, in_turn = (self._times.race(arrival, in_turn=in_turn) for in_turn in (False, True))
         ways: list[Prediction] = []
         for cpu_layers in (0, *self._cpu_layers(arrival, together)):
             ways.append(self._at_once(arrival, together, later_ms, cpu_layers))
             if arrival.num_decoding and (held := self._held(arrival, in_turn, later_ms, cpu_layers)):
                 ways.append(held)
         if arrival.num_decoding and arrival.beside_wait_ms is not None:
-            apart = self.race(arrival, beside=True)
+            apart = self._times.race(arrival, beside=True)
             ways += [
                 self._beside(arrival, apart, later_ms, cpu_layers)
                 for cpu_layers in (0, *self._cpu_layers(arrival, apart))
             ]
+        if self._can_spare(arrival):
+            ways += self._spared(arrival)
         ways.append(self._on_demand(arrival, in_turn, later_ms))
         return ways
 
     def fewest_cpu_layers(self, arrival: Arrival) -> int:
         """The leading layers for CPU workers with which the link is never waited for."""
-        race = self.race(arrival)
+        race = self._times.race(arrival)
         fewest = race.fewest_cpu_layers()
         return fewest and next(end for end in _piece_ends(race.num_layers) if end >= fewest)
 
+    def assisted(self, arrival: Arrival) -> Decision:
+        """Of the ways in the batch, that with the fewest layers for CPU workers with which the link is never
+        waited for; or that without a load, where that may be and costs no more."""
+        race, later_ms = self._times.race(arrival), self._times.later_chunks_ms(arrival)
+        loaded = self._at_once(arrival, race, later_ms, self.fewest_cpu_layers(arrival))
+        if self._can_spare(arrival):
+            spared = self._spared_at_once(arrival, race)
+            if self.cost_ms(arrival, spared) <= _EQUAL_COST * self.cost_ms(arrival, loaded):
+                return spared.decision
+        return loaded.decision
+
     def best(self, arrival: Arrival) -> Prediction:
-        """The way to take; see the module's text. Of equal ones, what costs the others least."""
+        """The way to take; see the module's text. Of equal ones, what moves nothing, and then what costs the
+        others least."""
         ways = self.ways(arrival)
         most = _EQUAL_COST * min(self.cost_ms(arrival, way) for way in ways)
-        return min((way for way in ways if self.cost_ms(arrival, way) <= most), key=lambda way: way.stall_ms)
+        return min(
+            (way for way in ways if self.cost_ms(arrival, way) <= most),
+            key=lambda way: (not way.decision.spares_load, way.stall_ms),
+        )
 
     def cost_ms(self, arrival: Arrival, way: Prediction) -> float:
-        """What a way costs the arrival and those who run beside it."""
-        return way.ttft_ms + _OTHERS_SHARE * arrival.num_decoding * way.stall_ms
+        """What a way costs the arrival, those who run beside it, and who comes next on the link."""
+        others_ms = arrival.num_decoding * way.stall_ms
+        if arrival.is_link_wanted and not way.decision.spares_load:
+            others_ms += self._times.copy_ms(arrival)
+        return way.ttft_ms + _OTHERS_SHARE * others_ms
 
     # The ways
 
@@ -186,7 +173,7 @@ class BreakEven:
         """A step begins some time within a decoding step after the hold: half of one later on average, so
         much is taken off the hold. What then comes too early waits, what comes too late is late: an eighth of
         a decoding step each, on average."""
-        boundary_ms = self._boundary_ms(arrival)
+        boundary_ms = self._times.boundary_ms(arrival)
         hold_ms = race.hold_ms(cpu_layers) - boundary_ms
         if hold_ms <= 0:
             return None
@@ -204,17 +191,43 @@ class BreakEven:
         GPU needs for a pass of its own, beyond what the prompt would have added to theirs."""
         wait_ms, step_ms = arrival.beside_wait_ms or 0.0, self.profile.prefill.step_ms
         begun = replace(race, copies_begin_ms=race.copies_begin_ms - wait_ms)
-        beside_ms, num_tokens = begun.prefill_ms(cpu_layers), self._first_tokens(arrival)
+        beside_ms, num_tokens = begun.prefill_ms(cpu_layers), self._times.first_tokens(arrival)
         added_ms = step_ms(num_tokens + arrival.batch_tokens) - self.profile.decode.step_ms(
             arrival.num_decoding
         )
         # That it has ended is seen between two of the others' steps.
-        ttft_ms = wait_ms + beside_ms + self._boundary_ms(arrival) + later_ms
+        ttft_ms = wait_ms + beside_ms + self._times.boundary_ms(arrival) + later_ms
         return Prediction(
             _decision(cpu_layers, beside_ms=beside_ms),
             ttft_ms,
             max(0.0, step_ms(num_tokens) - max(0.0, added_ms)),
             self._complete_ms(arrival, race, cpu_layers, ttft_ms),
+        )
+
+    def _can_spare(self, arrival: Arrival) -> bool:
+        """Whether its adapter need not be loaded, where that would take anything."""
+        return arrival.may_spare_load and self.can_assist(arrival) and self.profile.link is not None
+
+    def _spared(self, arrival: Arrival) -> Sequence[Prediction]:
+        """CPU workers compute all layers of all chunks, and nothing is copied."""
+        ways = [self._spared_at_once(arrival, self._times.race(arrival))]
+        if arrival.num_decoding and arrival.beside_wait_ms is not None:
+            apart, later_cpu_ms = self._times.race(arrival, beside=True), self._times.later_cpu_ms(arrival)
+            later_ms = self._times.later_chunks_ms(arrival) + later_cpu_ms
+            beside = self._beside(arrival, apart, later_ms, apart.num_layers)
+            ways.append(replace(beside, decision=replace(beside.decision, spares_load=True)))
+        return ways
+
+    def _spared_at_once(self, arrival: Arrival, race: LayerRace) -> Prediction:
+        later_cpu_ms = self._times.later_cpu_ms(arrival)
+        at_once = self._at_once(
+            arrival, race, self._times.later_chunks_ms(arrival) + later_cpu_ms, race.num_layers
+        )
+        return replace(
+            at_once,
+            decision=replace(at_once.decision, spares_load=True),
+            stall_ms=at_once.stall_ms + later_cpu_ms,
+            complete_ms=at_once.ttft_ms,
         )
 
     def _complete_ms(self, arrival: Arrival, race: LayerRace, cpu_layers: int, ttft_ms: float) -> float:
@@ -225,63 +238,7 @@ class BreakEven:
 
     def _on_demand(self, arrival: Arrival, race: LayerRace, later_ms: float) -> Prediction:
         """That all has come is seen when a step is planned, which is begun when the one before it ends."""
-        prefill_ms, ahead_ms = race.num_layers * race.gpu_layer_ms, self._ahead_ms(arrival)
-        begin_ms = max(ahead_ms, race.complete_ms(0) + ahead_ms + self._boundary_ms(arrival))
+        prefill_ms, ahead_ms = race.num_layers * race.gpu_layer_ms, self._times.ahead_ms(arrival)
+        begin_ms = max(ahead_ms, race.complete_ms(0) + ahead_ms + self._times.boundary_ms(arrival))
         ttft_ms = begin_ms + prefill_ms + later_ms
         return Prediction(Decision(ColdStart.ON_DEMAND), ttft_ms, 0.0, ttft_ms)
-
-    # Their times
-
-    def _first_tokens(self, arrival: Arrival) -> int:
-        """Prompt tokens in its first step, in which all copies are waited for."""
-        return min(arrival.prompt_tokens, self._chunk_tokens)
-
-    def _later_chunks_ms(self, arrival: Arrival) -> float:
-        """The further steps of a long prompt, the same in all ways."""
-        left = arrival.prompt_tokens - self._first_tokens(arrival)
-        full, rest = divmod(left, self._chunk_tokens)
-        step_ms, beside_ms = self.profile.prefill.step_ms, self._decoding_beside_ms(arrival)
-        later_ms = full * (step_ms(self._chunk_tokens + arrival.batch_tokens) + beside_ms)
-        return later_ms + step_ms(rest + arrival.batch_tokens) + beside_ms if rest else later_ms
-
-    def _decode_ms(self, arrival: Arrival) -> float:
-        """A step of those who decode, with their contexts and adapters."""
-        return self._steps.decode_ms(
-            BatchLoad(arrival.num_decoding, arrival.decoding_ranks, arrival.decoding_kv_tokens)
-        )
-
-    def _decoding_beside_ms(self, arrival: Arrival) -> float:
-        """What their contexts and adapters add to a step with prompts."""
-        return self._decode_ms(arrival) - self.profile.decode.step_ms(arrival.num_decoding)
-
-    def _ahead_ms(self, arrival: Arrival) -> float:
-        """How long before a step begins it is planned, and its copies are begun: while the one before it is
-        computed."""
-        return self._decode_ms(arrival)
-
-    def _begin_ms(self, arrival: Arrival, link: LinkModel, ahead_bytes: int, bytes_per_ms: float) -> float:
-        """When the first of its copies begins, after those of `ahead_bytes`."""
-        before_ms = arrival.link_backlog_ms + ahead_bytes / bytes_per_ms
-        return before_ms + link.latency_ms - self._ahead_ms(arrival)
-
-    def _boundary_ms(self, arrival: Arrival) -> float:
-        """From a moment to the next step's begin, on average: half a decoding step."""
-        return self._decode_ms(arrival) / 2
-
-    def _ops(self, arrival: Arrival) -> tuple[AdapterOp, ...]:
-        rank_bytes = max(1, arrival.lora_rank) * arrival.num_layers * self.profile.dtype_bytes
-        return adapter_ops(self.profile.shape, arrival.adapter_bytes // rank_bytes)
-
-    def _beyond_gpu_ms(
-        self, arrival: Arrival, ops: Sequence[AdapterOp], num_tokens: int, gpu_layer_ms: float
-    ) -> float:
-        """How much longer the GPU waits in a layer for the ops of CPU workers than it takes for the base's
-        part of these ops, which it computes meanwhile."""
-        cpu_lora, tokens_per_worker = self.profile.cpu_lora, self.profile.tokens_per_worker
-        if cpu_lora is None:
-            return 0.0
-        num_free, lora_rank = max(1, arrival.free_workers), max(1, arrival.lora_rank)
-        ops_ms = cpu_ops_ms(cpu_lora, ops, num_tokens, lora_rank, num_free, tokens_per_worker)
-        return sum(
-            max(0.0, op_ms - op.gpu_share * gpu_layer_ms) for op, op_ms in zip(ops, ops_ms, strict=True)
-        )

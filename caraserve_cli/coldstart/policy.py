@@ -3,7 +3,8 @@
     on-demand           the request waits until all of its adapter is there; others go on
     on-demand-blocking  so does everybody: early systems load in the middle of a step
     stream              the request prefills at once, each layer as soon as it has been copied
-    cpu-assist          the same, with CPU workers on the leading layers: so many that no layer waits
+    cpu-assist          the same, with CPU workers on the leading layers: so many that no layer waits; for who
+                        ends with its first token on all layers, and its adapter need not come at all
     cached              all adapters are on the device before the clock starts; others come on demand
     auto                by the break-even model, for each arrival what costs least
 
@@ -63,11 +64,12 @@ class Stream:
 
 
 class CpuAssist:
-    """CPU workers compute the leading layers, the fewest with which no layer waits for the link.
+    """CPU workers compute the leading layers, the fewest with which no layer waits for the link; or all of
+    them, where the adapter need not be loaded then.
 
     Args:
         break_even: None where the machine is not known; CPU workers then compute all layers, so that the link
-            is certainly not waited for.
+            is certainly not waited for, and nothing is loaded that need not be.
     """
 
     name: ClassVar[str] = "cpu-assist"
@@ -79,10 +81,9 @@ class CpuAssist:
         """See `ColdStartPolicy`. An arrival that CPU workers cannot help streams."""
         if not arrival.can_assist or not arrival.free_workers:
             return Decision(ColdStart.STREAM)
-        cpu_layers = arrival.num_layers
         if self._break_even is not None and self._break_even.can_assist(arrival):
-            cpu_layers = self._break_even.fewest_cpu_layers(arrival)
-        return Decision(ColdStart.CPU_ASSIST, cpu_layers) if cpu_layers else Decision(ColdStart.STREAM)
+            return self._break_even.assisted(arrival)
+        return Decision(ColdStart.CPU_ASSIST, arrival.num_layers, spares_load=arrival.may_spare_load)
 
 
 class Cached(OnDemand):

@@ -18,6 +18,7 @@ from caraserve_cli.engine.plan_load import chunks_load, chunks_ranks
 from caraserve_cli.engine.plan_waits import WaitFor
 from caraserve_cli.engine.residency import AdapterResidency
 from caraserve_cli.perf.step_load import NO_LOAD, StepLoad
+from caraserve_cli.step_plan import AdapterLoan
 
 
 class AdapterAccess:
@@ -68,7 +69,7 @@ class AdapterAccess:
         if not is_anyone_waiting:
             self._drain.end_plan()
 
-    def has_room(self, sequence: Sequence) -> bool:
+    def _has_room(self, sequence: Sequence) -> bool:
         """Whether its adapter can be used now, and nobody before it waits for the room."""
         adapter = sequence.request.adapter
         if adapter is None or sequence.adapter_slot is not None:
@@ -83,23 +84,31 @@ class AdapterAccess:
         return False
 
     def decide(self, sequence: Sequence, draft: PlanDraft) -> Decision | None:
-        """How its adapter is brought to the device; None while that is still being read from disk."""
+        """How its adapter is brought to the device, if it is; None while that has no room, or the adapter is
+        still being read from disk."""
         adapter = sequence.request.adapter
         if adapter is None:
             return Decision(ColdStart.NONE)
+        may_spare_load = self._cold_starts.may_spare_load(sequence)
+        if not may_spare_load and not self._has_room(sequence):
+            return None
         if not self._cold_starts.is_cold(adapter):
             return Decision(ColdStart.RESIDENT)
         if not self._residency.is_resident(adapter) and not self._cold_starts.supply.is_ready(adapter):
             self._cold_starts.waits.note(sequence, WaitFor.DISK)
             return None
-        return self._cold_starts.decide(
+        decision = self._cold_starts.decide(
             sequence,
             self._adapters[adapter],
             count_cached_tokens=self._holdings.num_cached_tokens,
             batch_tokens=draft.num_tokens,
             num_decoding=len(draft.chunks),
             beside=self._load(draft),
+            may_spare_load=may_spare_load,
         )
+        if may_spare_load and not decision.spares_load and not self._has_room(sequence):
+            return None
+        return decision
 
     def _load(self, draft: PlanDraft) -> StepLoad:
         """Of the step so far. All that wait ask for it, and few of them join."""
@@ -112,6 +121,11 @@ class AdapterAccess:
         """Whether it waits until its adapter, or enough of it, is on the device; the copying then begins with
         this plan at the latest."""
         waits_for_lane = decision.beside_ms > 0 and not draft.beside_tokens
+        if decision.spares_load:
+            # It waits for nothing but its turn beside the others.
+            if waits_for_lane:
+                self._cold_starts.waits.note(sequence, WaitFor.COPIES)
+            return waits_for_lane
         if decision.how is ColdStart.ON_DEMAND or decision.hold_ms or waits_for_lane:
             self.acquire(sequence, decision, draft)
         if not waits_for_lane and (sequence.adapter_slot is None or self._cold_starts.may_compute(sequence)):
@@ -120,9 +134,15 @@ class AdapterAccess:
         return True
 
     def acquire(self, sequence: Sequence, decision: Decision, draft: PlanDraft) -> None:
-        """Have a sequence hold its adapter, which the plan loads if it has no place on the device."""
+        """Have a sequence hold its adapter, which the plan loads if it has no place on the device; nothing of
+        an adapter that is not to be loaded for it."""
         adapter = sequence.request.adapter
         if adapter is None or sequence.adapter_slot is not None:
+            return
+        if decision.spares_load:
+            self._cold_starts.note_spared(sequence, decision)
+            if sequence.num_preemptions == 0:
+                sequence.cold_start = decision.how
             return
         self._drain.note_user(adapter, self._num_steps_left(sequence))
         acquired = self._residency.acquire(
@@ -133,8 +153,16 @@ class AdapterAccess:
             draft.pool_ops += acquired.pool_ops
             self._cold_starts.note_load(self._adapters[adapter], acquired.adapter_slot, decision)
         if sequence.num_preemptions == 0:
-            sequence.cold_start = decision.how
+            if not sequence.num_failed_assists:
+                sequence.cold_start = decision.how
             sequence.timings.load = self._cold_starts.load_of(adapter)
+
+    def lend(self, sequence: Sequence, draft: PlanDraft) -> int:
+        """Have the plan lend a sequence its adapter, which is not loaded for it; by which number."""
+        assert sequence.request.adapter is not None
+        number = self._residency.max_adapters + len(draft.loans)
+        draft.loans.append(AdapterLoan(sequence.request.adapter, number))
+        return number
 
     def _adapter_uses(self) -> dict[str, AdapterUse]:
         uses: defaultdict[str, AdapterUse] = defaultdict(AdapterUse)

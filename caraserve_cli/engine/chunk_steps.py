@@ -170,7 +170,10 @@ class ChunkSteps:
         assisted = [
             AssistedSegment(*segment) for segment in batch.segments[: batch.num_assisted_segments].tolist()
         ]
-        return self._assistant.begin(assisted, batch.num_assisted_tokens, cpu_layers)
+        assistance = self._assistant.begin(assisted, batch.num_assisted_tokens, cpu_layers)
+        if assistance is None and batch.num_lent_tokens:
+            return self._assistant.miss(cpu_layers)
+        return assistance
 
     # Inputs
 
@@ -179,7 +182,11 @@ class ChunkSteps:
         Not before the inputs: one engine makes all copies to the device, in the order in which they are
         queued, and the step would wait for the last layers of all adapters before its first."""
         work, assistance = self._inputs.begin(), self.assistance
-        way, num_work = write_work(work, self._lora, batch.segments, num_tokens)
+        on_device = batch.device_segments
+        way, num_work = write_work(work, self._lora, on_device, num_tokens)
+        if way is None and batch.num_lent_tokens:
+            way = self._lora.choose(on_device, num_tokens)
+            num_work = self._lora.write_work(work, on_device, way)
         unassisted = batch.segments[batch.num_assisted_segments :]
         if assistance is not None and way is not None:
             num_early = self._lora.write_work(work[self._early_work :], unassisted, way)
@@ -199,7 +206,7 @@ class ChunkSteps:
             num_tokens,
             len(tiles),
             way,
-            gates=pool.gates(batch.segments[:, 0].tolist()),
+            gates=pool.gates(on_device[:, 0].tolist()),
             early_gates=pool.gates(unassisted[:, 0].tolist()),
             cpu_layers=0 if assistance is None else assistance.cpu_layers,
         )

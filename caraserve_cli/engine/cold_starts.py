@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from caraserve_cli.coldstart.policy import Arrival, ColdStartPolicy, Decision, Stream
 from caraserve_cli.core import AdapterInfo, ColdStart, LoadTime, Sequence
@@ -94,6 +94,13 @@ class InPlace:
         return False
 
 
+class _Spared(NamedTuple):
+    """The one running sequence of an adapter that is not loaded for it."""
+
+    sequence: Sequence
+    decision: Decision
+
+
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
     """An adapter whose copying began with a plan made at `since_ms`."""
@@ -126,6 +133,7 @@ class ColdStarts:
         self.lane = BesideLane()
         self._residency, self._num_layers, self._clock_ms = residency, num_layers, clock_ms
         self._under_way: dict[str, _UnderWay] = {}
+        self._spared: dict[str, _Spared] = {}
         # Of the loads of the plan in the making: those copied together, and those copied one after the other.
         self._together_bytes = self._ahead_bytes = 0
 
@@ -163,6 +171,7 @@ class ColdStarts:
         batch_tokens: int,
         num_decoding: int,
         beside: StepLoad = NO_LOAD,
+        may_spare_load: bool = False,
     ) -> Decision:
         """How the adapter of a sequence comes to the device; if it is on its way, as was decided then.
 
@@ -173,10 +182,13 @@ class ColdStarts:
             batch_tokens: of other sequences in the step that it would join.
             num_decoding: running sequences that a longer step would delay.
             beside: what these sequences compute: their adapters and contexts lengthen every step.
+            may_spare_load: as of an `Arrival`.
         """
         under_way = self._under_way.get(info.name)
         if under_way is not None:
             return under_way.decision
+        if sequence.num_failed_assists:
+            return Decision(ColdStart.ON_DEMAND)
         return self.policy.decide(
             Arrival(
                 prompt_tokens=len(sequence.token_ids) - count_cached_tokens(sequence),
@@ -195,7 +207,22 @@ class ColdStarts:
                 ahead_bytes=self._ahead_bytes,
                 link_bytes_per_ms=self.supply.link_bytes_per_ms,
                 beside_wait_ms=self.lane.wait_ms(self._clock_ms()),
+                may_spare_load=may_spare_load,
+                is_link_wanted=self._residency.num_wanted > 1,
             )
+        )
+
+    def may_spare_load(self, sequence: Sequence) -> bool:
+        """Whether the adapter of a sequence that waits need not be loaded if CPU workers compute all of its
+        prompt: the token that comes next is its last one, and nobody else runs or waits with that adapter."""
+        adapter = sequence.request.adapter
+        return (
+            adapter is not None
+            and sequence.num_tokens_left == 1
+            and not sequence.num_failed_assists
+            and not self._residency.is_resident(adapter)
+            and self._residency.num_waiting(adapter) == 1
+            and adapter not in self._spared
         )
 
     def is_cold(self, adapter: str) -> bool:
@@ -210,6 +237,22 @@ class ColdStarts:
         else:
             self._together_bytes += info.num_bytes
 
+    def note_spared(self, sequence: Sequence, decision: Decision) -> None:
+        """The plan in the making admits a sequence whose adapter it does not load."""
+        assert sequence.request.adapter is not None
+        self._spared[sequence.request.adapter] = _Spared(sequence, decision)
+
+    def is_spared(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is computed without its adapter being loaded for it."""
+        spared = self._spared.get(sequence.request.adapter or "")
+        return spared is not None and spared.sequence is sequence
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence runs no more."""
+        if self._spared and self.is_spared(sequence):
+            assert sequence.request.adapter is not None
+            del self._spared[sequence.request.adapter]
+
     def note_failed_assist(self, adapter: str) -> None:
         """What CPU workers were to compute for it came too late: whoever needs it waits for its arrival."""
         under_way = self._under_way.get(adapter)
@@ -220,6 +263,8 @@ class ColdStarts:
         """Whether the next chunk of a sequence that holds its adapter can be in a step now."""
         if sequence.is_unchecked:
             return False
+        if self._spared and self.is_spared(sequence):
+            return True
         adapter = sequence.request.adapter
         under_way = None if adapter is None else self._under_way.get(adapter)
         if under_way is None:
@@ -232,9 +277,9 @@ class ColdStarts:
 
     def may_all_decode(self, sequences: Iterable[Sequence]) -> bool:
         """Whether all of these, which hold their adapters, can be in every step from now on."""
-        return not self._under_way or all(
-            self.may_compute(each) and not self.way(each).cpu_layers for each in sequences
-        )
+        if not self._under_way and not self._spared:
+            return True
+        return all(self.may_compute(each) and not self.way(each).cpu_layers for each in sequences)
 
     def next_hold_end_ms(self) -> float:
         """When the first of the holds ends that still last; infinite if none does."""
@@ -243,8 +288,11 @@ class ColdStarts:
         return min((end_ms for end_ms in ends_ms if end_ms > now_ms), default=math.inf)
 
     def way(self, sequence: Sequence) -> Decision:
-        """How the adapter comes to the device with which the next chunk of a sequence is computed."""
+        """How the adapter comes to the device, if it does, with which the next chunk of a sequence is
+        computed."""
         adapter = sequence.request.adapter
+        if self._spared and adapter is not None and self.is_spared(sequence):
+            return self._spared[adapter].decision
         under_way = None if adapter is None else self._under_way.get(adapter)
         return _IN_PLACE if under_way is None else under_way.decision
 

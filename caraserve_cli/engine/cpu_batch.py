@@ -19,11 +19,12 @@ class CpuBatch:
     Attributes:
         token_ids, positions, rope_variants: of each token.
         spans: of each chunk.
-        segments: of each adapter, in the order of the batch.
+        segments: of each adapter, in the order of the batch, those of lent adapters first.
         last_tokens: the batch's tokens after which one is sampled.
         yielding: the chunks that these end; none in a process that only follows.
         num_assisted_tokens: those at the head that CPU workers assist.
         cpu_layers: leading layers in which they do, 0 where there are none.
+        num_lent_tokens: of the assisted ones, those at the head whose adapters are not on the device.
     """
 
     token_ids: SequenceOf[int]
@@ -35,6 +36,7 @@ class CpuBatch:
     yielding: SequenceOf[ScheduledChunk]
     num_assisted_tokens: int
     cpu_layers: int
+    num_lent_tokens: int
 
     @classmethod
     def build(cls, chunks: SequenceOf[ScheduledChunk], rope_variant: Callable[[int], int]) -> CpuBatch:
@@ -62,6 +64,7 @@ class CpuBatch:
             yielding=[chunk for chunk in chunks if chunk.yields_token],
             num_assisted_tokens=sum(chunk.num_tokens for chunk in chunks if chunk.cpu_layers),
             cpu_layers=max(chunk.cpu_layers for chunk in chunks),
+            num_lent_tokens=sum(chunk.num_tokens for chunk in chunks if chunk.lent_slot is not None),
         )
 
     def for_followers(self) -> CpuBatch:
@@ -73,7 +76,7 @@ def _segments(chunks: SequenceOf[ScheduledChunk]) -> list[AdapterSegment]:
     segments: list[AdapterSegment] = []
     first_token = 0
     for chunk in chunks:
-        adapter_slot = chunk.sequence.adapter_slot
+        adapter_slot = chunk.adapter_slot
         if adapter_slot is None:
             break
         if segments and segments[-1].adapter_slot == adapter_slot:

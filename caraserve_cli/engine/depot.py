@@ -7,7 +7,7 @@ from typing import Protocol
 
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.engine.cold_starts import AdapterSupply
-from caraserve_cli.step_plan import AdapterLoad, AdapterMove
+from caraserve_cli.step_plan import AdapterLoad, AdapterLoan, AdapterMove
 
 
 class AdapterDepot(AdapterSupply, Protocol):
@@ -15,6 +15,15 @@ class AdapterDepot(AdapterSupply, Protocol):
 
     def load(self, load: AdapterLoad) -> None:
         """Bring an adapter to the device, beneath the next launch.
+
+        Raises:
+            AdapterError: its files have become unreadable since it was first seen.
+        """
+        ...
+
+    def lend(self, loan: AdapterLoan) -> None:
+        """Have CPU workers compute with an adapter in the next launch, where it lies in host memory. It is
+        not brought to the device.
 
         Raises:
             AdapterError: its files have become unreadable since it was first seen.

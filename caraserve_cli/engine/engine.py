@@ -217,6 +217,7 @@ class Engine:
                     self._runner.adapters.move(op)
                 case AdapterEviction():  # never of what this plan loads: that is in use
                     self._runner.adapters.evict(op.adapter_slot)
+        failures += self._lend_adapters(plan)
         if failures:
             failed = {failure.request.id for failure in failures}
             chunks, beside = (
@@ -230,6 +231,22 @@ class Engine:
             )
             plan = dataclasses.replace(plan, chunks=chunks, beside=beside, pool_ops=pool_ops)
         return plan, failures
+
+    def _lend_adapters(self, plan: StepPlan) -> list[Failure]:
+        """As planned; requests whose adapter cannot be read any more fail alone."""
+        failures: list[Failure] = []
+        borrowers = {chunk.lent_slot: chunk.sequence for chunk in (*plan.chunks, *plan.beside)}
+        for loan in plan.loans:
+            borrower = borrowers[loan.adapter_slot]
+            if borrower.status is SequenceStatus.FINISHED:
+                continue  # with others whose adapter could not be loaded
+            try:
+                self._runner.adapters.lend(loan)
+            except AdapterError as error:
+                self.scheduler.finish(borrower)
+                self._texts.pop(borrower, None)
+                failures.append(Failure(borrower.request, RowErrorCode.ADAPTER_REFUSED, str(error)))
+        return failures
 
     def _fail_users(self, adapter: str, message: str) -> list[Failure]:
         users = self.scheduler.users_of(adapter)

@@ -11,7 +11,7 @@ from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.coldstart.assistant import Assistant
 from caraserve_cli.core import ColdStart
 from caraserve_cli.engine.host_adapters import ADAPTER_WAIT_S, HostAdapters
-from caraserve_cli.step_plan import AdapterLoad, AdapterMove
+from caraserve_cli.step_plan import AdapterLoad, AdapterLoan, AdapterMove
 
 
 class GpuAdapters(HostAdapters):
@@ -47,6 +47,12 @@ class GpuAdapters(HostAdapters):
             LayerOrder(load.cpu_layers, in_one_piece=is_waited_for, in_turn=is_waited_for or load.is_held),
             on_arrival,
         )
+
+    def lend(self, loan: AdapterLoan) -> None:
+        """See `AdapterDepot`."""
+        weights = self._lend(loan)
+        assert weights.packed is not None
+        self._pool.note_groups(weights.packed.layout)
 
     def evict(self, adapter_slot: int) -> None:
         """Free a slot of the device pool."""

@@ -152,7 +152,7 @@ class GpuRunner:
     def _queue(self, batch: GpuBatch) -> tuple[Tensor, int]:
         """Queue a step; its logits [yielding chunks, vocabulary], and its number."""
         variants = on_host(batch.rope_variants)
-        number = self._pool.note_step(batch.step.segments[:, 0])
+        number = self._pool.note_step(batch.step.device_segments[:, 0])
         if batch.step.is_decode and variants is None:
             self._chunk_steps.assistance = None
             return self._decode_steps.launch(batch.step), number

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from caraserve_cli.adapters.host_store import HostStore
+from caraserve_cli.adapters.weights import AdapterWeights
 from caraserve_cli.coldstart.assistant import Assistant
+from caraserve_cli.step_plan import AdapterLoan
 
 # How long a replica that has nothing but adapters to wait for does so before it looks for other work.
 ADAPTER_WAIT_S = 0.001
@@ -21,10 +24,26 @@ class HostAdapters:
 
     def __init__(self, host_store: HostStore, assistant: Assistant | None) -> None:
         self._host_store, self._assistant = host_store, assistant
+        self._lent: list[str] = []  # for the last launch
+
+    def lend(self, loan: AdapterLoan) -> None:
+        """See `AdapterDepot`."""
+        self._lend(loan)
+
+    def _lend(self, loan: AdapterLoan) -> AdapterWeights:
+        assert self._assistant is not None, "only CPU workers are lent adapters"
+        weights = self._host_store.acquire(loan.adapter)
+        self._lent.append(loan.adapter)
+        self._assistant.note(loan.adapter_slot, weights)
+        return weights
 
     def prefetch(self, adapters: Sequence[str]) -> None:
         """See `AdapterDepot`."""
         if self._assistant is not None:
+            # What was lent was launched since; workers may still read it.
+            for adapter in self._lent:
+                self._assistant.call_when_over(partial(self._host_store.release, adapter))
+            self._lent.clear()
             self._assistant.settle()
         self._host_store.prefetch(adapters)
 

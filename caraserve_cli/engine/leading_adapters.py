@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.engine.depot import AdapterDepot
 from caraserve_cli.engine.orders import BeginCopies, Followers, Prefetch
-from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, PoolOp
+from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterLoan, AdapterMove, PoolOp
 
 
 class LeadingAdapters:
@@ -40,6 +40,10 @@ class LeadingAdapters:
         """See `AdapterDepot`. Whatever is refused here the others refuse too, and are not told of."""
         self._own.load(load)
         self._pool_ops.append(load)
+
+    def lend(self, loan: AdapterLoan) -> None:
+        """See `AdapterDepot`. Nothing is lent where there are no CPU workers."""
+        raise AssertionError(f"adapter '{loan.adapter}' is lent, and there are no CPU workers")
 
     def evict(self, adapter_slot: int) -> None:
         """See `AdapterDepot`."""

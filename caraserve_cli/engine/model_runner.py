@@ -122,12 +122,16 @@ class ModelRunner:
             return None, self._lora.begin(segments)
         assisted = [segment for segment in segments if segment.first_token < num_tokens]
         early = self._lora.begin(segments[len(assisted) :])
-        late = self._lora.begin(assisted).followed_by(early)
+        # What is lent is here too, but no context of this device's adds it: it is CPU workers' in all layers.
+        on_device = [segment for segment in assisted if segment.first_token >= batch.num_lent_tokens]
+        late = self._lora.begin(on_device).followed_by(early)
         cpu_layers = batch.cpu_layers
         if self._assistant is None:
             return None, late
         to_assist = [AssistedSegment(*segment) for segment in assisted]
         assistance = self._assistant.begin(to_assist, num_tokens, cpu_layers)
+        if assistance is None and batch.num_lent_tokens:
+            assistance = self._assistant.miss(cpu_layers)
         if assistance is None:
             return None, late
         assistance.tell_device()
@@ -135,8 +139,10 @@ class ModelRunner:
         return assistance, AssistedLora(early, late, self._assistant.ops, cpu_layers, all_groups)
 
     def _place_in_batch(self, chunk: ScheduledChunk) -> tuple[bool, bool, tuple[int, int]]:
-        """Chunks of one adapter side by side, those that are assisted first; those without an adapter last,
-        where LoRA never looks."""
+        """Chunks of one adapter side by side, those that are assisted first, and of these those that are lent
+        their adapter; those without an adapter last, where LoRA never looks."""
+        if chunk.lent_slot is not None:
+            return False, False, (-1, chunk.lent_slot)
         adapter_slot = chunk.sequence.adapter_slot
         order = (0, 0) if adapter_slot is None else self._lora.order(adapter_slot)
         return not chunk.cpu_layers, adapter_slot is None, order

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from caraserve_cli.coldstart.arrival import Decision
-from caraserve_cli.step_plan import PoolOp, ScheduledChunk, StepPlan
+from caraserve_cli.step_plan import AdapterLoan, PoolOp, ScheduledChunk, StepPlan
 
 
 @dataclass(slots=True)
@@ -25,6 +25,7 @@ class PlanDraft:
     chunks: list[ScheduledChunk] = field(default_factory=list)
     beside: list[ScheduledChunk] = field(default_factory=list)
     pool_ops: list[PoolOp] = field(default_factory=list)
+    loans: list[AdapterLoan] = field(default_factory=list)
     num_preempted: int = 0
     num_cached_tokens: int = 0
     prompt_tokens: int = 0
@@ -64,4 +65,5 @@ class PlanDraft:
             self.num_preempted,
             self.num_cached_tokens,
             tuple(self.beside),
+            tuple(self.loans),
         )

@@ -13,7 +13,8 @@ from caraserve_cli.perf.step_load import NO_LOAD, StepLoad
 from caraserve_cli.step_plan import ScheduledChunk
 
 _ADAPTER = attrgetter("sequence.request.adapter")
-_NUM_TOKENS, _START, _CPU_LAYERS = map(attrgetter, ("num_tokens", "start", "cpu_layers"))
+_NUM_TOKENS, _START = map(attrgetter, ("num_tokens", "start"))
+_CPU_LAYERS, _LENT_SLOT = map(attrgetter, ("cpu_layers", "lent_slot"))
 
 
 def chunks_load(chunks: Sequence[ScheduledChunk], ranks: RankSums[int]) -> StepLoad:
@@ -23,8 +24,13 @@ def chunks_load(chunks: Sequence[ScheduledChunk], ranks: RankSums[int]) -> StepL
     chunk_tokens = list(map(_NUM_TOKENS, chunks))
     num_decoding = chunk_tokens.count(1)
     prompt_tokens = sum(chunk_tokens) - num_decoding
-    is_assisted = prompt_tokens > 0 and any(map(_CPU_LAYERS, chunks))
+    # Of chunks of one token only, CPU workers compute those that are lent their adapter.
+    is_assisted = any(map(_CPU_LAYERS, chunks)) if prompt_tokens else _has_loans(chunks)
     return StepLoad(num_decoding, prompt_tokens, ranks, sum(map(_START, chunks)), is_assisted)
+
+
+def _has_loans(chunks: Sequence[ScheduledChunk]) -> bool:
+    return list(map(_LENT_SLOT, chunks)).count(None) < len(chunks)
 
 
 def chunks_ranks(chunks: Sequence[ScheduledChunk], lora_rank_of: Callable[[str], int]) -> RankSums[int]:

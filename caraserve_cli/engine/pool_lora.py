@@ -184,6 +184,8 @@ class PoolLora:
     def choose(self, segments: Ints, num_tokens: int) -> LoraWay:
         """How a step of so many tokens, padding included, with these segments is computed."""
         distinct, shared = self._ways.of(num_tokens)
+        if not segments.shape[0]:
+            return self._way(distinct)
         return self._way(distinct if segments[:, 2].mean() < SHARED_TOKENS else shared)
 
     def _way(self, config: LoraConfig) -> LoraWay:

@@ -80,6 +80,7 @@ class AdapterResidency:
         self._residents: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
         self._name_at: dict[int, str] = {}  # offset of each extent → its adapter
         self._num_waiting: Counter[str] = Counter()  # waiting requests of each adapter, none at zero
+        self._num_wanted = 0  # of these adapters, those that are not resident
         self._free_slots: list[int] = []
         self._num_slots = 0
         self._pinned_bytes = 0
@@ -121,9 +122,21 @@ class AdapterResidency:
         """`change` more requests wait for `adapter` (None, the base alone, is always there)."""
         if adapter is None:
             return
+        was_waited_for = adapter in self._num_waiting
         self._num_waiting[adapter] += change
         if not self._num_waiting[adapter]:
             del self._num_waiting[adapter]
+        if not self.is_resident(adapter):
+            self._num_wanted += (adapter in self._num_waiting) - was_waited_for
+
+    def num_waiting(self, adapter: str) -> int:
+        """Requests that wait for `adapter`."""
+        return self._num_waiting.get(adapter, 0)
+
+    @property
+    def num_wanted(self) -> int:
+        """Adapters that are not resident, of those that requests wait for."""
+        return self._num_wanted
 
     def can_acquire(self, info: AdapterInfo) -> bool:
         """Whether `acquire` would find room now."""
@@ -193,6 +206,7 @@ class AdapterResidency:
         assert offset is not None, "bytes that are free in total are not free in one piece"
         resident = _Resident(self._take_slot(), offset, size)
         self._residents[info.name] = resident
+        self._num_wanted -= info.name in self._num_waiting
         self._name_at[offset] = info.name
         load = AdapterLoad(info.name, resident.adapter_slot, offset, how, cpu_layers, is_held)
         return (*evictions, *moves, load)
@@ -252,6 +266,7 @@ class AdapterResidency:
 
     def _remove(self, adapter: str) -> int:
         resident = self._residents.pop(adapter)
+        self._num_wanted += adapter in self._num_waiting
         self._extents.free(resident.offset_bytes)
         del self._name_at[resident.offset_bytes]
         self._free_slots.append(resident.adapter_slot)
@@ -280,3 +295,4 @@ class AdapterResidency:
         slots = [r.adapter_slot for r in residents.values()] + self._free_slots
         assert sorted(slots) == list(range(self._num_slots)), "a slot is lost or used twice"
         assert self._num_waiting == Counter(name for name in waiting if name is not None)
+        assert self._num_wanted == sum(name not in residents for name in self._num_waiting)

@@ -169,8 +169,11 @@ class Scheduler:
 
     def check(self, chunk: ScheduledChunk, *, in_time: bool) -> None:
         """A chunk was computed beside the steps, or CPU workers had a part in it, and that came in time; if
-        not, it is computed again when the adapter has arrived, and its token is void."""
+        not, it is computed again when the adapter has arrived, and its token is void. Who was lent the
+        adapter waits again, as one that needs it."""
         self._books.check(chunk, in_time=in_time)
+        if not in_time:
+            self._line.note_newcomer()
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out and give back all that it holds."""
@@ -230,7 +233,7 @@ class Scheduler:
             if sequence.is_unchecked:
                 continue
             most_tokens = self._policy.most_first_tokens(sequence, draft)
-            if not most_tokens or not self._access.has_room(sequence):
+            if not most_tokens:
                 continue
             decision = self._access.decide(sequence, draft)
             if decision is None or self._access.waits_for_copies(sequence, decision, draft):
@@ -280,7 +283,8 @@ class Scheduler:
         start = sequence.num_computed_tokens
         yields_token = start + num_tokens == sequence.num_tokens
         way = self.cold_starts.way(sequence)
-        draft.add(ScheduledChunk(sequence, start, num_tokens, yields_token, way.cpu_layers), way)
+        lent_slot = self._access.lend(sequence, draft) if way.spares_load else None
+        draft.add(ScheduledChunk(sequence, start, num_tokens, yields_token, way.cpu_layers, lent_slot), way)
 
     def check_integrity(self) -> None:
         """For tests, after every step.

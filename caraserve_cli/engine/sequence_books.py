@@ -81,11 +81,15 @@ class SequenceBooks:
             self._adapters.add(sequence.request.adapter, self._lora_rank_of(sequence.request.adapter))
 
     def preempt(self, sequence: Sequence) -> None:
-        """Back to the queue, at its place by arrival; its tokens stay, their cache is computed again."""
+        """Back to the queue; its tokens stay, their cache is computed again."""
+        self._wait_again(sequence)
+        sequence.num_preemptions += 1
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        """At its place by arrival."""
         self._stop_running(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_computed_tokens = 0
-        sequence.num_preemptions += 1
         insort(self.waiting, sequence, key=self._order.__getitem__)
         self._residency.note_waiting(sequence.request.adapter, +1)
 
@@ -110,6 +114,7 @@ class SequenceBooks:
 
     def _stop_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self._cold_starts.leave(sequence)
         self._holdings.take_back(sequence)
         if sequence.request.adapter is not None:
             self._adapters.remove(sequence.request.adapter, self._lora_rank_of(sequence.request.adapter))
@@ -147,11 +152,15 @@ class SequenceBooks:
             self._holdings.remember(sequence)
             return
         assert sequence.request.adapter is not None
-        # A preempted one starts anew anyway.
-        sequence.num_computed_tokens = min(chunk.start, sequence.num_computed_tokens)
         sequence.num_pending_tokens -= chunk.yields_token
         sequence.num_failed_assists += 1
         sequence.cold_start = ColdStart.ON_DEMAND
+        if self._cold_starts.is_spared(sequence):
+            # Now it needs its adapter, and room for that like everybody else.
+            self._wait_again(sequence)
+            return
+        # A preempted one starts anew anyway.
+        sequence.num_computed_tokens = min(chunk.start, sequence.num_computed_tokens)
         self._cold_starts.note_failed_assist(sequence.request.adapter)
 
     def check_integrity(self) -> None:

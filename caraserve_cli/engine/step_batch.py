@@ -1,7 +1,7 @@
 """One step's chunks as the flat arrays that kernels read. numpy, no torch: it only lays numbers out.
 
-Chunks of one adapter are neighbours; those that CPU workers assist come first, those without an adapter last,
-where LoRA never looks.
+Chunks of one adapter are neighbours; those that CPU workers assist come first, and of these those that are
+lent their adapter; those without an adapter last, where LoRA never looks.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class StepBatch:
         first_tokens: [sequences + 1], where each chunk begins.
         context_lens: [sequences], keys that the chunk's last token sees.
         last_tokens: [yielding chunks], the batch's tokens after which one is sampled.
-        segments: [adapters, 3], (adapter slot, first token, number of tokens).
+        segments: [adapters, 3], (adapter slot, first token, number of tokens), those of lent adapters first.
         block_tables: [sequences, most blocks], each as far as its context goes, zeros behind.
         num_assisted_tokens: those at the head that CPU workers assist.
         cpu_layers: leading layers in which they do, 0 where there are none.
+        num_lent_tokens: of the assisted ones, those at the head whose adapters are not on the device.
     """
 
     chunks: tuple[ScheduledChunk, ...]
@@ -50,6 +51,7 @@ class StepBatch:
     block_tables: Ints
     num_assisted_tokens: int
     cpu_layers: int
+    num_lent_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -61,13 +63,19 @@ class StepBatch:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every chunk is one token that yields the next one."""
-        return self.num_tokens == self.num_sequences == len(self.last_tokens)
+        """Whether every chunk is one token that yields the next one, and the device computes all of it."""
+        is_one_each = self.num_tokens == self.num_sequences == len(self.last_tokens)
+        return is_one_each and not self.num_lent_tokens
 
     @property
     def num_assisted_segments(self) -> int:
         """Segments at the head whose tokens are assisted."""
         return int(np.searchsorted(self.segments[:, 1], self.num_assisted_tokens))
+
+    @property
+    def device_segments(self) -> Ints:
+        """Segments of the adapters that are on the device, or on their way there."""
+        return self.segments[np.searchsorted(self.segments[:, 1], self.num_lent_tokens) :]
 
     @property
     def yielding(self) -> list[ScheduledChunk]:
@@ -104,6 +112,7 @@ class StepBatch:
             _block_tables(ordered),
             sum(chunk.num_tokens for chunk in ordered if chunk.cpu_layers),
             max(chunk.cpu_layers for chunk in ordered),
+            sum(chunk.num_tokens for chunk in ordered if chunk.lent_slot is not None),
         )
 
     def for_followers(self) -> StepBatch:
@@ -111,9 +120,9 @@ class StepBatch:
         return dataclasses.replace(self, chunks=())
 
 
-def _place_in_batch(chunk: ScheduledChunk) -> tuple[bool, int]:
-    adapter_slot = chunk.sequence.adapter_slot
-    return not chunk.cpu_layers, 2**31 if adapter_slot is None else adapter_slot
+def _place_in_batch(chunk: ScheduledChunk) -> tuple[bool, bool, int]:
+    adapter_slot = chunk.adapter_slot
+    return chunk.lent_slot is None, not chunk.cpu_layers, 2**31 if adapter_slot is None else adapter_slot
 
 
 def _fill_chunk(
@@ -153,7 +162,7 @@ def _block_tables(chunks: SequenceOf[ScheduledChunk]) -> Ints:
 
 def _segments(chunks: SequenceOf[ScheduledChunk], first_tokens: Ints) -> Ints:
     slots = np.array(
-        [-1 if chunk.sequence.adapter_slot is None else chunk.sequence.adapter_slot for chunk in chunks],
+        [-1 if (adapter_slot := chunk.adapter_slot) is None else adapter_slot for chunk in chunks],
         np.int32,
     )
     begins = np.flatnonzero(np.diff(slots, prepend=-2))

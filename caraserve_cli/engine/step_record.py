@@ -55,6 +55,7 @@ class ColdCosts(NamedTuple):
 
     num_assists: int
     num_failed_assists: int
+    num_spared_loads: int
     num_lost_workers: int
     stall_ms: float
     others_stalled_ms: float

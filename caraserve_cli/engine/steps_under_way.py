@@ -196,17 +196,19 @@ class StepsUnderWay:
     def _cold_costs(self, step: _Launched, outcome: AssistOutcome, step_ms: float) -> ColdCosts:
         """What adapters on their way cost in a step that has ended, of `step_ms`; its sequences are told.
         Chunks whose part on the CPU came too late are computed again, and their tokens do not hold."""
-        num_assists = 0
+        num_assists = num_spared_loads = 0
         for chunk in step.plan.chunks:
             self._scheduler.check(chunk, in_time=_holds(chunk, outcome))
             if chunk.cpu_layers and outcome is not AssistOutcome.NONE:
                 chunk.sequence.timings.assisted_ms += step_ms
                 num_assists += 1
+            num_spared_loads += chunk.lent_slot is not None and chunk.yields_token and _holds(chunk, outcome)
         stall_ms = step.stall.ms
         lost_before, self._num_lost_workers = self._num_lost_workers, self._depot.num_lost_workers
         return ColdCosts(
             num_assists=num_assists,
             num_failed_assists=num_assists if outcome is AssistOutcome.LATE else 0,
+            num_spared_loads=num_spared_loads,
             num_lost_workers=self._num_lost_workers - lost_before,
             stall_ms=stall_ms,
             others_stalled_ms=stall_ms * _tell_stall(step, stall_ms) if stall_ms else 0.0,

@@ -28,6 +28,7 @@ class EngineTotals:
     adapter_bytes: int = 0
     assists: int = 0
     failed_assists: int = 0
+    spared_loads: int = 0
     lost_workers: int = 0
     stall_ms: float = 0.0
     others_stalled_ms: float = 0.0
@@ -56,6 +57,7 @@ class EngineTotals:
         self.adapter_bytes += record.adapter_bytes
         self.assists += record.num_assists
         self.failed_assists += record.num_failed_assists
+        self.spared_loads += record.num_spared_loads
         self.lost_workers += record.num_lost_workers
         self.stall_ms += record.stall_ms
         self.others_stalled_ms += record.others_stalled_ms

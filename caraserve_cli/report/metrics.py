@@ -50,6 +50,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "the device are not counted",
         "assists": "chunks of prompts of which CPU workers were to compute a part; failed_assists came too "
         "late and were computed again on the device",
+        "spared_loads": "answers of one token, or of one more after a preemption, whose adapters were not "
+        "loaded for them: CPU workers computed all of their prompts",
         "lost_workers": "CPU workers that died, as far as was noticed when the next assist began",
         "stall_ms": "how long steps stood still for adapters on their way; others_stalled_ms counts that "
         "time once for each request in the step that uses none of these",

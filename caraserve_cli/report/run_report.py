@@ -157,6 +157,7 @@ def _cold_starts(cold: ColdTotals, totals: EngineTotals) -> dict[str, object]:
         "hit_rate": rounded(cold.hit_rate, 6),
         "loads": totals.adapter_loads,
         "loads_by_strategy": dict(sorted(totals.loads_by_strategy.items())),
+        "spared_loads": totals.spared_loads,
         "bytes_moved": totals.adapter_bytes,
         "assists": totals.assists,
         "failed_assists": totals.failed_assists,

@@ -230,7 +230,11 @@ def _step_events(record: StepRecord, copies: _CopyRows) -> list[Event]:
         }
         events.append(_slice(_COPY, "load", copies.take(record), end_ms, replica=replica, **loads))
     if record.num_assists:
-        assists = {"chunks": record.num_assists, "too_late": record.num_failed_assists}
+        assists = {
+            "chunks": record.num_assists,
+            "too_late": record.num_failed_assists,
+            "spared_loads": record.num_spared_loads,
+        }
         events.append(_slice(_CPU, "assist", start_ms, end_ms, replica=replica, **assists))
     return events
 

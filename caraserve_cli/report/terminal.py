@@ -143,7 +143,10 @@ def _cold_start_lines(cold: Json) -> list[str]:
             f"other requests in them {_number(cold['others_stalled_ms'])} ms in all"
         )
     if cold["assists"]:
-        lines.append(f"CPU assists: {cold['assists']:,}, too late: {cold['failed_assists']:,}")
+        assists = f"CPU assists: {cold['assists']:,}, too late: {cold['failed_assists']:,}"
+        # Reports of earlier versions do not have it.
+        spared = cold.get("spared_loads")
+        lines.append(f"{assists}, loads spared: {spared:,}" if spared else assists)
     if num_lost := cold["lost_workers"]:
         lines.append(f"CPU workers lost: {num_lost:,}")
     return lines

@@ -81,6 +81,10 @@ class SimulatedDepot:
         self._coming[adapter_slot] = coming._replace(ready_ms=coming.ready_ms + more_ms)
         self.free_ms = max(self.free_ms, coming.ready_ms + more_ms)
 
+    def keep_link(self, more_ms: float) -> None:
+        """What CPU workers send comes before what is loaded next."""
+        self.free_ms = max(self.free_ms, self._clock_ms()) + more_ms
+
     def evict(self, adapter_slot: int) -> None:
         """Forget what is in a slot."""
         self._coming.pop(adapter_slot, None)

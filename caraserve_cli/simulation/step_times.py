@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from caraserve_cli.coldstart.break_even import SHARED_DEVICE
+from caraserve_cli.coldstart.arrival_times import SHARED_DEVICE
 from caraserve_cli.coldstart.layer_race import LayerRace
 from caraserve_cli.core import AdapterInfo, ColdStart, Sequence
 from caraserve_cli.perf.adapter_ops import adapter_ops
@@ -95,7 +95,9 @@ class StepTimes:
                 kv_tokens += chunk.start + 1
             else:
                 prompt_tokens += chunk.num_tokens
-            if sequence.adapter_slot is not None:
+            if chunk.lent_slot is not None:
+                cold.append(chunk)
+            elif sequence.adapter_slot is not None:
                 assert sequence.request.adapter is not None
                 names.add(sequence.request.adapter)
                 if self._depot.coming(sequence.adapter_slot) is not None:
@@ -128,7 +130,11 @@ class StepTimes:
     ) -> BesideStep:
         """A step that is computed beside the others from `begin_ms` on; it and they are `is_shared` the
         device while it computes, and none of the time in which it waits for copies or CPU workers."""
-        names = {name for chunk in chunks if (name := chunk.sequence.request.adapter) is not None}
+        names = {
+            name
+            for chunk in chunks
+            if chunk.lent_slot is None and (name := chunk.sequence.request.adapter) is not None
+        }
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         alone_ms = self._computing_ms(StepLoad(0, num_tokens, _rank_sums(names, adapters)))
         computing_ms = SHARED_DEVICE * alone_ms if is_shared else alone_ms
@@ -142,12 +148,17 @@ class StepTimes:
         computing_ms: float,
         begin_ms: float,
     ) -> float:
-        """With chunks whose adapters are on their way: every layer waits for whichever of them comes last."""
+        """With chunks whose adapters are on their way, or lent: every layer waits for whichever of them, and
+        of the results of CPU workers, comes last."""
         gpu_layer_ms = computing_ms / self._num_layers
         cpu_ms = {chunk: self._beyond_gpu_ms(chunk, adapters, gpu_layer_ms) for chunk in cold}
         cpu_layer_ms = gpu_layer_ms + sum(cpu_ms.values())
         step_ms = computing_ms
         for chunk in cpu_ms:
+            if chunk.lent_slot is not None:
+                step_ms = max(step_ms, self._num_layers * cpu_layer_ms)
+                self._depot.keep_link(self._num_layers * self._result_ms(chunk, adapters))
+                continue
             slot = chunk.sequence.adapter_slot
             assert slot is not None
             coming = self._depot.coming(slot)

@@ -53,6 +53,8 @@ arrivals = st.builds(
     free_workers=st.integers(0, 15),
     can_assist=st.booleans(),
     beside_wait_ms=st.one_of(st.none(), st.floats(0, 200)),
+    may_spare_load=st.booleans(),
+    is_link_wanted=st.booleans(),
 )
 
 
@@ -167,6 +169,59 @@ def test_one_token_needs_no_adapter_on_the_device() -> None:
     goes_on = way(model(3), more, ColdStart.CPU_ASSIST)
     assert ends.ttft_ms == goes_on.ttft_ms == ends.complete_ms
     assert goes_on.complete_ms > 2 * goes_on.ttft_ms
+
+
+def ending(**changes: Any) -> Arrival:
+    """An arrival of 16 tokens alone that ends with its first one, and whose adapter nobody else wants."""
+    usual = {"prompt_tokens": 16, "max_output_tokens": 1, "may_spare_load": True}
+    return alone(**{**usual, **changes})
+
+
+SPARED = Decision(ColdStart.CPU_ASSIST, 32, spares_load=True)
+
+
+def test_behind_a_backlog_nothing_is_loaded_that_need_not_be() -> None:
+    """CPU workers compute all layers anyway: the same time to the first token, and no copies."""
+    cold = ending(link_backlog_ms=100.0)
+    best, loaded = model(3).best(cold), model(3).best(replace(cold, may_spare_load=False))
+    assert best.decision == model(3).assisted(cold) == SPARED
+    assert loaded.decision == Decision(ColdStart.CPU_ASSIST, 32)
+    assert best.ttft_ms == loaded.ttft_ms == best.complete_ms
+
+
+def test_what_is_faster_over_a_free_link_is_loaded() -> None:
+    for cold in (ending(prompt_tokens=128), ending(prompt_tokens=512)):
+        assert model().best(cold).decision == model().best(replace(cold, may_spare_load=False)).decision
+        assert not model().assisted(cold).spares_load
+
+
+def test_the_link_is_left_to_who_waits_for_it() -> None:
+    """Some milliseconds more to the first token against the tens that the next adapter comes later."""
+    free, wanted = ending(), ending(is_link_wanted=True)
+    loaded, spared = model(3).best(free), model(3).best(wanted)
+    assert not loaded.decision.spares_load
+    assert loaded.decision.cpu_layers < 32
+    assert spared.decision == model(3).assisted(wanted) == SPARED
+    copy_ms = wanted.adapter_bytes / 3e6
+    assert loaded.ttft_ms < spared.ttft_ms < loaded.ttft_ms + copy_ms / 2
+
+
+def test_without_a_load_cpu_workers_are_waited_for_in_all_chunks() -> None:
+    first, long = ending(prompt_tokens=512), ending(prompt_tokens=512 + 512 + 100)
+
+    def spared(cold: Arrival) -> Prediction:
+        return next(each for each in model(3).ways(cold) if each.decision.spares_load)
+
+    rest = spared(ending(prompt_tokens=100))
+    assert spared(long).ttft_ms == pytest.approx(2 * spared(first).ttft_ms + rest.ttft_ms)
+    assert spared(long).stall_ms == pytest.approx(2 * spared(first).stall_ms + rest.stall_ms)
+
+
+@given(arrivals, st.sampled_from(GBPS))
+def test_only_who_may_is_not_loaded(cold: Arrival, gbps: float | None) -> None:
+    for each in model(gbps).ways(cold):
+        assert not each.decision.spares_load or (cold.may_spare_load and each.decision.cpu_layers == 32)
+    assert not model(gbps).assisted(replace(cold, may_spare_load=False)).spares_load
 
 
 def test_a_long_prompt_pays_for_all_its_chunks() -> None:

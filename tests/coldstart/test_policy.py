@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,14 @@ def test_cpu_assist_streams_where_no_worker_can_help(changes: dict[str, int]) ->
 
 def test_cpu_assist_waits_for_no_link_that_it_does_not_know() -> None:
     assert CpuAssist(None).decide(arrival()) == Decision(ColdStart.CPU_ASSIST, 32)
+
+
+def test_cpu_assist_loads_nothing_that_it_need_not() -> None:
+    ending = arrival(may_spare_load=True)
+    assert CpuAssist(None).decide(ending) == Decision(ColdStart.CPU_ASSIST, 32, spares_load=True)
+    assert CpuAssist(None).decide(replace(ending, free_workers=0)) == Decision(ColdStart.STREAM)
+    behind = alone(prompt_tokens=16, may_spare_load=True, link_backlog_ms=100.0)
+    assert policy("cpu-assist", 3).decide(behind).spares_load
 
 
 def test_an_unknown_strategy() -> None:

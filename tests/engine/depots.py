@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from caraserve_cli.adapters.transfer import Stall
 from caraserve_cli.engine.cold_starts import InPlace
-from caraserve_cli.step_plan import AdapterLoad, AdapterMove
+from caraserve_cli.step_plan import AdapterLoad, AdapterLoan, AdapterMove
 
 
 class StillDepot(InPlace):
@@ -19,6 +19,8 @@ class StillDepot(InPlace):
         return Stall()
 
     def load(self, load: AdapterLoad) -> None: ...
+
+    def lend(self, loan: AdapterLoan) -> None: ...
 
     def evict(self, adapter_slot: int) -> None: ...
 

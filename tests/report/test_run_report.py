@@ -135,6 +135,7 @@ def test_how_adapters_came_to_the_device(summary: RunSummary, facts: RunFacts) -
     engine = summary.engine
     engine.adapter_loads, engine.loads_by_strategy["stream"], engine.adapter_bytes = 1, 1, 4096
     engine.assists, engine.failed_assists, engine.lost_workers = 5, 2, 1
+    engine.spared_loads = 3
     engine.stall_ms, engine.others_stalled_ms = 1.5, 4.5
     report: Any = build_report(summary, facts, {})
     cold = report["cold_starts"]
@@ -148,13 +149,22 @@ def test_how_adapters_came_to_the_device(summary: RunSummary, facts: RunFacts) -
         "bytes_moved": 4096,
         "assists": 5,
         "failed_assists": 2,
+        "spared_loads": 3,
         "lost_workers": 1,
         "stall_ms": 1.5,
         "others_stalled_ms": 4.5,
     }
     assert (cold["times"]["load_ms"]["count"], cold["times"]["load_wait_ms"]["count"]) == (0, 5)
     defined = {name.strip() for names in report["definitions"] for name in names.split(",")}
-    assert defined >= {*cold["times"], "hit_rate", "bytes_moved", "stall_ms", "assists", "lost_workers"}
+    assert defined >= {
+        *cold["times"],
+        "hit_rate",
+        "bytes_moved",
+        "stall_ms",
+        "assists",
+        "lost_workers",
+        "spared_loads",
+    }
 
 
 def test_a_link_that_was_emulated_is_told(summary: RunSummary, facts: RunFacts) -> None:

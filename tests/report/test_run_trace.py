@@ -48,11 +48,20 @@ def events(trace: RunTrace, **wanted: object) -> list[dict[str, Any]]:
 
 def test_steps_copies_and_workers_have_rows() -> None:
     trace = RunTrace()
-    trace.on_step(step(1, num_adapter_loads=1, adapter_load_ms=3.0, num_assists=2, num_failed_assists=1))
+    trace.on_step(
+        step(
+            1,
+            num_adapter_loads=1,
+            adapter_load_ms=3.0,
+            num_assists=2,
+            num_failed_assists=1,
+            num_spared_loads=1,
+        )
+    )
     decode, copy, assist = events(trace, ph="X")
     assert (decode["name"], decode["ts"], decode["dur"]) == ("decode", 10_000, 8_000)
     assert (copy["ts"], copy["dur"]) == (15_000, 3_000)
-    assert assist["args"] == {"chunks": 2, "too_late": 1}
+    assert assist["args"] == {"chunks": 2, "too_late": 1, "spared_loads": 1}
     assert len({event["tid"] for event in (decode, copy, assist)}) == 3
     assert len(events(trace, name="thread_name")) == 4
 

@@ -150,6 +150,7 @@ def test_engine_steps_are_added_up() -> None:
                 loads_by_strategy={"stream": 1},
                 num_assists=4,
                 num_failed_assists=step,
+                num_spared_loads=2,
                 num_lost_workers=2,
                 stall_ms=1.5,
                 others_stalled_ms=4.5,
@@ -162,6 +163,7 @@ def test_engine_steps_are_added_up() -> None:
     assert (engine.preemptions, engine.adapter_loads, engine.adapter_load_ms) == (1, 2, 1.0)
     assert (engine.loads_by_strategy, engine.adapter_bytes) == ({"stream": 2}, 200)
     assert (engine.assists, engine.failed_assists, engine.lost_workers) == (8, 1, 4)
+    assert engine.spared_loads == 4
     assert (engine.stall_ms, engine.others_stalled_ms) == (3.0, 9.0)
     assert (engine.mean_running, engine.peak_running, engine.peak_waiting) == (2.5, 3, 5)
     assert (engine.peak_kv_blocks_used, engine.peak_kv_use) == (30, 0.75)

@@ -172,3 +172,5 @@ def test_cold_starts_are_told_as_far_as_there_were_any(summary: RunSummary, fact
         "CPU assists: 5, too late: 2",
         "CPU workers lost: 1",
     ]
+    engine.spared_loads = 3
+    assert "CPU assists: 5, too late: 2, loads spared: 3" in rendered(build_report(summary, facts, {}))
