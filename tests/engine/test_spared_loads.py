@@ -90,7 +90,7 @@ def test_a_long_prompt_is_lent_its_adapter_chunk_by_chunk() -> None:
         assert scheduler.load(plan.chunks).is_assisted
         assert not launch(scheduler).chunks, "it is not known yet whether they were in time"
         scheduler.check(plan.chunks[0], in_time=True)
-        assert scheduler.num_equal_steps(10) == 0
+        assert scheduler.equal_steps.num_next(10) == 0
     end(scheduler, cold)
 
 
