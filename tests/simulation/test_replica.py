@@ -119,3 +119,16 @@ def test_cpu_workers_give_a_token_before_the_adapter_has_come() -> None:
     assert waiting.first_token_ms == pytest.approx(copy_ms + 16.64)
     assert 16.64 < assisted.first_token_ms < waiting.first_token_ms / 2
     assert assisted.last_token_ms == pytest.approx(copy_ms + results_ms + 20.64)
+
+
+def test_one_token_by_cpu_workers_alone_is_followed_by_no_copy() -> None:
+    """Over a link that brings 134 MB in 134 ms; the next adapter's copies begin when that is asked for."""
+    first = simulated("a", 0, 16, 1, adapter("x", 64, adapter_bytes(64)))
+    ending = replace(first, max_output_tokens=1)
+    second = simulated("b", 60, 16, 2, adapter("y", 64, adapter_bytes(64)))
+    facts = replica("r", num_cpu_workers=8)
+    spared = answers_of([ending, second], [facts], cold_start="auto")
+    loaded = answers_of([first, second], [facts], cold_start="auto")
+    assert spared["a"].cold_start is ColdStart.CPU_ASSIST
+    assert spared["a"].last_token_ms == pytest.approx(loaded["a"].first_token_ms, rel=0.1)
+    assert spared["b"].last_token_ms < loaded["b"].last_token_ms - 30
