@@ -9,7 +9,8 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 
 from caraserve_cli.adapters.peft_config import CONFIG_NAME
 from caraserve_cli.errors import AdapterError, OptionError
@@ -36,7 +37,8 @@ class AdapterLibrary:
         """All adapters below `roots`. Hidden folders are left out, links to folders are followed.
 
         Raises:
-            OptionError: a root is no readable folder, or two adapters share a name.
+            OptionError: a root is no readable folder, or two adapters share a name. The same folder, given
+                twice, is one adapter.
         """
         folders: dict[str, Path] = {}
         for root in roots:
@@ -45,6 +47,8 @@ class AdapterLibrary:
             for folder in _adapter_folders(root):
                 name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
                 if name in folders:
+                    if folders[name].samefile(folder):
+                        continue
                     raise OptionError(
                         f"--adapters: the name '{name}' belongs to both {folders[name]} and {folder}; "
                         "rename one or give only one of the folders"
@@ -81,7 +85,10 @@ class AdapterLibrary:
         return self._search(name)
 
     def _search_closest(self, name: str) -> str | None:
-        return next(iter(difflib.get_close_matches(name, self._folders, n=1)), None)
+        # Whoever leaves out the folders that it is in is far from its name.
+        same = (known for known in self._folders if PurePath(known).name == name)
+        close = difflib.get_close_matches(name, self._folders, n=1)
+        return next(chain(same, close), None)
 
 
 def _adapter_folders(root: Path) -> Iterator[Path]:

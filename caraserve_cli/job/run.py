@@ -269,6 +269,7 @@ class Run:
             fraction_read=None if not source.total_bytes else source.bytes_read / source.total_bytes,
             elapsed_s=self._clock.running_ms / 1000.0,
             num_skipped=num_skipped,
+            most_rows=self._options.limit,
         )
 
     def _report(self, replicas: ReplicaSource, plan: ArrivalPlan, *, resumed: bool) -> dict[str, object]:

@@ -46,7 +46,8 @@ _RUN_FACTS = (
     "requests_source",
     "arrival",
 )
-_UNTOLD_OPTIONS = ("out",)
+# Nobody gives the second: --seed is that of the run.
+_UNTOLD_OPTIONS = ("out", "default_seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,14 @@ def _settings(before: Json, after: Json) -> list[tuple[str, object, object]]:
 
 def _flat(report: Json) -> dict[str, object]:
     run = report["run"]
-    options = {f"--{k.replace('_', '-')}": v for k, v in run["options"].items() if k not in _UNTOLD_OPTIONS}
+    options = {_option(k): v for k, v in run["options"].items() if k not in _UNTOLD_OPTIONS}
     facts = {name: run[name] for name in _RUN_FACTS}
     return {"caraserve": report["caraserve_version"], **facts, **run.get("machine", {}), **options}
+
+
+def _option(key: str) -> str:
+    """As a user types it: what rows get that do not say is an option like any other."""
+    return f"--{key.removeprefix('default_').replace('_', '-')}"
 
 
 def _adapters(before: Json, after: Json) -> list[tuple[str, list[Change]]]:

@@ -11,8 +11,9 @@ from caraserve_cli.report.metrics import per_second, share
 class ProgressState:
     """Counts of this session at one moment.
 
-    `fraction_read` is the share of the input's bytes read so far (None for standard input), `num_skipped`
-    the rows read so far that an earlier session had finished, `elapsed_s` the time since the first request.
+    `fraction_read` is the share of the input's bytes read so far (None for standard input), `most_rows` how
+    many rows are taken at most, `num_skipped` the rows read so far that an earlier session had finished,
+    `elapsed_s` the time since the first request.
     """
 
     num_answered: int
@@ -25,6 +26,7 @@ class ProgressState:
     fraction_read: float | None
     elapsed_s: float
     num_skipped: int = 0
+    most_rows: int | None = None
 
     @property
     def output_tokens_per_s(self) -> float | None:
@@ -44,7 +46,8 @@ class ProgressState:
         read = finished + self.num_running + self.num_waiting
         if self.fraction_read is None or not read:
             return None
-        return min(self.fraction_read, 1.0) * finished / read
+        of_limit = read / self.most_rows if self.most_rows else 0.0
+        return min(max(self.fraction_read, of_limit), 1.0) * finished / read
 
     @property
     def time_left_s(self) -> float | None:

@@ -99,9 +99,16 @@ def _schema(rows: Iterable[Mapping[str, object]]) -> tuple[pyarrow.Schema, froze
         frozenset({"int", "float"}): pyarrow.float64(),
         frozenset({"str"}): pyarrow.string(),
         frozenset({"token_ids"}): pyarrow.list_(pyarrow.int64()),
-        frozenset(): pyarrow.string(),
     }
-    found = {key: types.get(frozenset(seen - {"null"})) for key, seen in kinds.items()}
+    empty = {"slo_attained": pyarrow.bool_()}
+    found: dict[str, Any] = {}
+    for key, seen in kinds.items():
+        kind = frozenset(seen - {"null"})
+        # Tables of two runs are of one form, also where no answer of one has a time.
+        is_time = key.endswith("_ms") and kind <= {"int", "float"}
+        found[key] = (
+            pyarrow.float64() if is_time else types.get(kind) if kind else empty.get(key, pyarrow.string())
+        )
     fields = [(key, pyarrow.string() if known is None else known) for key, known in found.items()]
     return pyarrow.schema(fields), frozenset(key for key, known in found.items() if known is None)
 

@@ -119,3 +119,13 @@ def test_scanning_imports_no_torch() -> None:
     script = "import sys, caraserve_cli.adapters.library; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0
+
+
+def test_a_name_without_its_folder_suggests_the_whole_one(tmp_path: Path) -> None:
+    make(tmp_path / "team" / "rs", tmp_path / "r4")
+    assert AdapterLibrary.scan([tmp_path]).closest("rs") == "team/rs"
+
+
+def test_a_folder_that_is_given_twice_is_one_adapter(tmp_path: Path) -> None:
+    make(tmp_path / "r4", tmp_path / "team" / "rs")
+    assert AdapterLibrary.scan([tmp_path / "r4", tmp_path, tmp_path]).names == ("r4", "team/rs")

@@ -11,7 +11,8 @@ from tests.cli.conftest import Caraserve
 
 def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Path) -> None:
     for name, most in (("a", "8"), ("b", "1")):
-        ended = caraserve("run", "--limit", "6", "--max-running", most, "--out", tmp_path / name)
+        differing = ("--max-running", most, "--deadline-ms", f"{most}0000")
+        ended = caraserve("run", "--limit", "6", *differing, "--out", tmp_path / name)
         assert ended.returncode == 0, ended.stderr
     page = tmp_path / "a" / "report.html"
     written = page.read_text()
@@ -23,7 +24,10 @@ def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Pa
     assert json.loads((tmp_path / "a" / "trace.json").read_bytes())["traceEvents"]
     ended = caraserve("report", tmp_path / "a", tmp_path / "b")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "--max-running" in ended.stdout.split("metric")[0]
+    settings = ended.stdout.split("metric")[0]
+    assert "--max-running" in settings
+    assert "--deadline-ms" in settings
+    assert "--default" not in settings
     assert "TTFT p99, ms" in ended.stdout
 
 

@@ -75,3 +75,13 @@ def test_standard_input_has_no_end_in_sight() -> None:
 def test_nothing_is_left_at_the_end() -> None:
     state = replace(START, num_answered=50, fraction_read=1.0, elapsed_s=10.0)
     assert state.time_left_s == 0.0
+
+
+def test_no_more_than_the_limit_is_left() -> None:
+    # 300 of 6,000 rows are taken: 100 in 10 s, 100 under way, 100 not read.
+    state = replace(
+        START, num_answered=100, num_running=100, fraction_read=200 / 6000, elapsed_s=10.0, most_rows=300
+    )
+    assert state.time_left_s == pytest.approx(20.0)
+    # A limit beyond the end changes nothing.
+    assert replace(state, fraction_read=1.0, most_rows=9000).time_left_s == pytest.approx(10.0)

@@ -70,3 +70,17 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "outputs.parquet.tmp").mkdir()
     with pytest.raises(OutputError, match="cannot be written"):
         export_answers(lambda: ROWS, tmp_path, "parquet")
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "dataset"])
+def test_columns_without_a_value_have_the_type_of_those_with_one(
+    output_format: OutputFormat, tmp_path: Path
+) -> None:
+    schemas = []
+    for load_ms, attained in ((None, None), (3, True), (2.5, False)):
+        rows = [{"id": "a", "load_ms": load_ms, "slo_attained": attained}]
+        path = export_answers(lambda rows=rows: rows, tmp_path, output_format)  # type: ignore[misc]
+        assert path is not None
+        table = datasets.load_from_disk(path).data.table if path.is_dir() else parquet.read_table(path)
+        schemas.append([(field.name, str(field.type)) for field in table.schema])
+    assert schemas == [[("id", "string"), ("load_ms", "double"), ("slo_attained", "bool")]] * 3
