@@ -208,8 +208,11 @@ def test_no_cold_start_changes_an_answer(
     assert sum(record.num_adapter_loads for record in steps.records) >= 24, "each of the adapters was cold"
 
 
-@pytest.mark.parametrize("is_gpu_way", [False, True], ids=["CPU", "the GPU's way"])
-@pytest.mark.parametrize("cold_start", ["cpu-assist", "auto"])
+@pytest.mark.parametrize(
+    ("cold_start", "is_gpu_way"),
+    [("cpu-assist", False), ("cpu-assist", True), ("auto", True)],
+    ids=["CPU", "the GPU's way", "auto, the GPU's way"],
+)
 def test_answers_of_one_token_whose_adapters_are_not_loaded(
     oracle: Oracle, cold_start: str, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
