@@ -187,7 +187,8 @@ class ColdStarts:
         under_way = self._under_way.get(info.name)
         if under_way is not None:
             return under_way.decision
-        if sequence.num_failed_assists:
+        if sequence.num_failed_assists and not sequence.num_preemptions:
+            # It waits again only since what it was lent came too late.
             return Decision(ColdStart.ON_DEMAND)
         return self.policy.decide(
             Arrival(
