@@ -41,14 +41,21 @@ from caraserve_kernels.lora_layout import (
     FusedGroup,
 )
 
+# oneDNN's bfloat16 product on AMX reads past the end of h's rows where lora_rank is not a multiple of this,
+# and multiplies what lies there by zero: a NaN comes through (torch 2.13 on an Intel Xeon: 17 rows and more,
+# odd ranks, and even ones from 34 on).
+_WHOLE_RANKS = 4
+
 
 class _Expand(NamedTuple):
-    """Columns of one module: y [t, n] = h [t, lora_rank] · b [lora_rank, n] + bias [n]."""
+    """Columns of one module: y [t, n] = h [t, lora_rank] · b [lora_rank, n] + bias [n], in float32 if it is
+    widened."""
 
     h: Tensor
     b: Tensor
     bias: Tensor | None
     y: Tensor
+    is_widened: bool
 
 
 class GroupProducts:
@@ -110,7 +117,8 @@ class GroupProducts:
             bias = None
             if bias_offset != NO_BIAS:
                 bias = arena.as_strided((y.shape[1],), (1,), offset + bias_offset)
-            self._expands.append(_Expand(self._h[:, row : row + lora_rank], b, bias, y))
+            is_widened = self._is_widened or (b.dtype != torch.float32 and lora_rank % _WHOLE_RANKS != 0)
+            self._expands.append(_Expand(self._h[:, row : row + lora_rank], b, bias, y, is_widened))
 
     def run(self) -> None:
         """Read x, write all columns of the modules; where there is one share."""
@@ -131,9 +139,9 @@ class GroupProducts:
         """Read all of h, write this share of the columns."""
         for y in self._zeros:
             y.zero_()
-        for h, b, bias, y in self._expands:
-            if self._is_widened:
-                product = torch.mm(h, b.float())
+        for h, b, bias, y, is_widened in self._expands:
+            if is_widened:
+                product = torch.mm(h.float(), b.float())
                 y.copy_(product if bias is None else product.add_(bias))
             elif bias is None:
                 torch.mm(h, b, out=y)

@@ -86,6 +86,22 @@ def test_some_modules_have_their_columns_written_and_no_other(op, cut, num_rows)
     assert torch.allclose(out.double(), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("num_rows", [1, 17, 64])
+@pytest.mark.parametrize("lora_rank", [*range(1, 40), 46, 64, 127, 255])
+def test_nothing_beside_the_rows_of_h_comes_into_the_columns(lora_rank: int, num_rows: int) -> None:
+    """Nor anything beside the weights: all of it is NaN."""
+    group = FusedGroup(("q_proj",), 32, (64,))
+    layout = AdapterLayout.build((group,), 1, {(0, "q_proj"): lora_rank}, [])
+    arena = torch.full((layout.num_elements + 512,), torch.nan, dtype=torch.bfloat16)
+    arena[256:-256] = torch.randn(layout.num_elements)
+    entry = layout.placed(256)[0, 0].tolist()
+    x = torch.randn(num_rows, 32).bfloat16()
+    out = torch.full((num_rows, 64), torch.nan, dtype=torch.bfloat16)
+    h = torch.full((num_rows, lora_rank + 16), torch.nan, dtype=torch.bfloat16)[:, 8 : 8 + lora_rank]
+    GroupProducts(x, out, arena, entry, group, range(1), torch.bfloat16, h=h).run()
+    assert _relative_error(out, reference(x, arena, entry, group)) <= 2e-2
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     op=_ops(),
