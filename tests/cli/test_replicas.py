@@ -26,13 +26,14 @@ from tests.cli.command import (
     user_environment,
     write_rows,
 )
+from tests.cli.conftest import Caraserve
 
 pytest.importorskip("ray")
 
 JOB = ("run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--device", "cpu")
 # What an answer is; the other keys are times.
 ANSWER_KEYS = ("adapter", "text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens")
-NUM_ROWS = 240
+NUM_ROWS = 140
 WAIT_S = 120.0
 
 
@@ -230,11 +231,8 @@ def test_a_start_that_is_stopped_leaves_no_process(start: Callable[..., Running]
     running.assert_nobody_is_left()
 
 
-def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
-    start: Callable[..., Running], arguments: list[str | Path], alone: dict[str, Row]
-) -> None:
-    rate = ("--rate", "12")  # so that it is not done before it is noticed
-    running = start(*rate)
+def test_without_the_head_of_its_cluster_a_run_ends(start: Callable[..., Running]) -> None:
+    running = start("--rate", "6")  # so that it is not done before it is noticed
     running.wait_for_rows(3)
     (head,) = (process for process in running.family if is_running(process, "gcs_server"))
     head.kill()
@@ -245,9 +243,6 @@ def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
     assert "Traceback" not in err
     assert "gcs_server.out" not in err, "Ray says it in its own words"
     running.assert_nobody_is_left()
-    ended = run_caraserve(*arguments, "--out", running.out, "--resume", *rate)
-    assert ended.returncode == 3, ended.stderr
-    assert answers_in(running.out) == alone
 
 
 def test_a_killed_driver_leaves_no_process(start: Callable[..., Running]) -> None:
@@ -258,18 +253,16 @@ def test_a_killed_driver_leaves_no_process(start: Callable[..., Running]) -> Non
     running.assert_nobody_is_left()
 
 
-def test_what_cannot_be_had_is_refused(arguments: list[str | Path], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert_refused(run_caraserve(*arguments, "--out", out, "--replicas", "0"), 2, "--replicas", "1")
-    assert_refused(
-        run_caraserve(*arguments, "--out", out, "--replicas", "2", "--placement", "x"), 2, "--placement"
-    )
-    assert_refused(
-        run_caraserve(*arguments, "--out", out, "--ray", "ray://a:1"), 2, "--ray", "Ray Client", "HOST:PORT"
-    )
-    assert_refused(run_caraserve(*arguments, "--out", out, "--ray", "127.0.0.1:1"), 1, "--ray", "127.0.0.1:1")
-    assert_refused(run_caraserve(*arguments, "--out", out, "--ray", "here"), 2, "--ray", "HOST:PORT")
-    assert not out.exists()
+def test_what_cannot_be_had_is_refused(
+    caraserve: Caraserve, arguments: list[str | Path], tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "out")
+    assert_refused(caraserve(*arguments, *out, "--replicas", "0"), 2, "--replicas", "1")
+    assert_refused(caraserve(*arguments, *out, "--replicas", "2", "--placement", "x"), 2, "--placement")
+    assert_refused(caraserve(*arguments, *out, "--ray", "ray://a:1"), 2, "--ray", "Ray Client", "HOST:PORT")
+    assert_refused(run_caraserve(*arguments, *out, "--ray", "127.0.0.1:1"), 1, "--ray", "127.0.0.1:1")
+    assert_refused(caraserve(*arguments, *out, "--ray", "here"), 2, "--ray", "HOST:PORT")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray_one_replica_needs_none_of_it_and_more_say_what_to_install(
