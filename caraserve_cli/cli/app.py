@@ -85,12 +85,12 @@ def run_command(stop: StopRequest) -> str | int | None:
     try:
         exit_status: str | int | None = app(prog_name="caraserve", standalone_mode=False, obj=stop)
     except CaraServeError as error:
-        _fail(str(error), error.exit_status)
+        _fail(f"{error}{_notes(error)}", error.exit_status)
     except typer.TyperException as error:  # an unknown option, a missing value and the like
         context: typer.Context | None = getattr(error, "ctx", None)
         command = context.command_path if context else "caraserve"
         said = error.format_message().rstrip(".").replace(": Value error, ", ": ", 1)  # pydantic's words
-        _fail(f"{said}; see {command} --help", ExitStatus.WRONG_OPTIONS)
+        _fail(f"{said}{_notes(error)}; see {command} --help", ExitStatus.WRONG_OPTIONS)
     except SystemExit as ended:
         # typer and rich turn a closed pipe into exit status 1.
         exit_status = READER_GONE if isinstance(ended.__context__, BrokenPipeError) else ended.code
@@ -98,6 +98,12 @@ def run_command(stop: StopRequest) -> str | int | None:
         where = f": '{error.filename}'" if error.filename else ""
         _fail(f"cannot go on: {error.strerror or error}{where}", ExitStatus.FAILED)
     return exit_status
+
+
+def _notes(error: Exception) -> str:
+    """What was added to an error on its way: the job file or variable that a value is from."""
+    notes = getattr(error, "__notes__", ())
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def _fail(message: str, exit_status: int) -> NoReturn:

@@ -35,8 +35,8 @@ Requests = Annotated[
         metavar="[REQUESTS]",
         help="A .jsonl file (also .gz, .zst), - for standard input, a .parquet, .arrow or .csv file, a saved "
         "dataset's folder, or hf://OWNER/NAME?split=SPLIT; several, or 'day-*.jsonl', come one after the "
-        "other. Before them, or alone: a job file, job.toml, whose keys are the options' names. Default: the "
-        "embedded sample.",
+        "other. Anywhere among them, or alone: a job file, job.toml, whose keys are the options' names. "
+        "Default: the embedded sample.",
         show_default=False,
     ),
 ]
@@ -49,7 +49,7 @@ Verbose = Annotated[
 ]
 PrintConfig = Annotated[
     bool,
-    typer.Option("--print-config", help="Print all options as a job file, with where they are from."),
+    typer.Option("--print-config", help="Print the options as a job file, with where they are from."),
 ]
 Map = Annotated[
     list[str] | None,
