@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from caraserve_cli.adapters.peft_fields import check_fields
+from caraserve_cli.adapters.peft_fields import check_fields, shown
 from caraserve_cli.core import LORA_MODULES
 from caraserve_cli.errors import AdapterError
 
@@ -111,10 +111,13 @@ class PeftConfig:
         """The LoRA rank that the config gives the module at `path`."""
         return _first_match(self.rank_pattern, path, self.lora_rank)
 
+    def alpha_of(self, path: str) -> float:
+        """The alpha that the config gives the module at `path`."""
+        return _first_match(self.alpha_pattern, path, self.lora_alpha)
+
     def scale_of(self, path: str) -> float:
         """What the product B·A of the module at `path` is multiplied by: alpha/r, or alpha/√r with rsLoRA."""
-        lora_rank = self.rank_of(path)
-        alpha = _first_match(self.alpha_pattern, path, self.lora_alpha)
+        lora_rank, alpha = self.rank_of(path), self.alpha_of(path)
         return alpha / math.sqrt(lora_rank) if self.use_rslora else alpha / lora_rank
 
     def _transforms_layer_of(self, path: str) -> bool:
@@ -229,5 +232,4 @@ class _FieldReader:
         return pattern
 
     def _wrong(self, name: str, value: object, expected: str) -> AdapterError:
-        text = repr(value)
-        return AdapterError(self.adapter, f"{name} is {text[:80]}; it must be {expected}")
+        return AdapterError(self.adapter, f"{name} is {shown(value)}; it must be {expected}")

@@ -6,6 +6,7 @@ silence. Knows names and values of fields, not what the honoured ones mean: see 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -95,27 +96,27 @@ def check_fields(adapter: str, fields: Mapping[str, object]) -> None:
         AdapterError: names the field, its value and what to do.
     """
     if fields.get("peft_type") != "LORA":
-        raise AdapterError(adapter, f"peft_type is {_show(fields.get('peft_type'))}; only LORA is served")
+        raise AdapterError(adapter, f"peft_type is {shown(fields.get('peft_type'))}; only LORA is served")
     if fields.get("task_type") not in (None, "CAUSAL_LM"):
         raise AdapterError(
-            adapter, f"task_type is {_show(fields['task_type'])}; only CAUSAL_LM adapters can be served"
+            adapter, f"task_type is {shown(fields['task_type'])}; only CAUSAL_LM adapters can be served"
         )
     if fields.get("bias") not in (None, "none"):
         raise AdapterError(
             adapter,
-            f"bias is {_show(fields['bias'])}, which replaces biases of the base; train it with bias 'none'",
+            f"bias is {shown(fields['bias'])}, which replaces biases of the base; train it with bias 'none'",
         )
     for field, meaning in REFUSED.items():
         if not is_off(fields.get(field)):
             raise AdapterError(
                 adapter,
-                f"{field} is {_show(fields[field])}, which cannot be honoured ({meaning}); train it without",
+                f"{field} is {shown(fields[field])}, which cannot be honoured ({meaning}); train it without",
             )
     for field, value in fields.items():
         if field not in CLASSIFIED and not is_off(value):
             raise AdapterError(
                 adapter,
-                f"this version of CaraServe does not know the field {field} (it is {_show(value)}); "
+                f"this version of CaraServe does not know the field {field} (it is {shown(value)}); "
                 "train the adapter without it or update CaraServe",
             )
     _check_init(adapter, fields.get("init_lora_weights"))
@@ -125,16 +126,16 @@ def _check_init(adapter: str, init: object) -> None:
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
         raise AdapterError(
             adapter,
-            f"init_lora_weights is {_show(init)}, so its weights fit a changed base only; save it again with "
+            f"init_lora_weights is {shown(init)}, so its weights fit a changed base only; save it again with "
             "PEFT's path_initial_model_for_weight_conversion, or merge it",
         )
     if init is not None and not isinstance(init, bool) and str(init).lower() not in _HARMLESS_INITS:
         raise AdapterError(
-            adapter, f"init_lora_weights is {_show(init)}, which this version of CaraServe does not know"
+            adapter, f"init_lora_weights is {shown(init)}, which this version of CaraServe does not know"
         )
 
 
-def _show(value: object) -> str:
-    """The value on one short line."""
-    text = repr(value)
+def shown(value: object) -> str:
+    """The value on one short line; true, false and null as the file has them."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

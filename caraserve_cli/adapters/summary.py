@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caraserve_cli.adapters.peft_config import PeftConfig
-from caraserve_cli.adapters.peft_weights import read_layout, tensor_role
+from caraserve_cli.adapters.peft_weights import module_path, read_layout, tensor_role
 from caraserve_cli.adapters.weight_file import TensorHeader, open_weight_file, read_raw_header
 from caraserve_cli.core import LORA_MODULES, BaseShape
 from caraserve_cli.errors import AdapterError
@@ -17,7 +17,8 @@ from caraserve_cli.errors import AdapterError
 class AdapterSummary:
     """One line of a list of adapters. What a damaged adapter does not tell stays None or empty.
 
-    `lora_ranks` is (smallest, largest); `file_bytes` the size of the weight file; `problem` why the adapter
+    `lora_ranks` and `lora_alphas` are (smallest, largest) of its modules, `lora_alpha` what holds where no
+    alpha_pattern matches; `file_bytes` the size of the weight file; `problem` why the adapter
     is refused, or None where it can be served. NaN and infinite weights are only found on loading.
     """
 
@@ -25,6 +26,7 @@ class AdapterSummary:
     folder: Path
     lora_ranks: tuple[int, int] | None = None
     lora_alpha: float | None = None
+    lora_alphas: tuple[float, float] | None = None
     modules: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     file_bytes: int = 0
@@ -76,7 +78,7 @@ class AdapterInspector:
         )
         try:
             with open_weight_file(name, folder, headers_only=True) as file:
-                summary = _with_headers(replace(summary, file_bytes=file.size_bytes), file.headers)
+                summary = _with_headers(replace(summary, file_bytes=file.size_bytes), file.headers, config)
                 if config is not None:
                     read_layout(name, config, file.headers, self._shape)
         except AdapterError as error:
@@ -84,9 +86,12 @@ class AdapterInspector:
         return replace(summary, problem=problem)
 
 
-def _with_headers(summary: AdapterSummary, headers: Mapping[str, TensorHeader]) -> AdapterSummary:
+def _with_headers(
+    summary: AdapterSummary, headers: Mapping[str, TensorHeader], config: PeftConfig | None
+) -> AdapterSummary:
     """The summary with what the headers of LoRA tensors tell; all others are passed over."""
     ranks: set[int] = set()
+    alphas: set[float] = set()
     modules: set[str] = set()
     dtypes: set[str] = set()
     for name, header in headers.items():
@@ -95,11 +100,14 @@ def _with_headers(summary: AdapterSummary, headers: Mapping[str, TensorHeader]) 
             continue
         modules.add(role.key[1])
         dtypes.add(header.dtype)
+        if config is not None:
+            alphas.add(config.alpha_of(module_path(role.key)))
         if role.part == "lora_A.weight" and header.shape:
             ranks.add(header.shape[0])
     return replace(
         summary,
         lora_ranks=(min(ranks), max(ranks)) if ranks else None,
+        lora_alphas=(min(alphas), max(alphas)) if alphas else None,
         modules=tuple(module for module in LORA_MODULES if module in modules),
         dtypes=tuple(sorted(dtypes)),
     )

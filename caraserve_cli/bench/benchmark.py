@@ -14,7 +14,7 @@ from caraserve_cli.bench.facts import code_commit, installed_versions
 from caraserve_cli.bench.measure import OnRun, measure
 from caraserve_cli.bench.recipe import Recipe
 from caraserve_cli.bench.result_facts import MeasuredFacts
-from caraserve_cli.bench.systems import build_systems
+from caraserve_cli.bench.systems import build_systems, check_installed
 from caraserve_cli.bench.workload import Workload, load_workload
 
 _COMPARED_PACKAGES = ("torch", "transformers", "peft")
@@ -51,9 +51,7 @@ class BenchResult:
         comparison = dataclasses.asdict(self.comparison)
         for ratio, values in zip(self.comparison.ratios, comparison["ratios"], strict=True):
             values["met"] = ratio.is_met
-        facts = self.facts.as_json()
-        del facts["commit"]  # which files of this kind do not have
-        return {**facts, **comparison, "verdict": self.verdict}
+        return {**self.facts.as_json(), **comparison, "verdict": self.verdict}
 
 
 def run_benchmark(recipe: Recipe, on_run: OnRun) -> BenchResult:
@@ -61,8 +59,9 @@ def run_benchmark(recipe: Recipe, on_run: OnRun) -> BenchResult:
 
     Raises:
         OptionError: the recipe asks for what this machine does not have.
-        InputError: the workload cannot be read, or a system cannot answer it.
+        InputError: a system is not installed, the workload cannot be read, or a system cannot answer it.
     """
+    check_installed(recipe)
     load_average = os.getloadavg()[0]
     workload = load_workload(recipe)
     systems = build_systems(recipe, workload)

@@ -11,7 +11,8 @@ from caraserve_cli.bench.gate_words import extremes_of
 from caraserve_cli.bench.metric import Direction
 from caraserve_cli.bench.recording import Recording
 
-_SUFFIXES = {Direction.LOWER: ".smaller.json", Direction.HIGHER: ".bigger.json"}
+# What takes the place of `.json` in the name of each file.
+SUFFIXES = {Direction.LOWER: ".smaller.json", Direction.HIGHER: ".bigger.json"}
 
 
 def github_benchmark(recording: Recording) -> dict[str, list[Mapping[str, object]]]:
@@ -19,7 +20,7 @@ def github_benchmark(recording: Recording) -> dict[str, list[Mapping[str, object
     files: dict[str, list[Mapping[str, object]]] = {}
     for metric in recording.metrics:
         if metric.direction is not None and metric.is_judged:
-            files.setdefault(_SUFFIXES[metric.direction], []).append(
+            files.setdefault(SUFFIXES[metric.direction], []).append(
                 {
                     "name": f"{recording.recipe}: {metric.name}",
                     "unit": metric.unit,

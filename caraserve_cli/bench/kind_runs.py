@@ -13,7 +13,7 @@ from caraserve_cli.bench.cluster_recipe import ClusterRecipe
 from caraserve_cli.bench.driver_recipe import DriverRecipe
 from caraserve_cli.bench.kernel_recipe import KernelRecipe
 from caraserve_cli.bench.measured import Measured, Tell
-from caraserve_cli.bench.paired_recipe import PairedRecipe
+from caraserve_cli.bench.paired_recipe import PairedRecipe, skipped_cases
 from caraserve_cli.bench.recipe import Recipe
 from caraserve_cli.bench.serving_recipe import ServingRecipe
 from caraserve_cli.bench.simulator_recipe import SimulatorRecipe
@@ -171,6 +171,8 @@ def measure_assist(recipe: AssistRecipe, tell: Tell) -> Measured:
 
 
 def measure_paired(recipe: PairedRecipe, tell: Tell, slow_decode: float | None = None) -> Measured:
+    for case, why in skipped_cases(recipe).items():
+        tell(case, 0, recipe.repeats, f"not measured: {why}")
     from caraserve_cli.bench.paired_run import run_paired
     from caraserve_cli.bench.paired_terminal import render_paired, summary
 

@@ -26,6 +26,7 @@ neither time is. Knows no torch and starts nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +36,7 @@ from caraserve_cli.bench.system import CARASERVE
 from caraserve_cli.fleet.options import DtypeName
 
 PAIRED = "paired"
+_PEFT, _TRANSFORMERS = "peft", "transformers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,11 @@ class PairedCase:
 
     name: str
     without_adapters: bool
+
+    @property
+    def reference(self) -> str:
+        """The package that answers beside the engine."""
+        return _TRANSFORMERS if self.without_adapters else _PEFT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,17 @@ class PairedRecipe:
             repeats=self.repeats,
             requirements=(),
         )
+
+
+def skipped_cases(recipe: PairedRecipe) -> dict[str, str]:
+    """Name of each case whose reference is not installed → what to install."""
+    if find_spec(_PEFT) is not None:
+        return {}
+    return {
+        case.name: "PEFT is not installed; run pip install 'caraserve[test]', in a clone '.[test]'"
+        for case in recipe.cases
+        if case.reference == _PEFT
+    }
 
 
 def parse_paired(table: RecipeTable, path: Path) -> PairedRecipe:

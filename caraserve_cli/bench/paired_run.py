@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 
 from caraserve_cli import __version__
 from caraserve_cli.bench.facts import code_commit, installed_versions
-from caraserve_cli.bench.paired_recipe import PairedCase, PairedRecipe
+from caraserve_cli.bench.paired_recipe import PairedCase, PairedRecipe, skipped_cases
 from caraserve_cli.bench.paired_result import PairedFacts, PairedResult, Pass, judge_pairs
 from caraserve_cli.bench.paired_steps import PairedSteps
 from caraserve_cli.bench.slowed_replica import SlowedReplica
@@ -22,7 +21,6 @@ from caraserve_cli.core import Request
 from caraserve_cli.fleet.local import LocalReplica
 
 _PACKAGES = ("torch", "transformers", "peft")
-_PEFT, _TRANSFORMERS = "peft", "transformers"
 # Of the pass before the measured ones: the first steps of a process are slower, the third is not.
 _WARMUP_TOKENS = 4
 
@@ -41,12 +39,13 @@ def run_paired(recipe: PairedRecipe, on_pass: OnPass, slow_decode: float | None 
     """
     load_average = os.getloadavg()[0]
     workload = load_workload(recipe.comparison)
-    has_peft = find_spec("peft") is not None
-    cases = [case for case in recipe.cases if has_peft or _reference(case) != _PEFT]
+    skipped = skipped_cases(recipe)
+    cases = [case for case in recipe.cases if case.name not in skipped]
     passes: dict[str, list[Pass]] = {case.name: [] for case in cases}
     if cases:
         open_replica = LocalReplica if slow_decode is None else partial(SlowedReplica, slow_decode)
-        steps = PairedSteps(recipe.comparison, workload, with_peft=has_peft, open_replica=open_replica)
+        with_peft = any(not case.without_adapters for case in cases)
+        steps = PairedSteps(recipe.comparison, workload, with_peft=with_peft, open_replica=open_replica)
         with closing(steps):
             for repeat in range(recipe.repeats + 1):
                 for case in cases:
@@ -56,17 +55,9 @@ def run_paired(recipe: PairedRecipe, on_pass: OnPass, slow_decode: float | None 
                         passes[case.name].append(done)
     return PairedResult(
         _facts(recipe, workload, load_average, slow_decode),
-        tuple(judge_pairs(case.name, _reference(case), passes[case.name]) for case in cases),
-        {
-            case.name: "PEFT is not installed; run pip install 'caraserve[test]', in a clone '.[test]'"
-            for case in recipe.cases
-            if case not in cases
-        },
+        tuple(judge_pairs(case.name, case.reference, passes[case.name]) for case in cases),
+        skipped,
     )
-
-
-def _reference(case: PairedCase) -> str:
-    return _TRANSFORMERS if case.without_adapters else _PEFT
 
 
 def _requests(

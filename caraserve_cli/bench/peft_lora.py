@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from caraserve_cli.bench.comparison import Spread
 from caraserve_cli.bench.kernel_bench import KernelBench
 from caraserve_cli.bench.kernel_cases import LoraCase, Phase
+from caraserve_cli.bench.kernel_peers import NotToldApartError
 from caraserve_cli.fleet.device_timer import Work
 
 # A mixed batch of many adapters takes a second.
@@ -32,7 +33,11 @@ def peft_basis(bench: KernelBench) -> str:
 
 
 def time_peft_lora(bench: KernelBench, case: LoraCase) -> Spread:
-    """Microseconds of all layers: those of one with its products, less those of the products alone."""
+    """Microseconds of all layers: those of one with its products, less those of the products alone.
+
+    Raises:
+        NotToldApartError: the difference is not larger than what it varies by.
+    """
     layer = _adapted_layer(bench, case)
     inputs = _inputs(bench, case)
     num_rows = next(iter(inputs.values())).shape[0]
@@ -58,7 +63,11 @@ def time_peft_lora(bench: KernelBench, case: LoraCase) -> Spread:
         _MOST_REPEATS,
     )
     pairs = zip(times["with"].values, times["without"].values, strict=True)
-    return Spread.of([bench.shape.num_layers * (adapted - base) for adapted, base in pairs])
+    difference_us = Spread.of([bench.shape.num_layers * (adapted - base) for adapted, base in pairs])
+    # Is so wherever one of them is below zero.
+    if difference_us.median <= difference_us.highest - difference_us.lowest:
+        raise NotToldApartError(difference_us)
+    return difference_us
 
 
 def _adapted_layer(bench: KernelBench, case: LoraCase) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from caraserve_cli.bench.recipe_table import RecipeTable
@@ -31,3 +32,25 @@ def base_beside(path: Path, base: str) -> str:
     """What `--base` takes: a folder beside the recipe in `path` where there is one, else `base` itself."""
     folder = path.parent / base
     return str(folder) if folder.is_dir() else base
+
+
+def named_files(path: Path) -> list[tuple[str, Path]]:
+    """Key and file of all texts in the recipe in `path` that name a file beside it, such as its requests.
+
+    Raises:
+        InputError: the recipe cannot be read.
+        OptionError: it is no TOML.
+    """
+    texts = _texts("", read_recipe(path).values)
+    return [(key, path.parent / text) for key, text in texts if (path.parent / text).is_file()]
+
+
+def _texts(key: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _texts(name, each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(key, each)

@@ -32,7 +32,7 @@ def _circumstances(facts: BenchFacts) -> Text:
         f"{facts.num_requests} requests, {facts.num_adapters} adapters, "
         f"{facts.prompt_tokens:,} prompt tokens, batches of {facts.batch_size}\n"
         f"{facts.repeats} interleaved repeats, warm-ups: {facts.warmups}\n"
-        f"{facts.device}, {facts.dtype}, {facts.versions_words}\n"
+        f"{facts.device}, {facts.dtype}, {facts.versions_words}{facts.commit_words}\n"
         f"load average before: {facts.load_average:.1f} on {facts.num_cores} cores"
     )
 

@@ -20,7 +20,7 @@ SortKey = Literal["name", "rank", "alpha", "size", "problem"]
 _SORT_KEYS: dict[SortKey, Callable[[AdapterSummary], Any]] = {
     "name": lambda summary: (),
     "rank": lambda summary: tuple(-lora_rank for lora_rank in reversed(summary.lora_ranks or (0, 0))),
-    "alpha": lambda summary: -(summary.lora_alpha or 0.0),
+    "alpha": lambda summary: -(summary.lora_alphas or (0.0, summary.lora_alpha or 0.0))[1],
     "size": lambda summary: -summary.file_bytes,
     "problem": lambda summary: (summary.problem is None, summary.problem or ""),
 }

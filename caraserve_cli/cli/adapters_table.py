@@ -42,6 +42,7 @@ def as_json_array(summaries: Sequence[AdapterSummary]) -> bytes:
             "folder": _printable(str(one.folder)),
             "lora_ranks": one.lora_ranks,
             "lora_alpha": one.lora_alpha,
+            "lora_alphas": one.lora_alphas,
             "modules": one.modules,
             "dtypes": one.dtypes,
             "file_bytes": one.file_bytes,
@@ -56,19 +57,19 @@ def _cells(summary: AdapterSummary) -> tuple[str, ...]:
     alpha = summary.lora_alpha
     return (
         _one_line(summary.name),
-        _ranks(summary.lora_ranks),
-        _UNKNOWN if alpha is None else f"{alpha:g}",
+        _range(summary.lora_ranks),
+        _range(summary.lora_alphas or (None if alpha is None else (alpha, alpha))),
         _modules(summary.modules),
         ", ".join(summary.dtypes) or _UNKNOWN,
         _size(summary.file_bytes),
     )
 
 
-def _ranks(lora_ranks: tuple[int, int] | None) -> str:
-    if lora_ranks is None:
+def _range(ends: tuple[float, float] | None) -> str:
+    if ends is None:
         return _UNKNOWN
-    smallest, largest = lora_ranks
-    return str(largest) if smallest == largest else f"{smallest}-{largest}"
+    smallest, largest = ends
+    return f"{largest:g}" if smallest == largest else f"{smallest:g}-{largest:g}"
 
 
 def _modules(modules: Sequence[str]) -> str:

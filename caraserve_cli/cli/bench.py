@@ -92,7 +92,8 @@ class _Asked:
         """Refuse what does not go together, and what would fail after the measurement.
 
         Raises:
-            OptionError: an option means nothing beside the others.
+            InputError: the recipe cannot be read.
+            OptionError: an option means nothing beside the others, or a file is given twice.
             OutputError: a file cannot be written.
         """
         self._check_small()
@@ -124,8 +125,7 @@ class _Asked:
             raise OptionError(
                 "--junit: it tells what a comparison found; give --baseline too, or leave it out"
             )
-        self.files.check_writable()
-        self._check_distinct()
+        self.files.check(self._read())
 
     def _check_small(self) -> None:
         """Refuse to keep or compare the figures of a try.
@@ -147,18 +147,25 @@ class _Asked:
                 f"--small: its figures say nothing of speed, which {given[0]} is about; leave out either"
             )
 
-    def _check_distinct(self) -> None:
-        """Refuse one file for two things: the later would be all that is left.
+    def _read(self) -> list[tuple[str, Path]]:
+        """What it is, and the file, of all that is read.
 
         Raises:
-            OptionError: there is one.
+            InputError: the recipe cannot be read.
+            OptionError: there is none of this name, or it is no TOML.
         """
-        compared = {} if self.baseline is None else {"--baseline": self.baseline}
-        option_of: dict[Path, str] = {}
-        for option, path in (self.files.beside | compared | self.files.given).items():
-            other = option_of.setdefault(path.resolve(), option)
-            if other != option:
-                raise OptionError(f"{option}: '{path}' is the file of {other} too; give each its own")
+        from caraserve_cli.bench.recipe_file import named_files
+
+        options = {"--baseline": self.baseline, "--profile": self.profile}
+        path = self._find_path()
+        of_recipe = [("RECIPE", path), *((f"{key} in RECIPE", file) for key, file in named_files(path))]
+        return [*of_recipe, *((option, file) for option, file in options.items() if file is not None)]
+
+    def _find_path(self) -> Path:
+        """The recipe's file; see `find_recipe`."""
+        from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
+
+        return find_recipe(DEFAULT_RECIPE if self.recipe is None else self.recipe)
 
     def find_recipe(self) -> BenchRecipe:
         """The recipe, as it is to be measured.
@@ -168,11 +175,9 @@ class _Asked:
             OptionError: there is none of this name, it is wrong, or cannot be slowed.
         """
         from caraserve_cli.bench.bench_recipe import BenchRecipe
-        from caraserve_cli.bench.catalogue import DEFAULT_RECIPE, find_recipe
         from caraserve_cli.bench.recipe_kinds import check_can_be_slowed
 
-        path = find_recipe(DEFAULT_RECIPE if self.recipe is None else self.recipe)
-        found = BenchRecipe.load(path, is_small=self.is_small)
+        found = BenchRecipe.load(self._find_path(), is_small=self.is_small)
         if self.slow_decode is not None:
             check_can_be_slowed(found.recipe)
         return found

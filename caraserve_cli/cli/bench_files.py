@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caraserve_cli.errors import OutputError
+from caraserve_cli.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from caraserve_cli.bench.bench_recipe import BenchRun
@@ -36,18 +36,43 @@ class BenchFiles:
         return {option: path for option, path in named.items() if path is not None}
 
     @property
-    def beside(self) -> dict[str, Path]:
-        """What it is → file, of what a recipe may have to write beside a file that was given."""
-        return {} if self.json is None else {"the plot beside --json": self.json.with_suffix(".svg")}
+    def written(self) -> list[tuple[str, Path]]:
+        """Option, and a file that it has written."""
+        from caraserve_cli.bench.github_benchmark import SUFFIXES
 
-    def check_writable(self) -> None:
-        """Refuse before the measurement what would fail after it.
+        files = self.given
+        name = files.pop("--github-benchmark", None)
+        of_github = [] if name is None else [name.with_suffix(suffix) for suffix in SUFFIXES.values()]
+        return [*files.items(), *(("--github-benchmark", path) for path in of_github)]
+
+    @property
+    def beside(self) -> list[tuple[str, Path]]:
+        """What it is, and the file, of what a recipe may have to write beside a file that was given."""
+        if self.json is None:
+            return []
+        suffixes = {"plot": ".svg", "trace": ".trace.json"}
+        return [(f"the {what} beside --json", self.json.with_suffix(end)) for what, end in suffixes.items()]
+
+    def check(self, read: Sequence[tuple[str, Path]]) -> None:
+        """Refuse before the measurement what would fail after it, and one file for two things, of which only
+        the later would be left.
+
+        Args:
+            read: what it is, and the file, of all that is read.
 
         Raises:
             OutputError: one of them cannot be written.
+            OptionError: a file is read and written, or written twice.
         """
         for option, path in self.given.items():
             check_writable(path, option)
+        for option, path in self.written:
+            check_writable(path, option)
+        is_what = {path.resolve(): what for what, path in read}
+        for what, path in [*self.beside, *self.written]:
+            other = is_what.setdefault(path.resolve(), what)
+            if other != what:
+                raise OptionError(f"{what}: '{path}' is the file of {other} too; give each its own")
 
     def write_result(self, run: BenchRun) -> None:
         """Write what one run of a recipe gave.

@@ -20,7 +20,8 @@ def report(
     ] = None,
 ) -> int:
     """Print a run's summary and write its report.html again; or, with two, compare the second with the first:
-    what got better or worse, by metric and by adapter, below the differences of their configurations.
+    what got better or worse, by metric and by adapter, below the differences of their work (whose figures are
+    then marked) and of their configurations.
     """
     from rich.console import Console
 

@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from caraserve_cli.report.work_difference import Difference, WorkDifference, differing_work, option_name
+
 Json = Mapping[str, Any]
 
 # Smaller changes are called the same. Chosen, not measured: equal runs may differ by more.
 SAME_WITHIN = 0.02
+# What became of a figure whose work is not that of the other run.
+OTHER_WORK = "other work"
 
 # path of a metric → what to call it, and whether more of it is better
 _METRICS: Mapping[tuple[str, ...], tuple[str, bool]] = {
@@ -46,18 +50,25 @@ _RUN_FACTS = (
     "requests_source",
     "arrival",
 )
+# What hangs on the bounds that requests carry.
+_OF_BOUNDS = (
+    ("slo", "attainment"),
+    ("throughput", "goodput_requests_per_s"),
+    ("slo_of_answered", "attainment"),
+)
 # Nobody gives the second: --seed is that of the run.
 _UNTOLD_OPTIONS = ("out", "default_seed")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One number of both runs; None where a run does not define it."""
+    """One number of both runs; None where a run does not define it. Of other work, neither is the better."""
 
     name: str
     before: float | None
     after: float | None
     more_is_better: bool
+    is_same_work: bool = True
 
     @property
     def ratio(self) -> float | None:
@@ -65,9 +76,11 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `same`, or `-` where one of them is not defined."""
+        """`better`, `worse`, `same`, `other work`, or `-` where one of them is not defined."""
         if self.before is None or self.after is None:
             return "-"
+        if not self.is_same_work:
+            return OTHER_WORK
         if abs(self.after - self.before) <= SAME_WITHIN * abs(self.before):
             return "same"
         return "better" if (self.after > self.before) == self.more_is_better else "worse"
@@ -75,22 +88,35 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`settings`: name and both values of those that differ; `adapters`: by name, for those of either run."""
+    """`work`, `settings`: in what they differ; `adapters`: by name, for those of either run."""
 
-    settings: list[tuple[str, object, object]]
+    work: list[Difference]
+    settings: list[Difference]
     metrics: list[Change]
     adapters: list[tuple[str, list[Change]]]
 
 
 def compare_reports(before: Json, after: Json) -> Comparison:
     """What differs between two reports as read from report.json."""
-    metrics = [
-        Change(name, _at(before, path), _at(after, path), better) for path, (name, better) in _METRICS.items()
-    ]
-    return Comparison(_settings(before, after), metrics, _adapters(before, after))
+    other = differing_work(before, after)
+    metrics = [_change(name, path, before, after, better, other) for path, (name, better) in _METRICS.items()]
+    work = [*other.work, *other.bounds]
+    return Comparison(work, _settings(before, after), metrics, _adapters(before, after, other))
 
 
-def _settings(before: Json, after: Json) -> list[tuple[str, object, object]]:
+def _change(
+    name: str,
+    path: tuple[str, ...],
+    before: Json | None,
+    after: Json | None,
+    better: bool,
+    other: WorkDifference,
+) -> Change:
+    is_same_work = not other.work and not (other.bounds and path in _OF_BOUNDS)
+    return Change(name, _at(before, path), _at(after, path), better, is_same_work)
+
+
+def _settings(before: Json, after: Json) -> list[Difference]:
     told = [_flat(report) for report in (before, after)]
     names = dict.fromkeys([*told[0], *told[1]])
     return [
@@ -102,17 +128,12 @@ def _settings(before: Json, after: Json) -> list[tuple[str, object, object]]:
 
 def _flat(report: Json) -> dict[str, object]:
     run = report["run"]
-    options = {_option(k): v for k, v in run["options"].items() if k not in _UNTOLD_OPTIONS}
+    options = {option_name(k): v for k, v in run["options"].items() if k not in _UNTOLD_OPTIONS}
     facts = {name: run[name] for name in _RUN_FACTS}
     return {"caraserve": report["caraserve_version"], **facts, **run.get("machine", {}), **options}
 
 
-def _option(key: str) -> str:
-    """As a user types it: what rows get that do not say is an option like any other."""
-    return f"--{key.removeprefix('default_').replace('_', '-')}"
-
-
-def _adapters(before: Json, after: Json) -> list[tuple[str, list[Change]]]:
+def _adapters(before: Json, after: Json, other: WorkDifference) -> list[tuple[str, list[Change]]]:
     """Those answered most in the second run first."""
     entries = [{entry["adapter"]: entry for entry in report["by_adapter"]} for report in (before, after)]
     names = sorted(
@@ -130,7 +151,7 @@ def _adapters(before: Json, after: Json) -> list[tuple[str, list[Change]]]:
         (
             "(base)" if name is None else name,
             [
-                Change(label, _at(entries[0].get(name), path), _at(entries[1].get(name), path), better)
+                _change(label, path, entries[0].get(name), entries[1].get(name), better, other)
                 for path, label, better in paths
             ],
         )

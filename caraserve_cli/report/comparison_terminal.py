@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caraserve_cli.report.comparison import Change, Comparison
+from caraserve_cli.report.comparison import OTHER_WORK, Change, Comparison
 from caraserve_cli.report.html import format_number
 
 MAX_ADAPTERS_SHOWN = 20
-_STYLES = {"better": "green", "worse": "red"}
+_STYLES = {"better": "green", "worse": "red", OTHER_WORK: "yellow"}
 
 
 def render_comparison(comparison: Comparison, console: Console) -> None:
-    """Print the settings that differ, then every metric with what became of it, then adapters."""
+    """Print in what the work differs, the settings that do, every metric with what became of it, adapters."""
+    if comparison.work:
+        told = "; ".join(
+            f"{name} {_shown(before)}, then {_shown(after)}" for name, before, after in comparison.work
+        )
+        line = f"Other work: {told}. Figures with this mark cannot be compared."
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     if comparison.settings:
         table = _table("setting", "first", "second")
         for name, before, after in comparison.settings:
-            table.add_row(Text(name), Text(str(before)), Text(str(after)))
+            table.add_row(Text(name), Text(_shown(before)), Text(_shown(after)))
         console.print(table)
     else:
         console.print("Same configuration and machine.")
@@ -37,7 +45,7 @@ def _render_adapters(comparison: Comparison, console: Console) -> None:
     if not comparison.adapters:
         return
     shown = comparison.adapters[:MAX_ADAPTERS_SHOWN]
-    table = _table("adapter", *(change.name for change in shown[0][1]))
+    table = _table("adapter", *(_heading(change) for change in shown[0][1]))
     for name, changes in shown:
         cells = [
             Text(f"{_told(c.before)} → {_told(c.after)}", style=_STYLES.get(c.verdict, "")) for c in changes
@@ -54,6 +62,21 @@ def _table(first: str, *others: str) -> Table:
     for other in others:
         table.add_column(other, justify="right" if first != "setting" else "left", overflow="fold")
     return table
+
+
+def _heading(change: Change) -> str:
+    return change.name if change.is_same_work else f"{change.name} ({OTHER_WORK})"
+
+
+def _shown(value: object) -> str:
+    """A setting, for people."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_shown, value)) or "-"
+    return str(value)
 
 
 def _told(value: float | None) -> str:

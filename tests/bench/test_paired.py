@@ -38,6 +38,20 @@ def test_both_sides_decode_in_turns_and_agree(caraserve: Caraserve, tmp_path: Pa
     assert json.loads((tmp_path / "gh.bigger.json").read_text())[0]["name"] == "pairs: mixed: tokens_per_s"
 
 
+def test_without_peft_that_is_told_before_any_work(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caraserve_cli.bench.paired_recipe.find_spec", lambda _: None)
+    recipe = write_paired(tmp_path)
+    (tmp_path / "requests.jsonl").unlink()  # which is read first
+    first, second = caraserve("bench", recipe).stderr.splitlines()
+    assert first == (
+        "warm-up  mixed: not measured: PEFT is not installed; run pip install 'caraserve[test]', in a clone "
+        "'.[test]'"
+    )
+    assert "requests.jsonl" in second
+
+
 def test_a_recording_and_a_comparison_with_it(tmp_path: Path) -> None:
     """In processes of their own, as everywhere; one run fits the budget, and one gives no interval."""
     recipe = write_paired(tmp_path, TINY_PAIRED.partition('[[case]]\nname = "base"')[0])

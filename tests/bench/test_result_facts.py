@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from caraserve_cli.bench.assist_result import AssistFacts
+from caraserve_cli.bench.benchmark import BenchFacts
 from caraserve_cli.bench.cluster_result import ClusterFacts
 from caraserve_cli.bench.engine_result import EngineFacts
 from caraserve_cli.bench.kernel_result import KernelFacts
@@ -16,6 +17,8 @@ from caraserve_cli.bench.virtual_machine import VirtualFacts
 
 # What files began with before kinds of results shared their facts.
 FIRST_KEYS = {
+    BenchFacts: "recipe description caraserve_version commit versions device num_threads num_cores "
+    "load_average dtype",
     EngineFacts: "recipe description weights caraserve_version commit versions device num_threads num_cores "
     "load_average base dtype",
     KernelFacts: "recipe description caraserve_version commit versions device num_cores load_average base",

@@ -16,7 +16,7 @@ FACTS = BenchFacts(
     recipe="tiny",
     description="two systems",
     caraserve_version="0.1.0",
-    commit=None,
+    commit="abc123",
     versions={"torch": "2.13.0"},
     device="a CPU, 2 threads",
     num_threads=2,
@@ -50,7 +50,7 @@ def test_a_missed_requirement() -> None:
         "tiny: two systems",
         "2 requests, 1 adapters, 1,234 prompt tokens, batches of 32",
         "3 interleaved repeats, warm-ups: 1",
-        "a CPU, 2 threads, float32, torch 2.13.0",
+        "a CPU, 2 threads, float32, torch 2.13.0, commit abc123",
         "load average before: 0.2 on 2 cores",
         "",
         "system  tokens/s  lowest to highest  seconds  tokens  equal answers",
@@ -63,6 +63,11 @@ def test_a_missed_requirement() -> None:
         "Missed: ours gives 2.00x the output tokens a second of theirs; the recipe",
         "requires 2.5x.",
     ]
+
+
+def test_a_file_says_of_which_code_it_is() -> None:
+    runs = {name: [SystemRun(answers=ANSWERS, seconds=0.004)] for name in ("ours", "theirs")}
+    assert BenchResult(FACTS, compare(runs, [])).as_json()["commit"] == "abc123"
 
 
 def test_answers_that_differ() -> None:

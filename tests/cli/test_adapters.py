@@ -29,7 +29,7 @@ def test_the_sample_fits_its_base(caraserve: Caraserve) -> None:
     assert head.split() == ["adapter", "rank", "alpha", "modules", "dtype", "size", "fits", "the", "base"]
     assert len(lines) == 13
     by_name = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
-    assert by_name["team/roman"] == "4-24 32 q, k, v, o, down bfloat16 584 KiB yes"
+    assert by_name["team/roman"] == "4-24 16-32 q, k, v, o, down bfloat16 584 KiB yes"
     assert by_name["sort"] == "16 32 all bfloat16 851 KiB yes"
     assert list(by_name) == sorted(by_name)
     assert ended.stderr == "13 adapters, 0 refused.\n"
@@ -44,7 +44,7 @@ def test_another_base_and_a_refused_field(caraserve: Caraserve, tmp_path: Path) 
     assert ended.returncode == 3
     _, first, second = ended.stdout.splitlines()
     assert first.startswith("sort")
-    assert "use_dora is True" in first
+    assert "use_dora is true" in first
     assert second.startswith("upper")
     assert second.endswith("yes")
     assert ended.stderr == "2 adapters, 1 refused.\n"
@@ -58,6 +58,9 @@ def test_another_base_and_a_refused_field(caraserve: Caraserve, tmp_path: Path) 
 def test_search_and_order(caraserve: Caraserve) -> None:
     rows = listed(caraserve("adapters", ADAPTERS, "--json", "--search", "TEAM/", "--search", "down_proj"))
     assert [row["name"] for row in rows] == ["team/pig-latin", "team/roman"]
+    assert [row["lora_alphas"] for row in rows] == [[40, 40], [16, 32]]
+    by_alpha = listed(caraserve("adapters", ADAPTERS, "--json", "--sort", "alpha"))
+    assert by_alpha == sorted(by_alpha, key=lambda row: -row["lora_alphas"][1])
     by_rank = listed(caraserve("adapters", ADAPTERS, "--json", "--sort", "rank"))
     ranks = [tuple(reversed(row["lora_ranks"])) for row in by_rank]
     assert ranks == sorted(ranks, reverse=True)

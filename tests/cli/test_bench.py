@@ -87,7 +87,38 @@ def test_no_file_is_where_a_plot_would_be(caraserve: Caraserve, recipe: Path, tm
     assert_refused(caraserve("bench", recipe, "--json", "."), 1, "--json", "it is a folder")
 
 
+@pytest.mark.parametrize("suffix", ["smaller", "bigger"])
+def test_nothing_is_where_github_files_would_be(
+    caraserve: Caraserve, recipe: Path, tmp_path: Path, suffix: str
+) -> None:
+    file = tmp_path / f"x.{suffix}.json"
+    ended = caraserve("bench", recipe, "--github-benchmark", tmp_path / "x.json", "--json", file)
+    assert_refused(ended, 2, f"--github-benchmark: '{file}' is the file of --json too; give each its own")
+    recording = ("--baseline", file, "--github-benchmark", tmp_path / "x.json")
+    assert_refused(caraserve("bench", recipe, *recording), 2, f"'{file}' is the file of --baseline too")
+    (tmp_path / f"y.{suffix}.json").mkdir()
+    ended = caraserve("bench", recipe, "--github-benchmark", tmp_path / "y.json")
+    assert_refused(ended, 1, "--github-benchmark", f"y.{suffix}.json", "it is a folder")
+    assert_refused(caraserve("bench", recipe, "--github-benchmark", "."), 1, "it is a folder")
+
+
+def test_what_is_read_is_not_written_over(caraserve: Caraserve, recipe: Path, tmp_path: Path) -> None:
+    profile, requests, link = tmp_path / "p.json", tmp_path / "requests.jsonl", tmp_path / "link.json"
+    link.symlink_to(profile)
+    before = recipe.read_text(), requests.read_text()
+    for option, file, other in (
+        ("--json", profile, "--profile"),
+        ("--json", link, "--profile"),
+        ("--html", recipe, "RECIPE"),
+        ("--markdown", requests, "requests in RECIPE"),
+    ):
+        ended = caraserve("bench", recipe, "--profile", profile, option, file)
+        assert_refused(ended, 2, f"{option}: '{file}' is the file of {other} too; give each its own")
+    assert (recipe.read_text(), requests.read_text()) == before
+
+
 def test_without_peft_it_says_what_to_install(recipe: Path) -> None:
+    (recipe.parent / "requests.jsonl").unlink()  # before it reads anything
     without_peft = "import sys; sys.modules['peft'] = None; from caraserve_cli.cli.main import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", without_peft, "bench", recipe],

@@ -24,6 +24,8 @@ def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Pa
     assert json.loads((tmp_path / "a" / "trace.json").read_bytes())["traceEvents"]
     ended = caraserve("report", tmp_path / "a", tmp_path / "b")
     assert (ended.returncode, ended.stderr) == (0, "")
+    first = ended.stdout.splitlines()[0]
+    assert first.startswith("Other work: --deadline-ms 80000.0, then 10000.0. "), first
     settings = ended.stdout.split("metric")[0]
     assert "--max-running" in settings
     assert "--deadline-ms" in settings

@@ -175,6 +175,7 @@ def test_a_comparison_knows_which_way_is_better(summary: RunSummary, facts: RunF
     after["times"]["ttft_ms"]["p99"] *= 2
     after["slo"]["attainment"] = 1.0
     after["by_adapter"] = [entry for entry in after["by_adapter"] if entry["adapter"] != "sort"]
+    after["requests"]["failed"] += 1
     comparison = compare_reports(before, after)
     assert comparison.settings == [("--max-tokens", 64, 32)]
     verdicts = {change.name: change.verdict for change in comparison.metrics}

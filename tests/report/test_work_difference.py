@@ -1,0 +1,127 @@
+"""Two runs beside each other: whether they did the same work is said before any figure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from caraserve_cli.report.comparison import compare_reports
+from caraserve_cli.report.comparison_terminal import render_comparison
+from caraserve_cli.report.run_facts import RunFacts
+from caraserve_cli.report.run_report import build_report
+from caraserve_cli.report.summary import RunSummary
+
+OPTIONS = {"default_max_tokens": 64, "default_deadline_ms": None, "rate": None, "seed": 0, "token_ids": False}
+
+
+@pytest.fixture
+def report(summary: RunSummary, facts: RunFacts) -> Any:
+    """Nothing failed, so that its counts are those of the requests."""
+    made: Any = copy.deepcopy(build_report(summary, facts, {"spell": 8, "sort": 16}))
+    made["run"]["options"] = dict(OPTIONS)
+    made["requests"]["failed"] = 0
+    return made
+
+
+def printed(before: Any, after: Any) -> list[str]:
+    console = Console(file=StringIO(), width=80)
+    render_comparison(compare_reports(before, after), console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def _set(*path: Any) -> Callable[[Any], None]:
+    """Puts the last of `path` at the place in a report that the others lead to."""
+
+    def change(report: Any) -> None:
+        *way, key, value = path
+        for part in way:
+            report = report[part]
+        report[key] = value
+
+    return change
+
+
+def _rename(report: Any) -> None:
+    """The requests for one adapter are for another."""
+    report["by_adapter"][1]["adapter"] = "sort-2"
+
+
+def _fewer(report: Any) -> None:
+    report["by_adapter"] = [each for each in report["by_adapter"] if each["adapter"] != "sort"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_set("run", "base", "other-base"), "base sample-base, then other-base"),
+        (_set("run", "requests_source", "b.jsonl"), "requests requests.jsonl, then b.jsonl"),
+        (_set("run", "arrival", "poisson"), "arrival -, then poisson"),
+        (_set("run", "options", "default_max_tokens", 32), "--max-tokens 64, then 32"),
+        (_set("run", "options", "rate", 9.0), "--rate -, then 9.0"),
+        (_set("by_adapter", 1, "lora_rank", 64), "ranks sort 16, then sort 64"),
+        (_rename, "requests of adapters sort 1, sort-2 0, then sort 0, sort-2 1"),
+        (_fewer, "number of requests 6, then 5; requests of adapters sort 1, then sort 0"),
+        (_set("tokens", "prompt_tokens", 61), "prompt tokens 60, then 61"),
+        (_set("tokens", "completion_tokens", 12), "output tokens 24, then 12"),
+    ],
+)
+def test_other_work_is_told_first_and_marked(report: Any, change: Callable[[Any], None], said: str) -> None:
+    after = copy.deepcopy(report)
+    change(after)
+    after["times"]["ttft_ms"]["p99"] *= 2
+    first, *others = printed(report, after)
+    assert first == f"Other work: {said}. Figures with this mark cannot be compared."
+    (ttft,) = (line for line in others if line.split()[:2] == ["TTFT", "p99,"])
+    assert ttft.split()[-3:] == ["2.00", "other", "work"]
+    assert not {"better", "worse", "same"}.intersection(" ".join(others).split())
+    assert " ".join(others).count("(other") == 5, "a column of the adapters"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("run", "options", "seed", 3),  # nothing is drawn
+        _set("run", "options", "token_ids", True),
+        _set("run", "dtype", "bfloat16"),
+        _set("run", "device", "a GPU"),
+    ],
+)
+def test_what_does_it_is_not_the_work(report: Any, change: Callable[[Any], None]) -> None:
+    after = copy.deepcopy(report)
+    change(after)
+    assert compare_reports(report, after).work == []
+
+
+def test_failed_rows_may_be_those_that_are_missing(report: Any) -> None:
+    """As where one of two schedulings drops what is late; a failed row does not say what it asked for."""
+    after = copy.deepcopy(report)
+    _fewer(after)
+    after["requests"]["failed"] = 1
+    after["tokens"]["prompt_tokens"] -= 10
+    assert compare_reports(report, after).work == []
+    _rename(after)
+    assert [name for name, *_ in compare_reports(report, after).work] == ["requests of adapters"]
+
+
+def test_other_bounds_mark_what_hangs_on_them(report: Any) -> None:
+    after = copy.deepcopy(report)
+    after["run"]["options"]["default_deadline_ms"] = 5
+    comparison = compare_reports(report, after)
+    assert comparison.work == [("--deadline-ms", None, 5)]
+    marked = {change.name for change in comparison.metrics if not change.is_same_work}
+    assert marked == {"SLO attainment", "goodput, requests/s"}
+
+
+def test_settings_are_told_in_words(report: Any) -> None:
+    after = copy.deepcopy(report)
+    after["run"]["options"] |= {"token_ids": True, "rate": 2.5, "stop": ["a", "b"]}
+    lines = [line.split() for line in printed(report, after)]
+    assert ["--token-ids", "no", "yes"] in lines
+    assert ["--rate", "-", "2.5"] in lines
+    assert ["--stop", "-", "a,", "b"] in lines
