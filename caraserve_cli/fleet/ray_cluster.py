@@ -13,6 +13,8 @@ import signal
 import socket
 from contextlib import suppress
 from importlib.util import find_spec
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Self
 
 from caraserve_cli.errors import InputError, OptionError
@@ -34,6 +36,8 @@ _CONNECT_S = 5.0
 # For how long a cluster's head may be away: nobody starts that of an own cluster again; another's may come
 # back, for which Ray waits for 60 s before it ends this process. Chosen, not measured.
 _OWN_HEAD_S, _HEAD_S = 5.0, 45.0
+# In which a head says what machines there are; one that has more to do is asked again. Chosen, not measured.
+_MACHINES_S = 2.0
 
 
 def require_ray(options: FleetOptions) -> None:
@@ -72,6 +76,7 @@ class RayCluster:
         self._ray = ray
         self._folder: GuardedFolder | None = None
         self._head: HeadWatch | None = None
+        self._asking: Thread | None = None
         own: dict[str, Any] = {"address": address}
         if address is None:
             self._folder = GuardedFolder("caraserve-ray-")
@@ -152,11 +157,31 @@ class RayCluster:
         Raises:
             InputError: none is.
         """
-        if self._head is not None and self._head.is_there and not self.num_machines:
+        if self._head is not None and self._head.is_there and self._count_machines() == 0:
             raise InputError(
                 "the Ray cluster has ended: none of its machines is alive; to go on, give the same command "
                 "with --resume"
             )
+
+    def _count_machines(self) -> int | None:
+        """`num_machines`, or None while the head does not say.
+
+        A thread asks, for which nobody waits long: Ray waits without end for a head that was stopped since it
+        was last looked for.
+        """
+        if self._asking is not None and self._asking.is_alive():
+            return None
+        answers: Queue[int] = Queue()
+        self._asking = Thread(target=self._put_machines, args=(answers,), daemon=True)
+        self._asking.start()
+        try:
+            return answers.get(timeout=_MACHINES_S)
+        except Empty:
+            return None
+
+    def _put_machines(self, answers: Queue[int]) -> None:
+        with suppress(Exception):  # there is no answer
+            answers.put(self.num_machines)
 
     def close(self) -> None:
         """Leave the cluster; one of its own ends, with all its processes. A second call does nothing."""

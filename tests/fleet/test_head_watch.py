@@ -133,15 +133,16 @@ address, parent = sys.argv[1:]
 with ray_cluster.RayCluster(address or None) as cluster:
     family = psutil.Process(int(parent) or None).children(recursive=True)
     (head,) = (process for process in family if process.name() == "gcs_server")
-    for _ in range(3):
+    for _ in range(2):
         cluster.check_machines()
         cluster.check_head()
         time.sleep(2.0)
+    cluster.check_head()
     head.suspend()
     try:
         while True:
+            cluster.check_machines()  # which was there when it was last looked for
             cluster.check_head()
-            cluster.check_machines()
             time.sleep(0.1)
     except InputError as error:
         print(error)
