@@ -52,7 +52,7 @@ def test_without_peft_that_is_told_before_any_work(
     assert "requests.jsonl" in second
 
 
-def test_a_recording_and_a_comparison_with_it(tmp_path: Path) -> None:
+def test_a_recording_and_a_comparison_with_it(caraserve: Caraserve, tmp_path: Path) -> None:
     """In processes of their own, as everywhere; one run fits the budget, and one gives no interval."""
     recipe = write_paired(tmp_path, TINY_PAIRED.partition('[[case]]\nname = "base"')[0])
     baseline, junit = tmp_path / "baseline.json", tmp_path / "junit.xml"
@@ -65,7 +65,7 @@ def test_a_recording_and_a_comparison_with_it(tmp_path: Path) -> None:
     assert "1 runs give no interval; 5 do" in ended.stdout
     assert 'skipped="7"' in junit.read_text()
     renamed = recipe.rename(tmp_path / "other.toml")
-    ended = run_caraserve("bench", renamed, "--baseline", baseline)
+    ended = caraserve("bench", renamed, "--baseline", baseline)
     assert_refused(ended, 2, "--baseline", "was recorded with recipe 'pairs', not 'other'")
 
 
