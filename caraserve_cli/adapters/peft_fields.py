@@ -136,6 +136,6 @@ def _check_init(adapter: str, init: object) -> None:
 
 
 def shown(value: object) -> str:
-    """The value on one short line; true, false and null as the file has them."""
+    """The value on one short line; a lone true, false or null as the file has it."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -172,7 +172,7 @@ def measure_assist(recipe: AssistRecipe, tell: Tell) -> Measured:
 
 def measure_paired(recipe: PairedRecipe, tell: Tell, slow_decode: float | None = None) -> Measured:
     for case, why in skipped_cases(recipe).items():
-        tell(case, 0, recipe.repeats, f"not measured: {why}")
+        tell(case, 0, 0, f"nothing, for {why}")
     from caraserve_cli.bench.paired_run import run_paired
     from caraserve_cli.bench.paired_terminal import render_paired, summary
 

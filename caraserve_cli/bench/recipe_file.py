@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,8 @@ def named_files(path: Path) -> list[tuple[str, Path]]:
         OptionError: it is no TOML.
     """
     texts = _texts("", read_recipe(path).values)
-    return [(key, path.parent / text) for key, text in texts if (path.parent / text).is_file()]
+    # A text that no file can be called is none: `Path.is_file` would raise.
+    return [(key, path.parent / text) for key, text in texts if os.path.isfile(path.parent / text)]
 
 
 def _texts(key: str, value: object) -> Iterator[tuple[str, str]]:

@@ -88,10 +88,9 @@ class JobCommand(PlainCommand):
         try:
             return super().invoke(ctx)
         except CaraServeError as error:
-            for parameter in _options_by_key(ctx).values():
-                origin = _origin(ctx, parameter)
-                if origin and _is_named(parameter, origin.value, str(error)):
-                    error.add_note(origin.where)
+            origin = _named(ctx, str(error))
+            if origin:
+                error.add_note(origin.where)
             raise
 
 
@@ -137,12 +136,19 @@ def _origin(context: Any, parameter: Any) -> _Given | None:
     return origin
 
 
-def _is_named(parameter: Any, value: Any, message: str) -> bool:
-    """Whether the message is about this option: it has its name, or its value in quotes."""
-    names = [parameter.name.upper()] if parameter.param_type_name == "argument" else parameter.opts
-    if not set(names).isdisjoint(re.findall(r"--[a-z-]+|\b[A-Z]+\b", message)):
-        return True
-    return any(f"'{each}'" in message for each in (value if isinstance(value, list) else [value]))
+def _named(context: Any, message: str) -> _Given | None:
+    """Where the value is from that a message is about: it begins with the option's name, or has the value in
+    quotes."""
+    begun = re.match(r"--[a-z-]+|[A-Z]+\b", message)
+    for parameter in _options_by_key(context).values():
+        origin = _origin(context, parameter)
+        if origin is None:
+            continue
+        names = [parameter.name.upper()] if parameter.param_type_name == "argument" else parameter.opts
+        values = origin.value if isinstance(origin.value, list) else [origin.value]
+        if begun.group() in names if begun else any(f"'{each}'" in message for each in values):
+            return origin
+    return None
 
 
 def _options_by_key(context: Any) -> dict[str, Any]:
@@ -219,7 +225,7 @@ def _read_environment(by_key: Mapping[str, Any]) -> dict[str, _Given]:
         if name not in known:
             raise OptionError(f"environment: '{name}' is read by no option of run{_hint(name, known)}")
         parameter = by_key[known[name]]
-        if text:
+        if text.strip() or (text and parameter.name in _TEXTS):
             value = _listed(name, text, parameter) if _is_list(parameter) else text
             values[parameter.name] = _Given(value, "environment", f"{name}={_excerpt(text)}")
     return values
@@ -227,13 +233,13 @@ def _read_environment(by_key: Mapping[str, Any]) -> dict[str, _Given]:
 
 def _listed(name: str, text: str, parameter: Any) -> Any:
     """The values of a variable that is a list."""
-    if not text.startswith("["):
+    if not text.lstrip().startswith("["):
         return [text] if parameter.name in _TEXTS else text.split()
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise OptionError(
-            f'{name}: a value that begins with [ must be a JSON list such as ["a", "b"], got {_excerpt(text)}'
+            f"{name}: a value that begins with [ is a JSON list; if it is a text, write {_excerpt([text])}"
         ) from None
     return _checked(value, parameter, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from rich import box
@@ -75,8 +76,13 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_shown, value)) or "-"
-    return str(value)
+        return ", ".join(_quoted(each) if isinstance(each, str) else _shown(each) for each in value) or "-"
+    text = str(value)
+    return text if text.isprintable() else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _told(value: float | None) -> str:

@@ -14,20 +14,13 @@ Json = Mapping[str, Any]
 # Name, and what it is in the first run and in the second.
 Difference = tuple[str, object, object]
 
-_FACTS = {"base": "base", "weights": "weights", "requests_source": "requests", "arrival": "arrival"}
+_FACTS = {"weights": "weights", "arrival": "arrival"}
+# Of these the last part of each path: the same file may be written in several ways.
+_PLACES = {"base": "base", "requests_source": "requests"}
 _BOUNDS = ("default_deadline_ms", "default_ttft_slo_ms", "default_tpot_slo_ms")
-# Beside the defaults of rows: which adapters, what prompts, and when. What came of --limit the number of
-# requests tells.
-_OPTIONS = (
-    "adapter_roots",
-    "map",
-    "template",
-    "arrivals",
-    "rate",
-    "burstiness",
-    "arrival_trace",
-    "trace_adapters",
-)
+# Beside the defaults of rows: what prompts, and for which adapters. What came of --limit and --adapters the
+# requests tell, of --rate and its like the arrival.
+_OPTIONS = ("map", "template", "trace_adapters")
 _MOST_NAMED = 3
 # Of equal requests: two logits that are nearly equal may end an answer earlier or later.
 _ANSWERS_SAME_WITHIN = 0.02
@@ -52,11 +45,18 @@ def differing_work(before: Json, after: Json) -> WorkDifference:
     """Of two reports as read from report.json."""
     first, second = before["run"], after["run"]
     work = [(name, first[key], second[key]) for key, name in _FACTS.items()]
+    work += [(name, _last_parts(first[key]), _last_parts(second[key])) for key, name in _PLACES.items()]
     work += _of_options(_work_options(first, second), first["options"], second["options"])
     work += _of_requests(before, after)
     bounds = _of_options(_BOUNDS, first["options"], second["options"])
-    bounds.append(("requests with a bound", before["slo"]["carried"], after["slo"]["carried"]))
+    if not _unequal(work):
+        bounds.append(("requests with a bound", before["slo"]["carried"], after["slo"]["carried"]))
     return WorkDifference(_unequal(work), _unequal(bounds))
+
+
+def _last_parts(places: str) -> str:
+    """Of `day-1/a.jsonl, day-1/b.jsonl` the names of the files."""
+    return ", ".join(place.rstrip("/").rpartition("/")[2] for place in places.split(", "))
 
 
 def _unequal(compared: Iterable[Difference]) -> list[Difference]:
@@ -64,7 +64,8 @@ def _unequal(compared: Iterable[Difference]) -> list[Difference]:
 
 
 def _of_options(keys: Iterable[str], before: Json, after: Json) -> list[Difference]:
-    return [(option_name(key), before.get(key), after.get(key)) for key in keys]
+    """Those that both know: another version may have more."""
+    return [(option_name(key), before[key], after[key]) for key in keys if key in before and key in after]
 
 
 def _work_options(*runs: Json) -> list[str]:

@@ -46,7 +46,7 @@ def test_without_peft_that_is_told_before_any_work(
     (tmp_path / "requests.jsonl").unlink()  # which is read first
     first, second = caraserve("bench", recipe).stderr.splitlines()
     assert first == (
-        "warm-up  mixed: not measured: PEFT is not installed; run pip install 'caraserve[test]', in a clone "
+        "measured  mixed: nothing, for PEFT is not installed; run pip install 'caraserve[test]', in a clone "
         "'.[test]'"
     )
     assert "requests.jsonl" in second

@@ -131,7 +131,12 @@ def test_a_wrong_file_is_refused(caraserve: Caraserve, tmp_path: Path, text: str
         ("PLACEMENT", "a" * 99, 2, f'(CARASERVE_RUN_PLACEMENT="{"a" * 58}…)'),
         # A message that names the value only.
         ("REQUESTS", "no.jsonl", 1, '(CARASERVE_RUN_REQUESTS="no.jsonl")'),
-        ("STOP", "[END]", 2, "CARASERVE_RUN_STOP: a value that begins with [ must be a JSON list"),
+        (
+            "STOP",
+            "[END]",
+            2,
+            'CARASERVE_RUN_STOP: a value that begins with [ is a JSON list; if it is a text, write ["[END]"]',
+        ),
         ("STOP", "[true]", 2, "CARASERVE_RUN_STOP must be a string or a number, or a list, got true"),
     ],
 )

@@ -231,8 +231,11 @@ def test_a_start_that_is_stopped_leaves_no_process(start: Callable[..., Running]
     running.assert_nobody_is_left()
 
 
-def test_without_the_head_of_its_cluster_a_run_ends(start: Callable[..., Running]) -> None:
-    running = start("--rate", "6")  # so that it is not done before it is noticed
+def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
+    start: Callable[..., Running], arguments: list[str | Path], alone: dict[str, Row]
+) -> None:
+    rate = ("--rate", "9")  # so that it is not done before it is noticed
+    running = start(*rate)
     running.wait_for_rows(3)
     (head,) = (process for process in running.family if is_running(process, "gcs_server"))
     head.kill()
@@ -243,6 +246,9 @@ def test_without_the_head_of_its_cluster_a_run_ends(start: Callable[..., Running
     assert "Traceback" not in err
     assert "gcs_server.out" not in err, "Ray says it in its own words"
     running.assert_nobody_is_left()
+    ended = run_caraserve(*arguments, "--out", running.out, "--resume", *rate)
+    assert ended.returncode == 3, ended.stderr
+    assert answers_in(running.out) == alone
 
 
 def test_a_killed_driver_leaves_no_process(start: Callable[..., Running]) -> None:

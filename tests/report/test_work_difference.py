@@ -16,7 +16,14 @@ from caraserve_cli.report.run_facts import RunFacts
 from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
 
-OPTIONS = {"default_max_tokens": 64, "default_deadline_ms": None, "rate": None, "seed": 0, "token_ids": False}
+OPTIONS = {
+    "default_max_tokens": 64,
+    "default_deadline_ms": None,
+    "default_stop": ["a, b"],
+    "rate": None,
+    "seed": 0,
+    "token_ids": False,
+}
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def _fewer(report: Any) -> None:
         (_set("run", "requests_source", "b.jsonl"), "requests requests.jsonl, then b.jsonl"),
         (_set("run", "arrival", "poisson"), "arrival -, then poisson"),
         (_set("run", "options", "default_max_tokens", 32), "--max-tokens 64, then 32"),
-        (_set("run", "options", "rate", 9.0), "--rate -, then 9.0"),
+        (_set("run", "options", "default_stop", ["\n"]), '--stop "a, b", then "\\n"'),
         (_set("by_adapter", 1, "lora_rank", 64), "ranks sort 16, then sort 64"),
         (_rename, "requests of adapters sort 1, sort-2 0, then sort 0, sort-2 1"),
         (_fewer, "number of requests 6, then 5; requests of adapters sort 1, then sort 0"),
@@ -90,6 +97,9 @@ def test_other_work_is_told_first_and_marked(report: Any, change: Callable[[Any]
         _set("run", "options", "token_ids", True),
         _set("run", "dtype", "bfloat16"),
         _set("run", "device", "a GPU"),
+        _set("run", "requests_source", "/data/day-1/requests.jsonl"),
+        _set("run", "base", "../sample-base/"),
+        _set("run", "options", "default_of_a_later_version", 1),
     ],
 )
 def test_what_does_it_is_not_the_work(report: Any, change: Callable[[Any], None]) -> None:
@@ -120,8 +130,8 @@ def test_other_bounds_mark_what_hangs_on_them(report: Any) -> None:
 
 def test_settings_are_told_in_words(report: Any) -> None:
     after = copy.deepcopy(report)
-    after["run"]["options"] |= {"token_ids": True, "rate": 2.5, "stop": ["a", "b"]}
+    after["run"]["options"] |= {"token_ids": True, "rate": 2.5, "default_stop": ["a", "b"]}
     lines = [line.split() for line in printed(report, after)]
     assert ["--token-ids", "no", "yes"] in lines
     assert ["--rate", "-", "2.5"] in lines
-    assert ["--stop", "-", "a,", "b"] in lines
+    assert ["--stop", '"a,', 'b"', '"a",', '"b"'] in lines
