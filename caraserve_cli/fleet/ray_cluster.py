@@ -13,8 +13,6 @@ import signal
 import socket
 from contextlib import suppress
 from importlib.util import find_spec
-from queue import Empty, Queue
-from threading import Thread
 from typing import Any, Self
 
 from caraserve_cli.errors import InputError, OptionError
@@ -76,7 +74,6 @@ class RayCluster:
         self._ray = ray
         self._folder: GuardedFolder | None = None
         self._head: HeadWatch | None = None
-        self._asking: Thread | None = None
         own: dict[str, Any] = {"address": address}
         if address is None:
             self._folder = GuardedFolder("caraserve-ray-")
@@ -164,24 +161,20 @@ class RayCluster:
             )
 
     def _count_machines(self) -> int | None:
-        """`num_machines`, or None while the head does not say.
+        """`num_machines`, or None where the head does not say in time.
 
-        A thread asks, for which nobody waits long: Ray waits without end for a head that was stopped since it
-        was last looked for.
+        `ray.nodes` waits without end for a head that was stopped since it was last looked for. This call, of
+        Ray's own use, has a deadline.
         """
-        if self._asking is not None and self._asking.is_alive():
-            return None
-        answers: Queue[int] = Queue()
-        self._asking = Thread(target=self._put_machines, args=(answers,), daemon=True)
-        self._asking.start()
-        try:
-            return answers.get(timeout=_MACHINES_S)
-        except Empty:
-            return None
+        from ray.core.generated.gcs_pb2 import GcsNodeInfo
+        from ray.exceptions import RayError
 
-    def _put_machines(self, answers: Queue[int]) -> None:
-        with suppress(Exception):  # there is no answer
-            answers.put(self.num_machines)
+        head = self._ray._private.worker.global_worker.gcs_client
+        try:
+            nodes = head.get_all_node_info(timeout=_MACHINES_S)
+        except RayError:
+            return None
+        return sum(bool(node.state == GcsNodeInfo.ALIVE) for node in nodes.values())
 
     def close(self) -> None:
         """Leave the cluster; one of its own ends, with all its processes. A second call does nothing."""
