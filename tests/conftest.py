@@ -1,8 +1,6 @@
 """One thread for every process of the tests: several run side by side, and threads that wait for each other
-on cores that others use make each operation up to 40 times slower. No Hub: where there is no network its
-client tries for half a minute."""
+on cores that others use make each operation up to 40 times slower."""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"

@@ -85,6 +85,9 @@ class JobCommand(PlainCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Called by typer. An error of the command is told where the values that it names are from."""
+        if not ctx.params.get("quiet"):
+            for warning in _stray_variables(ctx):
+                typer.echo(warning, err=True)
         try:
             return super().invoke(ctx)
         except CaraServeError as error:
@@ -114,7 +117,7 @@ def config_text(context: Any, values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def stray_variables(context: Any) -> list[str]:
+def _stray_variables(context: Any) -> list[str]:
     """A warning for each variable of the environment that is called as if it were ours, and is not read."""
     known = {key.upper(): _variable_of(key) for key in _options_by_key(context)}
     known |= {each.removeprefix(_PROGRAM_PREFIX): each for each in _OTHER_VARIABLES}

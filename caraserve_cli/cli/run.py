@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from caraserve_cli.cli import run_options as o
-from caraserve_cli.cli.job_file import config_text, stray_variables
+from caraserve_cli.cli.job_file import config_text
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -94,8 +94,6 @@ def run(
     of several ranks.
     """
     given = dict(locals())
-    for warning in () if quiet else stray_variables(context):
-        typer.echo(warning, err=True)
     options = _run_options(dict(given))
     if print_config:
         typer.echo(config_text(context, given))

@@ -12,6 +12,7 @@ import pytest
 from caraserve_cli.job.stop_request import StopRequest
 from tests.cli.command import SAMPLE, user_environment
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
 STOPPED = "caraserve: stopped before anything was answered\n"
 JOB = ("run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", SAMPLE / "requests.jsonl")
 
@@ -70,19 +71,9 @@ def stopped_at(
     )
 
 
-# Each signal with each library, and with each way; both are handled alike.
-@pytest.mark.parametrize(
-    ("where", "how", "number"),
-    [
-        ("typer", WHILE_IMPORTING, signal.SIGINT),
-        ("typer", IN_A_DEL, signal.SIGTERM),
-        ("torch", WHILE_IMPORTING, signal.SIGTERM),
-        ("torch", IN_A_DEL, signal.SIGINT),
-        ("caraserve_cli.job.run", WHILE_IMPORTING, signal.SIGINT),
-        ("caraserve_cli.job.run", IN_A_DEL, signal.SIGTERM),
-    ],
-    ids=lambda value: {WHILE_IMPORTING: "raised", IN_A_DEL: "swallowed"}.get(value),
-)
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("where", ["typer", "torch", "caraserve_cli.job.run"])
+@pytest.mark.parametrize("how", [WHILE_IMPORTING, IN_A_DEL], ids=["raised", "swallowed"])
 def test_while_a_library_is_imported(tmp_path: Path, where: str, how: str, number: signal.Signals) -> None:
     out = tmp_path / "out"
     ended = stopped_at(where, how, number, out)
@@ -90,12 +81,10 @@ def test_while_a_library_is_imported(tmp_path: Path, where: str, how: str, numbe
     assert not out.exists()
 
 
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("where", "number"),
-    [
-        ("caraserve_cli.fleet.local:Surroundings:prepare", signal.SIGINT),
-        ("caraserve_cli.fleet.local:LocalReplica:_make_runner", signal.SIGTERM),
-    ],
+    "where",
+    ["caraserve_cli.fleet.local:Surroundings:prepare", "caraserve_cli.fleet.local:LocalReplica:_make_runner"],
 )
 def test_while_a_replica_starts(tmp_path: Path, where: str, number: signal.Signals) -> None:
     """Swallowed there too; the replica is ready before anybody looks."""

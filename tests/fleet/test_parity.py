@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import random
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +18,8 @@ import pytest
 
 from caraserve_cli.coldstart import assistant
 from caraserve_cli.coldstart.arrival import Arrival, Decision
+from caraserve_cli.coldstart.break_even import BreakEven
+from caraserve_cli.coldstart.policy import Auto
 from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
 from caraserve_cli.engine.tokens_under_way import TokensUnderWay
 from caraserve_cli.events import StepRecord
@@ -26,6 +28,7 @@ from caraserve_cli.fleet.options import DeviceName, ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import write_variants
 from tests.fleet.families import FAMILIES, VOCAB_SIZE, peft_answers, write_base
+from tests.perf.h200 import h200_profile
 
 REQUESTS_PER_ADAPTER = 8
 MAX_TOKENS = 12
@@ -203,6 +206,48 @@ def test_no_cold_start_changes_an_answer(
     ways = Counter(completion.cold_start.value for completion in answers.values())
     assert ways[cold_start] > 20
     assert sum(record.num_adapter_loads for record in steps.records) >= 24, "each of the adapters was cold"
+
+
+@pytest.mark.parametrize(
+    ("cold_start", "is_gpu_way"),
+    [("cpu-assist", False), ("cpu-assist", True), ("auto", True)],
+    ids=["CPU", "the GPU's way", "auto, the GPU's way"],
+)
+def test_answers_of_one_token_whose_adapters_are_not_loaded(
+    oracle: Oracle, cold_start: str, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among longer ones, some of the same adapters; few at a time, so that most adapters are wanted once."""
+    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: is_gpu_way)
+    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)
+    if cold_start == "auto":  # by the model, of a machine whose copies of these small adapters take long
+        profile = h200_profile()
+        assert profile.link is not None
+        auto = Auto(BreakEven(replace(profile, link=replace(profile.link, bytes_per_ms=100.0))))
+        monkeypatch.setattr("caraserve_cli.fleet.local.choose_policy", lambda name, break_even: auto)
+    requests = [
+        replace(each, sampling=replace(each.sampling, max_tokens=1)) if number % 5 else each
+        for number, each in enumerate(oracle.requests)
+    ]
+    answers, steps = answer(
+        oracle,
+        requests,
+        most_at_once=8,
+        cold_start=cold_start,
+        cpu_workers=2,
+        prefill_chunk_tokens=7,
+        kv_block_tokens=4,
+        adapter_memory="500KB" if is_gpu_way else "250KB",
+        max_running=32,
+        max_batch_tokens=256,
+    )
+    assert len(answers) == len(requests)
+    assert_same(oracle, answers)
+    num_loads, num_spared = (
+        sum(getattr(record, name) for record in steps.records)
+        for name in ("num_adapter_loads", "num_spared_loads")
+    )
+    assert num_spared > 50
+    assert num_loads > 10
 
 
 class Beside:

@@ -14,12 +14,9 @@ import pytest
 from caraserve_cli.coldstart import assistant
 from caraserve_cli.coldstart.arrival import Arrival, Decision
 from caraserve_cli.coldstart.assistant import Assistance, Assistant, AssistedSegment
-from caraserve_cli.coldstart.break_even import BreakEven
-from caraserve_cli.coldstart.policy import Auto
 from caraserve_cli.core import ColdStart, Completion, Request
 from tests.fleet.test_parity import Oracle, Steps, answer, assert_same
 from tests.fleet.test_partial_assist import NUM_LAYERS, Assists, oracle
-from tests.perf.h200 import h200_profile
 
 __all__ = ["oracle"]
 
@@ -77,13 +74,15 @@ def serve(
     return answers, steps
 
 
+@pytest.mark.parametrize("is_gpu_way", [False, True], ids=["CPU", "the GPU's way"])
 @pytest.mark.parametrize(
-    ("is_gpu_way", "chunk", "fails_every"),
+    ("chunk", "fails_every"),
     # A prompt of 30 tokens has some hundreds of results in chunks of 1.
-    [(True, 1, None), (False, 1, 401), (True, 7, 97), (False, 7, 97), (True, 512, 29)],
+    [(1, None), (1, 401), (7, 97), (512, 29)],
+    ids=["single tokens", "single tokens, some too late", "chunks, some too late", "whole, some too late"],
 )
 def test_tokens_are_pefts(
-    oracle: Oracle, is_gpu_way: bool, chunk: int, fails_every: int | None, monkeypatch: pytest.MonkeyPatch
+    oracle: Oracle, fails_every: int | None, chunk: int, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assists = Assists(monkeypatch, fails_every)
     answers, steps = serve(oracle, monkeypatch, is_gpu_way=is_gpu_way, chunk=chunk, most_at_once=12)
@@ -125,42 +124,3 @@ def test_where_no_worker_is_left_when_the_step_begins_the_adapter_is_loaded(
     assert num_refused > 10
     assert sum(each.num_failed_assists for each in answers.values()) > 5
     assert sum(record.num_spared_loads for record in steps.records) > 5
-
-
-@pytest.mark.parametrize(
-    ("cold_start", "is_gpu_way"),
-    [("cpu-assist", False), ("cpu-assist", True), ("auto", True)],
-    ids=["CPU", "the GPU's way", "auto, the GPU's way"],
-)
-def test_by_the_policies_of_the_program(
-    oracle: Oracle, cold_start: str, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Among longer ones, some of the same adapters; few at a time, so that most adapters are wanted once."""
-    monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: is_gpu_way)
-    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)
-    if cold_start == "auto":  # by the model, of a machine whose copies of these small adapters take long
-        profile = h200_profile()
-        assert profile.link is not None
-        auto = Auto(BreakEven(replace(profile, link=replace(profile.link, bytes_per_ms=100.0))))
-        monkeypatch.setattr("caraserve_cli.fleet.local.choose_policy", lambda name, break_even: auto)
-    requests = requests_of(oracle, 5)
-    answers, steps = answer(
-        oracle,
-        requests,
-        most_at_once=8,
-        cold_start=cold_start,
-        cpu_workers=2,
-        prefill_chunk_tokens=7,
-        kv_block_tokens=4,
-        adapter_memory="900KB",
-        max_running=32,
-        max_batch_tokens=256,
-    )
-    assert len(answers) == len(requests)
-    assert_same(oracle, answers)
-    num_loads, num_spared = (
-        sum(getattr(record, name) for record in steps.records)
-        for name in ("num_adapter_loads", "num_spared_loads")
-    )
-    assert num_spared > 25
-    assert num_loads > 10
