@@ -161,8 +161,10 @@ class PackedPool:
 
     def gates(self, adapter_slots: Iterable[int]) -> tuple[Transfer, ...]:
         """The transfers that whoever reads these slots has to wait for, each once."""
-        for adapter_slot, transfer in tuple(self._transfer_of.items()):
-            if transfer.has_arrived:
+        # Each is asked once: dozens of adapters may be in one, and every one of them asks here.
+        arrived = {transfer for transfer in set(self._transfer_of.values()) if transfer.has_arrived}
+        for adapter_slot, transfer in tuple(self._transfer_of.items()) if arrived else ():
+            if transfer in arrived:
                 self._load_ms[adapter_slot] = transfer.lasted_ms
                 del self._transfer_of[adapter_slot]
         of_slots = (self._transfer_of.get(adapter_slot) for adapter_slot in adapter_slots)

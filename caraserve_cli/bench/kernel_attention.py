@@ -22,9 +22,9 @@ from caraserve_cli.fleet.kernel_place import largest_error
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_kernels.paged_decode import (
     DecodeScratch,
-    choose_num_splits,
     paged_decode,
     paged_decode_reference,
+    plan_decode,
 )
 from caraserve_kernels.paged_prefill import (
     build_prefill_tiles,
@@ -106,9 +106,9 @@ def measure_attention(bench: KernelBench, case: AttentionCase) -> OperatorResult
 def _decode(bench: KernelBench, case: AttentionCase, requests: _PagedRequests) -> tuple[_Attend, _Attend]:
     """Decoding, and its reference."""
     shape = bench.shape
-    num_splits = choose_num_splits(case.num_requests, shape.num_kv_heads, bench.num_sms)
+    plan = plan_decode(case.num_requests, shape.num_heads, shape.num_kv_heads, bench.dtype, bench.num_sms)
     scratch = DecodeScratch.allocate(
-        case.num_requests * num_splits,
+        case.num_requests * plan.num_splits,
         case.num_requests,
         shape.num_heads,
         shape.num_kv_heads,
@@ -122,7 +122,7 @@ def _decode(bench: KernelBench, case: AttentionCase, requests: _PagedRequests) -
         return requests.query, requests.keys[cache], requests.values[cache], tables, lens, _NO_WINDOW, scale
 
     return (
-        lambda cache, out: paged_decode(*given(cache), out, scratch, num_splits),
+        lambda cache, out: paged_decode(*given(cache), out, scratch, plan),
         lambda cache, out: paged_decode_reference(*given(cache), out),
     )
 

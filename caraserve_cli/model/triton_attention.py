@@ -13,7 +13,7 @@ from torch import Tensor
 
 from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.rope import Rotation
-from caraserve_kernels.paged_decode import DecodeScratch, choose_num_splits, paged_decode
+from caraserve_kernels.paged_decode import DecodeScratch, paged_decode, plan_decode
 from caraserve_kernels.paged_prefill import PrefillTiling, paged_prefill
 from caraserve_kernels.rope_cache import rope_and_cache
 
@@ -74,23 +74,25 @@ class DecodeAttention:
     def __init__(self, batch: PagedBatch, scratch: DecodeScratch, num_sms: int) -> None:
         self._batch = batch
         self._scratch = scratch
-        num_kv_heads = batch.cache.keys.shape[1]
-        self._num_splits = choose_num_splits(batch.context_lens.shape[0], num_kv_heads, num_sms)
+        self._num_sms = num_sms
 
     def attend(self, layer: int, qkv: Tensor, qk_norm: Tensor | None) -> Tensor:
         """See `AttentionContext`."""
         query = self._batch.write(layer, qkv, qk_norm)
         out = torch.empty_like(query)
+        keys, values = self._batch.layer_cache(layer)
+        num_sequences, num_heads, head_dim = query.shape
         paged_decode(
             query,
-            *self._batch.layer_cache(layer),
+            keys,
+            values,
             self._batch.block_tables,
             self._batch.context_lens,
             self._batch.window(layer),
-            query.shape[2] ** -0.5,
+            head_dim**-0.5,
             out,
             self._scratch,
-            self._num_splits,
+            plan_decode(num_sequences, num_heads, keys.shape[0], query.dtype, self._num_sms),
         )
         return out.flatten(1)
 

@@ -11,9 +11,10 @@ Shapes and dtypes: `query`, `out` [S, H, D]; `key_cache`, `value_cache` [KVH, bl
 one dtype. `block_tables` [S, blocks of the longest] int32; `context_lens` [S] int32, the new token included,
 whose key and value are already in the cache. `DecodeScratch` holds float32 partial results.
 
-The keys of a sequence are split among `num_splits` programs a kv head, a launch argument, so that a captured
-launch serves every length. Each leaves a partial maximum, sum and weighted values; the program that arrives
-last merges them in the order of the splits, whatever the order of arrival. With one split there is no merge.
+The keys of a sequence are those of one program a kv head, or split among several (`DecodePlan`): launch
+arguments, so that a captured launch serves every length. Each split leaves a partial maximum, sum and
+weighted values; the program that arrives last merges them in the order of the splits, whatever the order of
+arrival.
 
 Source: FlashDecoding (Dao et al. 2023) for the splits, PagedAttention (Kwon et al. 2023) for the cache.
 """
@@ -21,7 +22,7 @@ Source: FlashDecoding (Dao et al. 2023) for the splits, PagedAttention (Kwon et 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -49,11 +50,13 @@ _MIN_DOT_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class DecodeLaunch:
-    """How the kernel is launched: keys a tile, warps a program, and tiles in flight."""
+    """How the kernel is launched: keys a tile, warps a program, and tiles in flight; and how many programs a
+    Hopper's multiprocessor then holds at once, 0 where no wave of them is counted."""
 
     block_keys: int
     num_warps: int
     num_stages: int
+    programs_per_sm: int = 0
 
 
 # H200, bfloat16, 32 heads of 128, µs by (keys, warps, stages). 64 sequences of 148 / 64 of 192 / 32 of 512 /
@@ -62,12 +65,28 @@ class DecodeLaunch:
 # 1 sequence of 512 / 8 of 512 tokens: (64, 4, 1): 8.3 / 25, (16, 1, 3): 9.9 / 46; 8 of them are 2 programs a
 # multiprocessor, 32 are 8. With 8 kv heads, 32 of 512 / 256 of 192 / 32 of 4,096: (64, 4, 3): 26 / 56 / 169,
 # (128, 8, 3): 21 / 74 / 128; floors 16 / 47 / 125.
-SINGLE_LAUNCH = DecodeLaunch(block_keys=16, num_warps=1, num_stages=3)
+SINGLE_LAUNCH = DecodeLaunch(block_keys=16, num_warps=1, num_stages=3, programs_per_sm=8)
 FEW_SINGLE_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=1)
 # Programs a multiprocessor from which there are not few. Chosen between the 2 and the 8 above.
 MANY_PROGRAMS_PER_SM = 6
-GROUPED_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=3)
+GROUPED_LAUNCH = DecodeLaunch(block_keys=64, num_warps=4, num_stages=3, programs_per_sm=2)
 FLOAT32_GROUPED_LAUNCH = DecodeLaunch(block_keys=32, num_warps=8, num_stages=1)
+# Programs run in waves, as many at once as the device holds, and whole sequences in a last wave of few leave
+# the memory idle: up to half a wave is split. H200, 32 kv heads, waves of 33 sequences of 200 tokens, µs,
+# whole / the last wave in 2 / 4 / 8 splits: 34 sequences 44 / 39 / 36 / 35, 40: 50 / 42 / 40 / 43, 48: 51 /
+# 46 / 49 / 54, 68: 72 / 65 / 62 / -, 80: 77 / 72 / 74 / 78, 104: 98 / 92 / 90 / 92, 88, two thirds of a
+# wave: 79 / 81 / 83 / 90. 8 kv heads, 500 tokens: 36: 28 / 25 / 26 / 27, 68: 49 / 45 / 42 / 41. Graphs are
+# padded: most launches for 80 have fewer, of which 4 splits are the best.
+LAST_WAVE_SPLITS = 4
+
+
+class DecodePlan(NamedTuple):
+    """How a batch is computed: each of the first `num_whole` sequences by a program a kv head, each of the
+    others by `num_splits`."""
+
+    launch: DecodeLaunch
+    num_whole: int
+    num_splits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +121,20 @@ class DecodeScratch:
         )
 
 
-def choose_num_splits(num_sequences: int, num_kv_heads: int, num_sms: int) -> int:
-    """Splits that fill the device, by what is known when a launch is captured: not the lengths."""
-    wanted = PROGRAMS_PER_SM * num_sms // max(1, num_sequences * num_kv_heads)
-    return max(1, min(_WORTHWHILE_SPLITS, wanted))
+def plan_decode(
+    num_sequences: int, num_heads: int, num_kv_heads: int, dtype: torch.dtype, num_sms: int
+) -> DecodePlan:
+    """The plan that fills the device, by what is known when a launch is captured: not the lengths."""
+    num_programs = num_sequences * num_kv_heads
+    launch = _choose_launch(num_programs, num_heads // num_kv_heads, dtype, num_sms)
+    num_splits = min(_WORTHWHILE_SPLITS, PROGRAMS_PER_SM * num_sms // max(1, num_programs))
+    if num_splits > 1:
+        return DecodePlan(launch, 0, num_splits)
+    wave = launch.programs_per_sm * num_sms // num_kv_heads
+    num_late = num_sequences % wave if 0 < wave < num_sequences else 0
+    if num_late > wave // 2:
+        num_late = 0
+    return DecodePlan(launch, num_sequences - num_late, LAST_WAVE_SPLITS if num_late else 1)
 
 
 def paged_decode(
@@ -118,12 +147,12 @@ def paged_decode(
     scale: float,
     out: Tensor,
     scratch: DecodeScratch | None,
-    num_splits: int,
+    plan: DecodePlan,
 ) -> None:
-    """The operator described above, by the device of its tensors; `scratch` only for more than one split."""
+    """The operator described above, by the device of its tensors; `scratch` where sequences are split."""
     if query.is_cuda:
         launch_paged_decode(
-            query, key_cache, value_cache, block_tables, context_lens, window, scale, out, scratch, num_splits
+            query, key_cache, value_cache, block_tables, context_lens, window, scale, out, scratch, plan
         )
     else:
         paged_decode_reference(query, key_cache, value_cache, block_tables, context_lens, window, scale, out)
@@ -139,36 +168,35 @@ def launch_paged_decode(
     scale: float,
     out: Tensor,
     scratch: DecodeScratch | None,
-    num_splits: int,
-    launch: DecodeLaunch | None = None,
+    plan: DecodePlan,
 ) -> None:
-    """The Triton kernel; `launch` is for measurements."""
+    """The Triton kernel."""
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, _, block_tokens, _ = key_cache.shape
     group = num_heads // num_kv_heads
     check_cache(query, key_cache, value_cache, block_tables)
     assert out.stride(2) == 1
-    assert 1 <= num_splits <= MAX_SPLITS
+    launch, num_late = plan.launch, num_sequences - plan.num_whole
+    assert num_late >= 0
+    assert 1 <= plan.num_splits <= MAX_SPLITS
     if scratch is not None:
-        assert scratch.stats.numel() >= num_sequences * num_heads * num_splits * 2
-        assert scratch.partial.numel() >= num_sequences * num_heads * num_splits * padded_head_dim(head_dim)
-        assert scratch.arrivals.numel() >= num_sequences * num_kv_heads
-    assert scratch is not None or num_splits == 1
+        num_rows = num_late * num_heads * plan.num_splits
+        assert scratch.stats.numel() >= num_rows * 2
+        assert scratch.partial.numel() >= num_rows * padded_head_dim(head_dim)
+        assert scratch.arrivals.numel() >= num_late * num_kv_heads
+    assert scratch is not None or plan.num_splits == 1
     if num_sequences == 0:
         return
     overlap = can_overlap(query.device)
-    if launch is None:
-        num_programs = num_kv_heads * num_sequences * num_splits
-        launch = _choose_launch(num_programs, group, query.dtype, query.device)
-    paged_decode_kernel[(num_kv_heads, num_sequences, num_splits)](
+    paged_decode_kernel[(num_kv_heads, plan.num_whole + num_late * plan.num_splits)](
         query, key_cache, value_cache, block_tables, context_lens, out, scratch.partial if scratch else out,
         scratch.stats if scratch else out, scratch.arrivals if scratch else context_lens, scale * LOG2_E,
-        num_splits, query.stride(0), query.stride(1), out.stride(0), out.stride(1), key_cache.stride(0),
-        key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
+        plan.num_whole, plan.num_splits, query.stride(0), query.stride(1), out.stride(0), out.stride(1),
+        key_cache.stride(0), key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
         num_heads=num_heads, num_kv_heads=num_kv_heads,
         group_rows=1 if group == 1 else max(_MIN_DOT_ROWS, triton.next_power_of_2(group)), head_dim=head_dim,
         block_dim=padded_head_dim(head_dim), block_tokens=block_tokens, block_keys=launch.block_keys,
-        window=window, loop_stages=launch.num_stages, max_splits=MAX_SPLITS, alone=num_splits == 1,
+        window=window, loop_stages=launch.num_stages, max_splits=MAX_SPLITS, alone=plan.num_splits == 1,
         overlap=overlap, ahead_keys=_ahead_keys(key_cache, launch), num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         **({"launch_pdl": True} if overlap else {}),
@@ -181,17 +209,11 @@ def _ahead_keys(cache: Tensor, launch: DecodeLaunch) -> int:
     return 16 * launch.num_warps if row_bytes % 16 == 0 and cache.data_ptr() % 16 == 0 else 0
 
 
-def _choose_launch(num_programs: int, group: int, dtype: torch.dtype, device: torch.device) -> DecodeLaunch:
+def _choose_launch(num_programs: int, group: int, dtype: torch.dtype, num_sms: int) -> DecodeLaunch:
     if group > 1:
         return FLOAT32_GROUPED_LAUNCH if dtype == torch.float32 else GROUPED_LAUNCH
-    is_many = num_programs >= MANY_PROGRAMS_PER_SM * _num_sms(device)
+    is_many = num_programs >= MANY_PROGRAMS_PER_SM * num_sms
     return SINGLE_LAUNCH if is_many and dtype != torch.float32 else FEW_SINGLE_LAUNCH
-
-
-@cache
-def _num_sms(device: torch.device) -> int:
-    """Multiprocessors; 1 where the kernel is interpreted."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def paged_decode_reference(

@@ -16,23 +16,33 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from caraserve_kernels.paged_attention import UNSEEN, cache_rows, row_mask
 
 
-@triton.jit(do_not_specialize_on_alignment=["num_splits"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_whole", "num_splits"])  # type: ignore[untyped-decorator]
 def paged_decode_kernel(  # type: ignore[no-untyped-def]
     query, key_cache, value_cache, block_tables, context_lens, out, partial, stats, arrivals, scale_log2,
-    num_splits, stride_query_sequence, stride_query_head, stride_out_sequence, stride_out_head,
+    num_whole, num_splits, stride_query_sequence, stride_query_head, stride_out_sequence, stride_out_head,
     stride_cache_head, stride_cache_block, stride_cache_token, stride_table,
     num_heads: tl.constexpr, num_kv_heads: tl.constexpr, group_rows: tl.constexpr, head_dim: tl.constexpr,
     block_dim: tl.constexpr, block_tokens: tl.constexpr, block_keys: tl.constexpr, window: tl.constexpr,
     loop_stages: tl.constexpr, max_splits: tl.constexpr, alone: tl.constexpr, overlap: tl.constexpr,
     ahead_keys: tl.constexpr,
 ):  # fmt: skip
-    """One program: one split (`alone` if there are no others) of a sequence, for the heads of one kv head."""
+    """One program: for the heads of one kv head, a whole sequence or, after the first `num_whole`, one of
+    `num_splits` of its parts. `alone` if none has parts."""
     if overlap:
         gdc_launch_dependents()
     group: tl.constexpr = num_heads // num_kv_heads
     kv_head = tl.program_id(0)
     sequence = tl.program_id(1)
-    split = tl.program_id(2)
+    split = 0
+    late = sequence - num_whole  # of those in parts, which one; negative of a whole one
+    if alone:
+        num_splits = 1
+    elif late >= 0:
+        split = late % num_splits
+        late = late // num_splits
+        sequence = num_whole + late
+    else:
+        num_splits = 1
     rows = tl.arange(0, group_rows)
     heads = kv_head * group + rows
     dims = tl.arange(0, block_dim)[None, :]
@@ -79,8 +89,8 @@ def paged_decode_kernel(  # type: ignore[no-untyped-def]
     if alone:
         tl.store(target, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
     else:
-        first_row = (sequence * num_heads + heads) * num_splits
-        arrival = arrivals + sequence * num_kv_heads + kv_head
+        first_row = (late * num_heads + heads) * num_splits
+        arrival = arrivals + late * num_kv_heads + kv_head
         used_splits = tl.cdiv(num_keys, split_keys)
         _share(top, total, acc, partial, stats, arrival, first_row, split, used_splits, target, mask,
                group, group_rows, block_dim, max_splits)  # fmt: skip

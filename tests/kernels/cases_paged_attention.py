@@ -14,6 +14,7 @@ from torch import Tensor
 
 from caraserve_kernels.paged_decode import (
     DecodeLaunch,
+    DecodePlan,
     DecodeScratch,
     launch_paged_decode,
     paged_decode_reference,
@@ -129,11 +130,13 @@ DECODE_SHAPES = [
 ]
 
 
+# The whole sequences, of six, and the parts of each other; one part where none has parts.
 @pytest.mark.parametrize(
-    ("dtype", "num_splits"), [(torch.float32, 1), (torch.float32, 5), (torch.float16, 2)]
+    ("dtype", "num_whole", "num_splits"),
+    [(torch.float32, 6, 1), (torch.float32, 0, 5), (torch.float32, 3, 4), (torch.float16, 1, 2)],
 )
 @pytest.mark.parametrize("shape", DECODE_SHAPES, ids=str)
-def test_decode(dtype: torch.dtype, shape: Shape, num_splits: int) -> None:
+def test_decode(dtype: torch.dtype, shape: Shape, num_whole: int, num_splits: int) -> None:
     batch = make_batch(shape, CONTEXT_LENS, [1] * len(CONTEXT_LENS), dtype)
     num_sequences = len(CONTEXT_LENS)
     query = make_query(num_sequences, shape, dtype)
@@ -143,9 +146,10 @@ def test_decode(dtype: torch.dtype, shape: Shape, num_splits: int) -> None:
         query, batch.key_cache, batch.value_cache, batch.full_tables, batch.context_lens, shape.window,
         shape.scale, expected,
     )  # fmt: skip
+    num_late = num_sequences - num_whole
     scratch = DecodeScratch.allocate(
-        num_sequences * num_splits,
-        num_sequences,
+        num_late * num_splits,
+        num_late,
         shape.num_heads,
         shape.num_kv_heads,
         shape.head_dim,
@@ -158,7 +162,8 @@ def test_decode(dtype: torch.dtype, shape: Shape, num_splits: int) -> None:
         out = strided_like(num_sequences, shape, dtype)
         launch_paged_decode(
             query, batch.key_cache, batch.value_cache, batch.tables, batch.context_lens, shape.window,
-            shape.scale, out, scratch if num_splits > 1 else None, num_splits, DecodeLaunch(16, 4, 1),
+            shape.scale, out, scratch if num_splits > 1 else None,
+            DecodePlan(DecodeLaunch(16, 4, 1), num_whole, num_splits),
         )  # fmt: skip
         assert not scratch.arrivals.any()
         outputs.append(out)

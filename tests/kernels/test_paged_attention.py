@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from caraserve_kernels import paged_decode as decode
 from caraserve_kernels import paged_prefill as prefill
 from caraserve_kernels.paged_attention import padded_head_dim
-from caraserve_kernels.paged_decode import DecodeLaunch, DecodeScratch, choose_num_splits, paged_decode
+from caraserve_kernels.paged_decode import DecodeLaunch, DecodePlan, DecodeScratch, paged_decode, plan_decode
 from caraserve_kernels.paged_decode_kernel import paged_decode_kernel
 from caraserve_kernels.paged_prefill import (
     PrefillTiling,
@@ -81,7 +81,16 @@ def test_on_the_cpu_it_is_torchs(window: int) -> None:
     decoded = torch.full_like(query[:2], torch.nan)
     rows = cu_query[decoding]
     paged_decode(
-        query[rows], keys, values, block_tables[decoding], lens[decoding], window, 0.3, decoded, None, 1
+        query[rows],
+        keys,
+        values,
+        block_tables[decoding],
+        lens[decoding],
+        window,
+        0.3,
+        decoded,
+        None,
+        DecodePlan(DecodeLaunch(16, 1, 1), 2, 1),
     )
     torch.testing.assert_close(decoded, expected[rows])
 
@@ -91,25 +100,48 @@ def query_slices(num_queries: list[int]) -> list[slice]:
     return [slice(end - count, end) for count, end in zip(num_queries, ends, strict=True)]
 
 
-class TestSplits:
+def plan(num_sequences: int, num_heads: int, num_kv_heads: int) -> DecodePlan:
+    return plan_decode(num_sequences, num_heads, num_kv_heads, torch.bfloat16, 132)
+
+
+class TestPlan:
     def test_one_sequence_fills_the_device(self) -> None:
-        assert choose_num_splits(1, 8, 132) * 8 >= 128
-        assert 8 < choose_num_splits(1, 1, 132) <= decode.MAX_SPLITS
+        assert plan(1, 8, 8).num_whole == plan(1, 1, 1).num_whole == 0
+        assert plan(1, 8, 8).num_splits * 8 >= 128
+        assert 8 < plan(1, 1, 1).num_splits <= decode.MAX_SPLITS
 
-    def test_many_sequences_are_not_split(self) -> None:
-        assert choose_num_splits(256, 32, 132) == 1
-        assert choose_num_splits(0, 8, 132) >= 1
+    def test_waves_that_are_nearly_full_are_not_split(self) -> None:
+        assert plan(256, 32, 32) == (decode.SINGLE_LAUNCH, 256, 1)
+        assert plan(32, 32, 32) == (decode.SINGLE_LAUNCH, 32, 1)
+        assert plan(66, 32, 8) == (decode.GROUPED_LAUNCH, 66, 1)
+        assert plan(0, 8, 8).num_splits >= 1
 
-    def test_more_sequences_never_more_splits(self) -> None:
-        splits = [choose_num_splits(count, 8, 132) for count in range(1, 300)]
+    def test_a_last_wave_of_few_is_split(self) -> None:
+        assert plan(68, 32, 32) == (decode.SINGLE_LAUNCH, 66, decode.LAST_WAVE_SPLITS)
+        assert plan(82, 32, 32).num_whole == 66
+        assert plan(83, 32, 32).num_whole == 83
+        assert plan(34, 32, 8) == (decode.GROUPED_LAUNCH, 33, decode.LAST_WAVE_SPLITS)
+
+    def test_float32_adds_in_one_order(self) -> None:
+        for group in (1, 4):
+            for count in range(12, 300):
+                assert plan_decode(count, 32, 32 // group, torch.float32, 132).num_splits in (
+                    1,
+                    264 // (count * 32 // group),
+                )
+
+    def test_more_sequences_never_more_splits_of_all(self) -> None:
+        plans = [plan(count, 8, 8) for count in range(1, 300)]
+        splits = [each.num_splits for each in plans if not each.num_whole]
         assert splits == sorted(splits, reverse=True)
 
     def test_scratch_of_another_launch_is_refused(self) -> None:
         scratch = DecodeScratch.allocate(4, 4, 2, 2, 16, torch.device("cpu"))
         query, caches = torch.zeros(4, 2, 16), torch.zeros(2, 1, 16, 16)
         tables, lens = torch.zeros(4, 1, dtype=torch.int32), torch.ones(4, dtype=torch.int32)
+        two_each = DecodePlan(decode.SINGLE_LAUNCH, 0, 2)
         with pytest.raises(AssertionError):
-            decode.launch_paged_decode(query, caches, caches, tables, lens, 0, 1.0, query, scratch, 2)
+            decode.launch_paged_decode(query, caches, caches, tables, lens, 0, 1.0, query, scratch, two_each)
 
 
 class TestTiles:
