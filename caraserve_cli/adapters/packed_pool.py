@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -180,14 +181,11 @@ class PackedPool:
         return self._load_ms.get(adapter_slot)
 
     def _open_transfer(self, order: LayerOrder, adapter_slots: list[int]) -> None:
-        copies: list[LayerCopy] = []
         loads = [self._loads[adapter_slot] for adapter_slot in adapter_slots]
+        copies = self._table_copies(adapter_slots)
         for adapter_slot, load in zip(adapter_slots, loads, strict=True):
-            layout = self._layouts[adapter_slot]
-            rows = self._table_rows(layout.placed(load.first)).view(-1)
-            copies.append(LayerCopy(self.table[adapter_slot].view(-1), rows))
             extent = self.weights[load.first : load.first + load.blob.numel()]
-            copies.append(LayerCopy(extent, load.blob, layout.layer_starts))
+            copies.append(LayerCopy(extent, load.blob, self._layouts[adapter_slot].layer_starts))
 
         def tell_all() -> None:
             for load in loads:
@@ -195,6 +193,18 @@ class PackedPool:
 
         transfer = self.transfers.open(copies, order, tell_all)
         self._transfer_of |= dict.fromkeys(adapter_slots, transfer)
+
+    def _table_copies(self, adapter_slots: list[int]) -> list[LayerCopy]:
+        """Of what the table says of slots that are loaded: slots side by side are one copy, since dozens are
+        loaded at once while the device waits."""
+        slots = sorted(adapter_slots)
+        placed = [self._layouts[slot].placed(self._loads[slot].first) for slot in slots]
+        rows = self._table_rows(np.stack(placed))
+        ends = [at for at in range(1, len(slots)) if slots[at] != slots[at - 1] + 1]
+        return [
+            LayerCopy(self.table[slots[first] : slots[end - 1] + 1].view(-1), rows[first:end].view(-1))
+            for first, end in pairwise((0, *ends, len(slots)))
+        ]
 
     def move(self, move: AdapterMove) -> None:
         """Have an extent slid down by the next `start_copies`: once, however often it is moved until then,

@@ -18,7 +18,7 @@ from caraserve_cli.engine.step_batch import StepBatch
 from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.model.attention import KvCache
 from caraserve_cli.model.decoder import Decoder
-from caraserve_cli.model.rope import BASE_VARIANT
+from caraserve_cli.model.rope import BASE_VARIANT, Rotation
 from caraserve_cli.model.triton_attention import PagedBatch
 
 
@@ -30,6 +30,7 @@ class GpuParts:
         decoder: the base.
         config: sizes and limits.
         cache: keys and values.
+        rotations: of all positions, see `Rope.table`.
         pool: adapters.
         form: theirs.
         chosen: int64 [most running sequences], the tokens that the last step chose.
@@ -39,6 +40,7 @@ class GpuParts:
     decoder: Decoder
     config: EngineConfig
     cache: KvCache
+    rotations: Tensor
     pool: PackedPool
     form: LoraForm
     chosen: Tensor
@@ -64,11 +66,17 @@ class GpuParts:
         """A batch at the head of the inputs' buffers; `variants` are each token's rotary frequencies, None
         for the base's."""
         fields, base = inputs.fields, self.decoder.config
+        positions = fields.positions[:num_tokens]
+        rotation = (
+            Rotation.looked_up(self.rotations, positions)
+            if variants is None
+            else self.decoder.rope.rotation(positions, variants)
+        )
         return PagedBatch(
             self.cache,
             base.sliding_window,
             base.rms_norm_eps,
-            self.decoder.rope.rotation(fields.positions[:num_tokens], variants),
+            rotation,
             fields.slot_mapping[:num_tokens],
             inputs.block_tables[:num_sequences],
             fields.context_lens[:num_sequences],

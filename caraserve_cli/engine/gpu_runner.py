@@ -78,6 +78,7 @@ class GpuRunner:
             decoder,
             config,
             KvCache(shape, config.num_kv_blocks, config.kv_block_tokens, decoder.dtype, device),
+            decoder.rope.table(config.max_context_tokens),
             self._pool,
             host_store.packer.form,
             torch.zeros(config.max_running, dtype=torch.int64, device=device),

@@ -172,9 +172,12 @@ def _default_shares(device: torch.device, left_bytes: int, total_bytes: int) -> 
 def _working_bytes(
     options: ReplicaOptions, config: DecoderConfig, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """What the largest step needs."""
+    """What the largest step needs, on a GPU with the rotations that steps look up."""
     num_bytes = _step_bytes(options.max_batch_tokens, options.max_running, config, dtype, device)
-    return num_bytes + (GPU_RUNTIME_BYTES if device.type == "cuda" else 0)
+    if device.type != "cuda":
+        return num_bytes
+    rotation_bytes = 2 * config.context_tokens * config.shape.head_dim * dtype.itemsize
+    return num_bytes + rotation_bytes + GPU_RUNTIME_BYTES
 
 
 def _beside_bytes(

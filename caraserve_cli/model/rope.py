@@ -19,6 +19,8 @@ from caraserve_cli.model.rope_config import RopeConfig
 
 BASE_VARIANT = 0
 _LONG_VARIANT = 1
+# Positions of a table that are computed at a time, in float32.
+_TABLE_PIECE = 8192
 
 
 class Rotation(NamedTuple):
@@ -30,6 +32,12 @@ class Rotation(NamedTuple):
 
     cos: Tensor
     sin: Tensor
+
+    @classmethod
+    def looked_up(cls, table: Tensor, positions: Tensor) -> Rotation:
+        """That of the base variant at `positions` [T], int32 or int64, from what `Rope.table` gave."""
+        rows = table.index_select(0, positions)
+        return cls(rows[:, :1], rows[:, 1:])
 
     def apply(self, x: Tensor) -> Tensor:
         """Rotates `x` [T, heads, head_dim]; a new tensor."""
@@ -75,6 +83,16 @@ class Rope:
             torch.cat((cos, cos), dim=-1).to(self._dtype).unsqueeze(1),
             torch.cat((-sin, sin), dim=-1).to(self._dtype).unsqueeze(1),
         )
+
+    def table(self, num_positions: int) -> Tensor:
+        """The rotations of positions 0 … `num_positions` - 1 in the base variant, to be looked up by steps
+        that compute them one kernel after the other: cos and sin, [positions, 2, head_dim]."""
+        table = torch.empty(num_positions, 2, self._config.head_dim, dtype=self._dtype, device=self._device)
+        for first in range(0, num_positions, _TABLE_PIECE):
+            end = min(first + _TABLE_PIECE, num_positions)
+            rotation = self.rotation(torch.arange(first, end, device=self._device))
+            table[first:end] = torch.cat(rotation, dim=1)
+        return table
 
     def _inv_freq_of(self, variants: Tensor | None) -> Tensor:
         """[head_dim / 2], or [T, head_dim / 2] where tokens differ."""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from caraserve_cli.model.rope import BASE_VARIANT, Rope
+from caraserve_cli.model import rope as module
+from caraserve_cli.model.rope import BASE_VARIANT, Rope, Rotation
 from caraserve_cli.model.rope_config import RopeConfig
 from tests.model.tiny import CPU
 
@@ -49,6 +51,15 @@ def test_rotation_by_hand() -> None:
             (first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()), dim=-1
         )
         torch.testing.assert_close(rotated[token], expected)
+
+
+def test_what_is_looked_up_is_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TABLE_PIECE", 10)
+    positions = torch.tensor([31, 0, 9, 10, 20, 10], dtype=torch.int32)
+    for rope in (make_rope("default"), make_longrope()):
+        found, computed = Rotation.looked_up(rope.table(CONTEXT), positions), rope.rotation(positions)
+        for ours, theirs in zip(found, computed, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_tokens_of_several_variants_are_rotated_as_each_alone() -> None:
