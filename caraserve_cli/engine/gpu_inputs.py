@@ -92,6 +92,7 @@ class GpuInputs:
         self.fields = BatchFields.views(self._flat, max_tokens, max_sequences)
         self.block_tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32, device=device)
         self.work = torch.zeros(work_capacity, dtype=torch.int32, device=device)
+        self._sent_tables = np.zeros((0, 0), np.int32)  # what `block_tables` begins with
         self._pinned = [
             _PinnedSet(flat_size, work_capacity, max_sequences * max_blocks, device) for _ in range(2)
         ]
@@ -121,7 +122,7 @@ class GpuInputs:
         """
         pinned = self._pinned[0]
         fields = BatchFields.views(pinned.flat, self._max_tokens, self._max_sequences)
-        for name, padding in (("token_ids", 0), ("feed_rows", -1), ("positions", 0), ("slot_mapping", -1)):
+        for name, padding in (("token_ids", 0), ("feed_rows", 0), ("positions", 0), ("slot_mapping", -1)):
             _fill(getattr(fields, name), getattr(batch, name), num_padded, padding)
         num_missing = self._max_sequences - batch.num_sequences
         _fill(fields.context_lens, batch.context_lens, num_missing, 0)
@@ -135,13 +136,17 @@ class GpuInputs:
         pinned.copied.record()
 
     def _send_tables(self, batch: StepBatch, pinned: _PinnedSet) -> None:
-        """Only as wide as the longest table, side by side; spread to their fixed places on the device."""
+        """Only as wide as the longest table, side by side; spread to their fixed places on the device. They
+        stay as they are while sequences decode within a block."""
+        if np.array_equal(batch.block_tables, self._sent_tables):
+            return
         rows, columns = batch.block_tables.shape
         compact = pinned.tables[: rows * columns].view(rows, columns)
         compact.numpy()[:] = batch.block_tables
         self.block_tables[:rows, :columns].copy_(
             compact.to(self.block_tables.device, non_blocking=True), non_blocking=True
         )
+        self._sent_tables = batch.block_tables
 
 
 def _fill(target: Tensor, values: Ints, num_padded: int, padding: int) -> None:

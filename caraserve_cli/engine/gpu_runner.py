@@ -81,11 +81,11 @@ class GpuRunner:
             decoder.rope.table(config.max_context_tokens),
             self._pool,
             host_store.packer.form,
-            torch.zeros(config.max_running, dtype=torch.int64, device=device),
+            torch.zeros(1 + config.max_running, dtype=torch.int64, device=device),
             _num_sms(device),
         )
-        self._parts, self._chosen = parts, parts.chosen
-        # The row of each sequence whose token is in `chosen`.
+        self._parts, self._chosen = parts, parts.chosen[1:]
+        # The row of each sequence whose token is in `parts.chosen`.
         self._feed_row_of: dict[int, int] = {}
         self._followed: TokensUnderWay | None = None  # the last step that another process has laid out
         self.adapters = GpuAdapters(host_store, self._pool, assistant)
@@ -165,7 +165,7 @@ class GpuRunner:
         """Choose the tokens, and keep them where the next step finds them."""
         sequences = [chunk.sequence for chunk in yielding]
         assistance = self._chunk_steps.assistance
-        self._feed_row_of = {id(sequence): row for row, sequence in enumerate(sequences)}
+        self._feed_row_of = {id(sequence): row for row, sequence in enumerate(sequences, 1)}
         if any(needs_lockstep(sequence.request.sampling) for sequence in sequences):
             tokens = list(zip(yielding, sample(logits.float(), sequences), strict=True))
             self._pool.note_ended(step)
@@ -175,12 +175,11 @@ class GpuRunner:
                 self._pool.transfers.take_copied_ms(),
                 outcome=assist_outcome(assistance),
             )
-        if any(sequence.request.sampling.temperature > 0 for sequence in sequences):
-            chosen = choose_tokens(logits.float(), sequences)
-        else:
-            chosen = logits.argmax(dim=-1)
         own = self._chosen[: len(sequences)]
-        own.copy_(chosen)
+        if any(sequence.request.sampling.temperature > 0 for sequence in sequences):
+            own.copy_(choose_tokens(logits.float(), sequences))
+        else:
+            torch.argmax(logits, dim=-1, out=own)
         if sequences:
             self._decoder.collective.broadcast_(own)
         return TokensUnderWay(yielding, self._chosen, self._pool, step, assistance)

@@ -42,6 +42,10 @@ class Holdings:
         sequence.num_computed_tokens = len(cached_blocks) * self._block_tokens
         return True
 
+    def hash_prefix(self, sequence: Sequence) -> None:
+        """Have the keys of its blocks ready for when it is planned."""
+        reusable_hashes(sequence, self._block_tokens)
+
     def num_cached_tokens(self, sequence: Sequence) -> int:
         """Of a sequence that holds no block: those that it would begin behind."""
         return (

@@ -151,6 +151,11 @@ class Scheduler:
         names = dict.fromkeys(name for name in ahead if name is not None)
         return [name for name in names if not self.residency.is_resident(name)]
 
+    def look_ahead(self) -> None:
+        """Do what the next plans need of those that wait, while the device computes."""
+        for sequence in self._line.first(LOOKAHEAD_SEQUENCES):
+            self._holdings.hash_prefix(sequence)
+
     def halve_batch(self) -> bool:
         """Plan smaller steps for a while, for one did not fit the device; False if they cannot be smaller."""
         return self._batch_limit.halve()

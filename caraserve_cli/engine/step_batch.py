@@ -25,8 +25,8 @@ class StepBatch:
     Attributes:
         chunks: in the order of the batch; none in a process that only follows.
         token_ids: [tokens]; 0 where the token is still under way.
-        feed_rows: [tokens], the row of the last step's output tokens that holds the token, -1 where it is in
-            `token_ids`.
+        feed_rows: [tokens], from 1 on the row of the last step's output tokens that holds the token, 0 where
+            it is in `token_ids`.
         positions: [tokens], each token's place in its sequence.
         slot_mapping: [tokens], its place in the KV cache.
         first_tokens: [sequences + 1], where each chunk begins.
@@ -92,7 +92,7 @@ class StepBatch:
         np.cumsum(num_chunk_tokens, out=first_tokens[1:])
         starts = np.array([chunk.start for chunk in ordered], np.int32)
         token_ids = np.zeros(first_tokens[-1], np.int32)
-        feed_rows = np.full(first_tokens[-1], -1, np.int32)
+        feed_rows = np.zeros(first_tokens[-1], np.int32)
         slot_mapping = np.empty(first_tokens[-1], np.int32)
         for chunk, first in zip(ordered, first_tokens.tolist(), strict=False):
             _fill_chunk(chunk, first, block_tokens, token_ids, feed_rows, slot_mapping, feed_row_of)

@@ -28,6 +28,17 @@ def test_a_step_never_exceeds_its_token_budget() -> None:
     assert chunks_of(run_step(scheduler)) == {"a": (0, 7), "b": (0, 3)}
 
 
+def test_those_that_wait_are_hashed_before_their_turn() -> None:
+    scheduler = make_scheduler(max_batch_tokens=8)
+    for name in "ab":
+        add(scheduler, name, 8)
+    run_step(scheduler)
+    waiting = scheduler.waiting[0]
+    assert not waiting.block_hashes
+    scheduler.look_ahead()
+    assert len(waiting.block_hashes) == 1, "its second block is not full before its last token"
+
+
 def test_the_youngest_is_preempted_and_comes_back_first() -> None:
     scheduler = make_scheduler(num_kv_blocks=4)
     old = add(scheduler, "old", 8, max_tokens=8)

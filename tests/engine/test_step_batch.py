@@ -76,7 +76,7 @@ def test_pending_tokens_come_from_the_last_steps_rows() -> None:
         {id(pending): 9},
     )
     assert batch.is_decode
-    assert batch.feed_rows.tolist() == [9, -1]
+    assert batch.feed_rows.tolist() == [9, 0]
     assert batch.token_ids.tolist() == [0, 102]
     assert batch.positions.tolist() == [3, 2]
 
