@@ -85,6 +85,7 @@ class AdapterLayout:
         pieces: one for each module that the adapter changes.
         layer_starts: layer i lies in elements `layer_starts[i] … layer_starts[i + 1]`, for copies by layer.
         table: int64 [layers, groups, TABLE_FIELDS], offsets counted from the blob's start.
+        is_offset: bool, of the same shape: which of its numbers move with the blob.
         stacked_rows: int32 [groups], the height of the group's tallest A stack over all layers.
         largest_rank: of any module of any layer, its own and not the padded one; 0 without modules.
     """
@@ -93,6 +94,7 @@ class AdapterLayout:
     pieces: Mapping[ModuleKey, ModulePiece]
     layer_starts: tuple[int, ...]
     table: NDArray[np.int64]
+    is_offset: NDArray[np.bool_]
     stacked_rows: NDArray[np.int32]
     largest_rank: int
 
@@ -123,17 +125,16 @@ class AdapterLayout:
             layer_starts.append(end)
         stacked_rows = table[..., RANKS].sum(axis=-1).max(axis=0, initial=0).astype(np.int32)
         largest_rank = max(lora_ranks.values(), default=0)
-        return AdapterLayout(end, pieces, tuple(layer_starts), table, stacked_rows, largest_rank)
+        is_offset = np.zeros(table.shape, dtype=bool)
+        is_offset[..., A_OFFSET] = is_offset[..., _B_OFFSETS] = True
+        is_offset[..., _BIAS_OFFSETS] = table[..., _BIAS_OFFSETS] != NO_BIAS
+        return AdapterLayout(end, pieces, tuple(layer_starts), table, is_offset, stacked_rows, largest_rank)
 
     def placed(self, first_element: int) -> NDArray[np.int64]:
         """The table of this adapter when its blob begins at element `first_element` of the pool."""
         if first_element % PIECE_ALIGN_ELEMENTS:
             raise ValueError(f"element {first_element} is no multiple of {PIECE_ALIGN_ELEMENTS}")
-        table = self.table.copy()
-        table[..., A_OFFSET] += first_element
-        table[..., _B_OFFSETS] += first_element
-        table[..., _BIAS_OFFSETS] += np.where(table[..., _BIAS_OFFSETS] == NO_BIAS, 0, first_element)
-        return table
+        return self.table + self.is_offset * np.int64(first_element)
 
 
 def empty_table(num_slots: int, num_layers: int, num_groups: int) -> NDArray[np.int64]:
