@@ -157,7 +157,8 @@ class Engine:
             self._runner.adapters.begin_copies()
         elif not self._steps and not failures and self.scheduler.has_work:
             self._runner.adapters.wait()
-        self.scheduler.look_ahead()
+        if self._steps:
+            self.scheduler.look_ahead()
         outcomes += failures
         outcomes += self._steps.take(most_in_flight)
         outcomes += self._steps.take_beside()

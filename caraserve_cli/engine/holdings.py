@@ -42,9 +42,11 @@ class Holdings:
         sequence.num_computed_tokens = len(cached_blocks) * self._block_tokens
         return True
 
-    def hash_prefix(self, sequence: Sequence) -> None:
-        """Have the keys of its blocks ready for when it is planned."""
+    def hash_prefix(self, sequence: Sequence) -> int:
+        """Have the keys of its blocks ready for when it is planned; how many were not."""
+        num_known = len(sequence.block_hashes)
         reusable_hashes(sequence, self._block_tokens)
+        return len(sequence.block_hashes) - num_known
 
     def num_cached_tokens(self, sequence: Sequence) -> int:
         """Of a sequence that holds no block: those that it would begin behind."""

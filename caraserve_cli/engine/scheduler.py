@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from itertools import islice
 
 from caraserve_cli.coldstart.policy import Decision
 from caraserve_cli.config import EngineConfig
@@ -41,6 +42,8 @@ from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 # Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
 LOOKAHEAD_SEQUENCES = 64
+# Of their blocks those that are hashed with one step, at about 2 µs each, which the step must not wait for.
+LOOKAHEAD_BLOCKS = 256
 
 
 class Scheduler:
@@ -152,9 +155,13 @@ class Scheduler:
         return [name for name in names if not self.residency.is_resident(name)]
 
     def look_ahead(self) -> None:
-        """Do what the next plans need of those that wait, while the device computes."""
-        for sequence in self._line.first(LOOKAHEAD_SEQUENCES):
-            self._holdings.hash_prefix(sequence)
+        """Do some of what the next plans need of those that wait, while the device computes. In no order but
+        that of their coming: who is planned when is decided by then."""
+        num_hashed = 0
+        for sequence in islice(self.waiting, LOOKAHEAD_SEQUENCES):
+            num_hashed += self._holdings.hash_prefix(sequence)
+            if num_hashed >= LOOKAHEAD_BLOCKS:
+                return
 
     def halve_batch(self) -> bool:
         """Plan smaller steps for a while, for one did not fit the device; False if they cannot be smaller."""

@@ -28,6 +28,19 @@ def test_a_step_never_exceeds_its_token_budget() -> None:
     assert chunks_of(run_step(scheduler)) == {"a": (0, 7), "b": (0, 3)}
 
 
+def test_who_ends_after_it_was_preempted_is_not_planned_again() -> None:
+    scheduler = make_scheduler(num_kv_blocks=4)
+    add(scheduler, "old", 8, max_tokens=8)
+    young = add(scheduler, "young", 7, max_tokens=4)
+    run_step(scheduler)
+    plan = scheduler.plan()
+    assert plan.num_preempted == 1
+    scheduler.commit(plan)
+    scheduler.look_ahead()
+    scheduler.finish(young)  # its token under way was its last one
+    assert list(chunks_of(scheduler.plan())) == ["old"]
+
+
 def test_those_that_wait_are_hashed_before_their_turn() -> None:
     scheduler = make_scheduler(max_batch_tokens=8)
     for name in "ab":
