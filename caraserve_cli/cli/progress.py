@@ -63,6 +63,12 @@ class RunProgress:
         elif self._state is not None:
             self._print_line(self._state)
 
+    def stage(self, text: str) -> None:
+        """On a terminal, show what is being waited for, until there is a state to show."""
+        if self._live is not None:
+            with suppress(OSError):
+                self._live.update(Text(text), refresh=True)
+
     def note(self, text: str) -> None:
         """Show a line that stays."""
         with suppress(OSError):

@@ -10,6 +10,7 @@ import typer
 
 from caraserve_cli.cli import run_options as o
 from caraserve_cli.cli.job_file import config_text
+from caraserve_cli.cli.process_age import process_age_s
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -245,11 +246,14 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
 
     from caraserve_cli.cli.progress import RunProgress
     from caraserve_cli.cli.request_log import logged
-    from caraserve_cli.job.run import Run
     from caraserve_cli.report.terminal import render_summary
 
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
-        result = Run(options, progress.update, progress.note, stop).execute()
+        progress.stage("Starting: loading PyTorch and transformers")
+        from caraserve_cli.job.run import Run
+
+        age_s = process_age_s()
+        result = Run(options, progress.update, progress.stage, progress.note, stop, age_s).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json", "report.html", "trace.json", "run.json")
     written = [options.out / name for name in names]
     if result.exported is not None:

@@ -56,20 +56,25 @@ class Run:
     Args:
         options: what the user asked for.
         on_progress: told after every step.
+        on_stage: told, before the first step, what is being waited for.
         on_note: told, in a line, what a user should know, most of it before the first answer.
         stop: asked by whoever wants the run to end early. Start-up is broken off, by KeyboardInterrupt; the
             step under way is finished.
+        age_s: for how long the user has been waiting already, in seconds; counts as start-up.
     """
 
     def __init__(
         self,
         options: RunOptions,
         on_progress: Callable[[ProgressState], None],
+        on_stage: Callable[[str], None],
         on_note: Callable[[str], None],
         stop: StopRequest,
+        age_s: float,
     ) -> None:
         self._options = options
         self._on_progress = on_progress
+        self._on_stage = on_stage
         self._on_note = on_note
         self._stop = stop
         self._clock = RunClock()
@@ -78,7 +83,7 @@ class Run:
         self._arrivals = Arrivals()
         self._replica: Replica | None = None
         self._input_error: InputError | None = None
-        self._startup_s = 0.0
+        self._startup_s = age_s
         self._starts_with_first = False
         self._told_of_no_adapters = False
 
@@ -91,6 +96,7 @@ class Run:
                 was read before is answered first.
         """
         started_s = time.perf_counter()
+        self._on_stage("Starting: finding the base and the adapters")
         replicas = open_replicas(self._options, self._on_note)
         try:
             return self._execute(replicas, started_s)
@@ -108,7 +114,7 @@ class Run:
             earlier = EarlierSessions(journal, options.defaults.bounds)
             earlier.restore(self._summary)
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
-            self._startup_s = time.perf_counter() - started_s
+            self._startup_s += time.perf_counter() - started_s
             if earlier.num_rows:
                 source.pass_over(earlier.is_done)
             rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals(), earlier.count_done)
@@ -128,6 +134,8 @@ class Run:
         dtype = str(replicas.dtype).removeprefix("torch.")
         options = self._options
         is_new = not (options.out / MANIFEST_NAME).exists()
+        if options.resume:
+            self._on_stage("Starting: reading what earlier sessions answered")
         journal = Journal.open(
             options.out,
             options.manifest(replicas.base.name, dtype, plan.process),
@@ -233,6 +241,7 @@ class Run:
     def _start_replica(self, replicas: ReplicaSource) -> Replica:
         """Load the base, only once there is something to answer; then the clock starts."""
         started_s = time.perf_counter()
+        self._on_stage("Starting: loading the base")
         with self._stop.breaking_off():
             replica = replicas.start(self._clock, StepListeners(self._summary, self._trace))
         self._startup_s += time.perf_counter() - started_s

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 import pytest
 import zstandard
 
+from caraserve_cli.cli.progress import RunProgress
 from tests.cli.command import (
     ROOT,
     SAMPLE,
@@ -60,6 +62,33 @@ def test_the_sample_from_any_folder(tmp_path: Path) -> None:
     assert {"ttft_ms", "tpot_ms", "latency_ms"} <= report["times"].keys()
     written = ended.stdout[ended.stdout.index("Written:") :].split()[1:]
     assert {Path(path).name for path in written} == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_what_a_start_waits_for_is_told_and_counted(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start of the process on: most of it is imports, before anything of a run is there."""
+    stages: list[str] = []
+    monkeypatch.setattr(RunProgress, "stage", lambda _progress, text: stages.append(text))
+    monkeypatch.setattr("caraserve_cli.cli.run.process_age_s", lambda: 5000.0)
+    job = (*SAMPLE_JOB, "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", SAMPLE_ROWS[:1]))
+    assert "after 1:23:" in caraserve(*job).stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["run"]["startup_s"] > 5000.0
+    assert [stage.removeprefix("Starting: ") for stage in stages] == [
+        "loading PyTorch and transformers",
+        "finding the base and the adapters",
+        "loading the base",
+    ]
+    caraserve(*job, "--resume")
+    assert stages[-1] == "Starting: reading what earlier sessions answered"
+
+
+def test_the_age_of_a_process_begins_with_it() -> None:
+    code = "from caraserve_cli.cli.process_age import process_age_s as age; a = age(); print(0 < a <= age() < 60)"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=user_environment(), capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "True\n"
 
 
 def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) -> None:
