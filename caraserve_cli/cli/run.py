@@ -11,6 +11,7 @@ import typer
 from caraserve_cli.cli import run_options as o
 from caraserve_cli.cli.job_file import config_text
 from caraserve_cli.cli.process_age import process_age_s
+from caraserve_cli.cli.resume_command import from_anywhere, resume_command
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -131,6 +132,7 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
         **own,
         replica=ReplicaOptions(**replica, adapter_roots=tuple(map(Path, given["adapters"] or ()))),
         columns=_columns(given),
+        resume_command=from_anywhere(resume_command()),
         defaults=_row_defaults(given),
         fleet=FleetOptions(**{key: given[key] for key in FleetOptions.__dataclass_fields__}),
         arriving=ArrivalOptions(
@@ -266,7 +268,8 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
             err=True,
         )
     if result.exit_status == ExitStatus.INTERRUPTED:
-        typer.echo("Stopped. To go on: the same command with --resume.", err=True)
+        on_pipe = ", with the same standard input" if "-" in options.sources else ""
+        typer.echo(f"Stopped. To go on: {resume_command()}{on_pipe}", err=True)
     elif not result.num_rows:
         left = " that are not dealt with yet" if options.resume else ""
         typer.echo(f"Nothing to do: the input has no rows{left}.", err=True)

@@ -142,6 +142,7 @@ class Run:
             resume=options.resume,
             retry_errors=options.retry_errors,
             update=updated_manifest,
+            command=options.resume_command,
         )
         if options.resume and is_new:
             self._on_note(f"nothing to resume in {options.out}: starting")

@@ -198,7 +198,9 @@ def test_standard_input_is_answered_as_it_comes_and_ctrl_c_ends_the_wait(tmp_pat
         # With the input still open: communicate() would close it.
         assert process.wait(timeout=60) == 130
         assert process.stderr is not None
-        assert process.stderr.read().endswith("Stopped. To go on: the same command with --resume.\n")
+        last_line = process.stderr.read().splitlines()[-1]
+        assert last_line.startswith("Stopped. To go on: ")
+        assert last_line.endswith(f"--out {tmp_path / 'out'} -, with the same standard input")
     assert all(map(is_right, read_rows(outputs)))
 
 
