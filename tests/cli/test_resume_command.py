@@ -20,12 +20,14 @@ def test_a_shell_takes_it_for_what_was_typed(shell: list[str]) -> None:
     """What was typed is one line, whatever is in it."""
     if shutil.which(shell[0]) is None:
         pytest.skip(f"no {shell[0]} here")
-    typed = ["a b", "day-*.jsonl", "it's", "$HOME `id` \"x\"", "", "\\"]
+    typed = ["a b", "day-*.jsonl", "it's", '$HOME `id` "x"', "", "\\"]
     if shell[0] == "bash":
         typed += ["Q: {{ question }}\nA: 's'\\n\t", "\u2028\x85", "\udcff.jsonl"]
     command = resume_command(["program", "run", "--", *typed], {})
     assert len(command.splitlines()) == 1
-    show = f"program() {{ '{sys.executable}' -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"; }}"
+    show = (
+        f"program() {{ '{sys.executable}' -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"; }}"
+    )
     told = subprocess.run([*shell, f"{show}; {command}"], capture_output=True, text=True, check=True)
     assert json.loads(told.stdout) == ["run", "--resume", "--", *typed]
 
