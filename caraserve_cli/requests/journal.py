@@ -200,10 +200,7 @@ def _check_usable(out_dir: Path, resume: bool) -> bool:
         )
     if not resume:
         how = resume_command(out_dir)
-        quoted = f"`{how}`" if " " in how else how
-        raise OutputError(
-            f"'{out_dir}' is not empty; continue its run with {quoted}, or choose another --out"
-        )
+        raise OutputError(f"'{out_dir}' is not empty; continue its run with {how}, or choose another --out")
     return False
 
 

@@ -74,12 +74,13 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update
 
 
 def resume_command(out_dir: Path) -> str:
-    """How to go on with the run in a folder: its whole command as far as it is known, or what to add to it.
+    """How to go on with the run in a folder, for a message: its command if that is known, or what to add.
 
     Raises:
         OutputError: run.json cannot be read, or is damaged.
     """
-    return str(_read(out_dir).get(COMMAND_KEY, "--resume"))
+    command = _read(out_dir).get(COMMAND_KEY)
+    return "--resume" if command is None else f"`{command}`"
 
 
 def _read(out_dir: Path) -> dict[str, object]:
