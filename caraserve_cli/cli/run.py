@@ -248,7 +248,7 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
 
     from caraserve_cli.cli.progress import RunProgress
     from caraserve_cli.cli.request_log import logged
-    from caraserve_cli.report.terminal import render_summary
+    from caraserve_cli.report.terminal import adapters_remark, render_summary
 
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
         progress.stage("Starting: loading PyTorch and transformers")
@@ -261,6 +261,8 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
     if result.exported is not None:
         written.insert(1, result.exported)
     render_summary(result.report, Console(quiet=quiet), written)
+    if not quiet and (remark := adapters_remark(result.report)):
+        typer.echo(remark, err=True)
     if result.num_late:
         typer.echo(
             f"{result.num_late:,} rows were submitted late: they stand in the file behind rows that arrive "

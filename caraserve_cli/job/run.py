@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.errors import ExitStatus, InputError, RowErrorCode
 from caraserve_cli.fleet.replica import Replica
 from caraserve_cli.fleet.replica_source import ReplicaSource
@@ -106,6 +105,10 @@ class Run:
     def _execute(self, replicas: ReplicaSource, started_s: float) -> RunResult:
         options = self._options
         self._stop.check()
+        roots = options.replica.adapter_roots
+        if roots and not len(replicas.library):
+            named = ", ".join(f"'{root}'" for root in roots)
+            self._on_note(f"--adapters: no adapter, a folder with an adapter_config.json, is below {named}")
         plan = ArrivalPlan(options.arriving, options.replica.seed, replicas.library.names)
         with (
             open_all(options.sources, options.columns) as source,
@@ -209,7 +212,7 @@ class Run:
                 out.expect(item)
                 if isinstance(item, RejectedRow):
                     out.reject(item)
-                    self._tell_of_no_adapters(item, replicas.library)
+                    self._tell_of_no_adapters(item)
                 else:
                     self._arrivals.add(item)
         if not self._arrivals:
@@ -255,14 +258,12 @@ class Run:
         self._clock.start(self._arrivals.next_ms if self._starts_with_first else 0.0)
         return replica
 
-    def _tell_of_no_adapters(self, row: RejectedRow, library: AdapterLibrary) -> None:
-        """Once, if there is no adapter at all, and rows name some."""
-        if self._told_of_no_adapters or len(library) or row.code != RowErrorCode.UNKNOWN_ADAPTER:
+    def _tell_of_no_adapters(self, row: RejectedRow) -> None:
+        """Once, if no folder of adapters was given, and rows name some."""
+        if self._told_of_no_adapters or row.code != RowErrorCode.UNKNOWN_ADAPTER:
             return
-        self._told_of_no_adapters = True
-        if self._options.replica.adapter_roots:
-            self._on_note("rows name adapters, and the --adapters folders hold none")
-        else:
+        if not self._options.replica.adapter_roots:
+            self._told_of_no_adapters = True
             self._on_note("rows name adapters, and there are none; give their folder with --adapters")
 
     def _progress(self, source: RequestSource, num_skipped: int) -> ProgressState:
