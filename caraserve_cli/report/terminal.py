@@ -31,7 +31,7 @@ _UNDEFINED = "-"
 
 def render_summary(report: Json, console: Console, written: Sequence[Path] = ()) -> None:
     """Print headline, latencies, adapters and details of `report`, then the paths that the run wrote."""
-    for line in _headline(report):
+    for line in [*_headline(report), *_failure_lines(report)]:
         _print_line(console, line)
     if report["requests"]["answered"]:
         console.print("", _times_table(report["times"]))
@@ -117,6 +117,15 @@ def _headline(report: Json) -> list[str]:
             "A lower --gpu-memory leaves steps more."
         )
     return lines
+
+
+def _failure_lines(report: Json) -> list[str]:
+    """What was wrong with the first failed row of each code."""
+    lines = []
+    for entry in report["failures"]:
+        row = f"line {entry['line']}" if entry["id"] is None else f"line {entry['line']}, id {entry['id']}"
+        lines.append(f"  {entry['code']}, {row}: {entry['message']}")
+    return ["The first failed row of each code; all are in errors.jsonl:", *lines] if lines else []
 
 
 def _details(report: Json) -> list[str]:

@@ -391,7 +391,8 @@ def test_an_empty_name_is_not_the_current_folder(
         (("bench", "a", "b"), "extra argument"),
         (("run", str(SAMPLE / "requests.jsonl")), "--base: missing"),
         (("run", "--base", "llama2-7b"), "REQUESTS: missing"),
-        (("run", "--base"), "--base"),
+        (("run", "--base"), "--base' requires an argument; see caraserve run --help"),
+        (("--nonsense",), "; see caraserve --help"),
     ],
 )
 def test_command_lines_that_make_no_sense(

@@ -191,3 +191,18 @@ def test_on_a_cpu_no_adapter_is_on_a_device_or_comes_to_it(
     page = render_html(report)
     assert "on the device when asked for" not in page
     assert "1 adapter loads, nothing moved: a CPU uses adapters where they are." in page
+
+
+def test_why_rows_failed_is_told_by_the_first_of_each_code(summary: RunSummary, facts: RunFacts) -> None:
+    for line in (3, 4):
+        for code, request_id, message in (
+            ("unknown_adapter", f"r{line}", f"adapter 'a{line}' is [b]nowhere[/b]"),
+            ("invalid_json", None, f"no JSON in {line}"),
+        ):
+            summary.failures.add_row({"line": line, "id": request_id, "code": code, "message": message})
+    assert rendered(build_report(summary, facts, {}))[4:8] == [
+        "The first failed row of each code; all are in errors.jsonl:",
+        "  invalid_json, line 3: no JSON in 3",
+        "  unknown_adapter, line 3, id r3: adapter 'a3' is [b]nowhere[/b]",
+        "",
+    ]
