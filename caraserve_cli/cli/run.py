@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _REPLICA = ReplicaOptions(base="")  # for its defaults
 _OPTION_NAMES = {"mapping": "map"}  # where the parameter could not have the option's name
+_STDIN = "-"
 _MAX_INTEGER = 2**63 - 1  # of 64 bits, as JSON's readers and itertools have it
 
 
@@ -176,7 +178,7 @@ def _name_the_job(given: dict[str, Any]) -> None:
         missing = "REQUESTS" if requests is None else "--base"
         raise OptionError(f"{missing}: missing; give both --base and REQUESTS, or neither for the sample")
     else:
-        stem = "stdin" if requests == "-" else _stem(requests)
+        stem = "stdin" if requests == _STDIN else _stem(requests)
     given["out"] = Path(given["out"] or Path("caraserve-out", stem))
 
 
@@ -251,6 +253,8 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
     from caraserve_cli.report.terminal import adapters_remark, render_summary
 
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
+        if _STDIN in options.sources and os.isatty(0):
+            progress.note("reading requests from this terminal, a JSON object a line; Ctrl-D ends them")
         progress.stage("Starting: loading PyTorch and transformers")
         from caraserve_cli.job.run import Run
 
@@ -270,7 +274,7 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
             err=True,
         )
     if result.exit_status == ExitStatus.INTERRUPTED:
-        on_pipe = ", with the same standard input" if "-" in options.sources else ""
+        on_pipe = ", with the same standard input" if _STDIN in options.sources else ""
         typer.echo(f"Stopped. To go on: {resume_command()}{on_pipe}", err=True)
     elif not result.num_rows:
         left = " that are not dealt with yet" if options.resume else ""

@@ -83,6 +83,22 @@ def test_what_a_start_waits_for_is_told_and_counted(
     assert stages[-1] == "Starting: reading what earlier sessions answered"
 
 
+def test_who_types_requests_is_told_how_to_end_them(caraserve: Caraserve, tmp_path: Path) -> None:
+    keyboard, terminal = os.openpty()
+    standard_input = os.dup(0)
+    os.dup2(terminal, 0)
+    try:
+        os.write(keyboard, b'{"prompt": "a", "max_tokens": 1}\n\x04')
+        ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", "-")
+    finally:
+        os.dup2(standard_input, 0)
+        for descriptor in (keyboard, terminal, standard_input):
+            os.close(descriptor)
+    assert ended.returncode == 0
+    assert ended.stderr.startswith("reading requests from this terminal, a JSON object a line; Ctrl-D ends")
+    assert len(read_rows(tmp_path / "out" / "outputs.jsonl")) == 1
+
+
 def test_the_age_of_a_process_begins_with_it() -> None:
     code = "from caraserve_cli.cli.process_age import process_age_s; print(process_age_s())"
     begun_s = time.monotonic()
