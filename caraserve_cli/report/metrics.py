@@ -47,7 +47,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "slack_ms": "deadline_ms - latency_ms: negative where the deadline was missed; null without one",
         "assisted_ms": "duration of the steps in which CPU workers were to compute a part of the request",
         "hit_rate": "requests whose adapter was on the device when they were admitted / answered requests "
-        "that name one",
+        "that name one; null on a CPU, to which nothing is copied",
         "bytes_moved": "of adapters, to the device, with the tables that say where they lie; moves within "
         "the device are not counted",
         "assists": "chunks of prompts of which CPU workers were to compute a part; failed_assists came too "

@@ -167,8 +167,7 @@ def _cold_start_lines(cold: Json) -> list[str]:
     if not cold["requests_with_adapter"]:
         return []
     lines = []
-    # A CPU uses adapters where they are: there is no device that they could be on already, or come to.
-    if cold["bytes_moved"] or not cold["loads"]:
+    if cold["hit_rate"] is not None:
         lines.append(
             f"Adapters on the device when asked for: {format_share(cold['hit_rate'])} "
             f"({cold['hits']:,} of {cold['requests_with_adapter']:,})"

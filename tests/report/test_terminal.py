@@ -185,7 +185,8 @@ def test_on_a_cpu_no_adapter_is_on_a_device_or_comes_to_it(
     summary.add_answer(make_row("spell", cold_start="stream"))
     summary.engine.adapter_loads = 1
     summary.engine.loads_by_strategy["stream"] = 1
-    report = build_report(summary, facts, {})
+    report: dict[str, Any] = build_report(summary, facts, {})
+    assert report["cold_starts"]["hit_rate"] is None
     lines = rendered(report)
     assert lines[-1] == "sample-base, checkpoint weights, float32 on cpu (2 threads)"
     page = render_html(report)
