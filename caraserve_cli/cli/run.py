@@ -248,9 +248,10 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
 def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: bool) -> int:
     from rich.console import Console
 
+    from caraserve_cli.cli.closing_remarks import closing_remarks
     from caraserve_cli.cli.progress import RunProgress
     from caraserve_cli.cli.request_log import logged
-    from caraserve_cli.report.terminal import adapters_remark, render_summary
+    from caraserve_cli.report.terminal import render_summary
 
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
         if _STDIN in options.sources and os.isatty(0):
@@ -265,20 +266,11 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
     if result.exported is not None:
         written.insert(1, result.exported)
     render_summary(result.report, Console(quiet=quiet), written)
-    if not quiet and (remark := adapters_remark(result.report)):
+    for remark in [] if quiet else closing_remarks(options, result):
         typer.echo(remark, err=True)
-    if result.num_late:
-        typer.echo(
-            f"{result.num_late:,} rows were submitted late: they stand in the file behind rows that arrive "
-            "later; sort the file by arrival_ms.",
-            err=True,
-        )
     if result.exit_status == ExitStatus.INTERRUPTED:
         on_pipe = ", with the same standard input" if _STDIN in options.sources else ""
         typer.echo(f"Stopped. To go on: {resume_command()}{on_pipe}", err=True)
-    elif not result.num_rows:
-        left = " that are not dealt with yet" if options.resume else ""
-        typer.echo(f"Nothing to do: the input has no rows{left}.", err=True)
     return result.exit_status
 
 

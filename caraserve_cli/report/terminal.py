@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caraserve_cli.errors import RowErrorCode
 from caraserve_cli.perf.step_predictor import LEARNED
 from caraserve_cli.report.run_facts import printable
 
@@ -46,20 +45,6 @@ def render_summary(report: Json, console: Console, written: Sequence[Path] = ())
         _print_line(console, "Written:")
     for path in written:
         _print_line(console, f"  {path}")
-
-
-def adapters_remark(report: Json) -> str | None:
-    """A line for who may have forgotten to name adapters: there are some, and no row asks for any."""
-    num_found = report["run"]["num_adapters_found"]
-    asked_for = {entry["adapter"] for entry in report["by_adapter"]}
-    is_unknown = RowErrorCode.UNKNOWN_ADAPTER in report["requests"]["failed_by_code"]
-    if not num_found or asked_for != {None} or is_unknown:
-        return None
-    which = "the one adapter" if num_found == 1 else f"any of the {num_found:,} adapters"
-    return (
-        f"No request names {which} below --adapters; the base alone answered. A row names its own by the key "
-        '"adapter" (an OpenAI Batch line by "model"), and --adapter NAME is for rows without that.'
-    )
 
 
 def format_duration(seconds: float) -> str:

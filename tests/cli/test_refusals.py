@@ -38,6 +38,8 @@ def test_an_empty_file_is_nothing_to_do(caraserve: Caraserve, tmp_path: Path, co
     assert ended.returncode == 0
     assert ended.stderr.splitlines()[-1] == "Nothing to do: the input has no rows."
     assert ended.stdout.startswith("0 answered, 0 failed")
+    ended = caraserve(*JOB, "--out", tmp_path / "quiet", requests, "-q")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", ""), "errors only"
     assert json.loads((tmp_path / "out" / "report.json").read_text())["requests"]["answered"] == 0
 
 
