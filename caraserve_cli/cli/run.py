@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _REPLICA = ReplicaOptions(base="")  # for its defaults
 _OPTION_NAMES = {"mapping": "map"}  # where the parameter could not have the option's name
 _STDIN = "-"
+_LOADING = "Starting: loading PyTorch and transformers"  # which takes longest, unless the base is large
 _MAX_INTEGER = 2**63 - 1  # of 64 bits, as JSON's readers and itertools have it
 
 
@@ -256,7 +257,7 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
         if _STDIN in options.sources and os.isatty(0):
             progress.note("reading requests from this terminal, a JSON object a line; Ctrl-D ends them")
-        progress.stage("Starting: loading PyTorch and transformers")
+        progress.stage(_LOADING)
         from caraserve_cli.job.run import Run
 
         age_s = process_age_s()
@@ -277,8 +278,13 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
 def _check(options: RunOptions, stop: StopRequest) -> int:
     """The dry run: every rejection on stdout as a line of errors.jsonl, the count on stderr."""
     import orjson
+    from rich.console import Console
 
-    from caraserve_cli.job.check import check
+    from caraserve_cli.cli.progress import RunProgress
+
+    with RunProgress(Console(stderr=True)) as progress:
+        progress.stage(_LOADING)
+        from caraserve_cli.job.check import check
 
     stop.goal = "all was checked"
     num_rows = num_rejected = 0

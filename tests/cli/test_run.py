@@ -81,6 +81,8 @@ def test_what_a_start_waits_for_is_told_and_counted(
     ]
     caraserve(*job, "--resume")
     assert stages[-1] == "Starting: reading what earlier sessions answered"
+    caraserve(*job, "--dry-run")
+    assert stages[-1] == "Starting: loading PyTorch and transformers"
 
 
 def test_who_types_requests_is_told_how_to_end_them(caraserve: Caraserve, tmp_path: Path) -> None:
