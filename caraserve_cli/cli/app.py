@@ -87,10 +87,8 @@ def run_command(stop: StopRequest) -> str | int | None:
     except CaraServeError as error:
         _fail(f"{error}{_notes(error)}", error.exit_status)
     except typer.TyperException as error:  # an unknown option, a missing value and the like
-        context: typer.Context | None = getattr(error, "ctx", None)
-        command = context.command_path if context else "caraserve"
         said = error.format_message().rstrip(".").replace(": Value error, ", ": ", 1)  # pydantic's words
-        _fail(f"{said}{_notes(error)}; see {command} --help", ExitStatus.WRONG_OPTIONS)
+        _fail(f"{said}{_notes(error)}; see {_command_path(error)} --help", ExitStatus.WRONG_OPTIONS)
     except SystemExit as ended:
         # typer and rich turn a closed pipe into exit status 1.
         exit_status = READER_GONE if isinstance(ended.__context__, BrokenPipeError) else ended.code
@@ -98,6 +96,15 @@ def run_command(stop: StopRequest) -> str | int | None:
         where = f": '{error.filename}'" if error.filename else ""
         _fail(f"cannot go on: {error.strerror or error}{where}", ExitStatus.FAILED)
     return exit_status
+
+
+def _command_path(error: typer.TyperException) -> str:
+    """The command that an error is about. Of an option whose value is missing typer does not tell it."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    if context is not None:
+        return context.command_path
+    names = [each.callback.__name__ for each in app.registered_commands if each.callback]
+    return " ".join(["caraserve", *(name for name in sys.argv[1:2] if name in names)])
 
 
 def _notes(error: Exception) -> str:

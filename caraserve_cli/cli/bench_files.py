@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,8 @@ class BenchFiles:
         """
         for option, path in self.given.items():
             check_writable(path, option)
-        for option, path in self.written:
-            check_writable(path, option)
+        for what, path in [*self.written, *self.beside]:
+            check_writable(path, what)
         is_what = {path.resolve(): what for what, path in read}
         for what, path in [*self.beside, *self.written]:
             other = is_what.setdefault(path.resolve(), what)
@@ -148,8 +149,14 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         OutputError: it could not.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "it is a folder" if path.is_dir() else "its folder does not exist"
+    reason = None
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not path.parent.is_dir():
+        reason = "its folder does not exist"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        reason = "it is not permitted here"
+    if reason is not None:
         raise OutputError(f"{option}: '{path}' cannot be written: {reason}")
 
 

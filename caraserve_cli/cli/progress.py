@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from caraserve_cli.report.progress_state import ProgressState
+from caraserve_cli.report.run_facts import printable
 from caraserve_cli.report.terminal import format_duration, format_share
 
 _LIVE_INTERVAL_S = 0.2
@@ -63,10 +64,16 @@ class RunProgress:
         elif self._state is not None:
             self._print_line(self._state)
 
+    def stage(self, text: str) -> None:
+        """On a terminal, show what is being waited for, until there is a state to show."""
+        if self._live is not None:
+            with suppress(OSError):
+                self._live.update(Text(text), refresh=True)
+
     def note(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a line that stays; bytes of a file's name that are no UTF-8 are written out."""
         with suppress(OSError):
-            self._console.print(Text(text), soft_wrap=True)
+            self._console.print(Text(printable(text)), soft_wrap=True)
 
     def update(self, state: ProgressState) -> None:
         """Take the newest state; draws it only when a drawing is due."""

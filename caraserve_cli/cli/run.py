@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import typer
 
 from caraserve_cli.cli import run_options as o
 from caraserve_cli.cli.job_file import config_text
+from caraserve_cli.cli.process_age import process_age_s
+from caraserve_cli.cli.resume_command import from_anywhere, resume_command
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 _REPLICA = ReplicaOptions(base="")  # for its defaults
 _OPTION_NAMES = {"mapping": "map"}  # where the parameter could not have the option's name
+_STDIN = "-"
+_LOADING = "Starting: loading PyTorch and transformers"  # which takes longest, unless the base is large
 _MAX_INTEGER = 2**63 - 1  # of 64 bits, as JSON's readers and itertools have it
 
 
@@ -130,6 +135,7 @@ def _run_options(given: dict[str, Any]) -> RunOptions:
         **own,
         replica=ReplicaOptions(**replica, adapter_roots=tuple(map(Path, given["adapters"] or ()))),
         columns=_columns(given),
+        resume_command=from_anywhere(resume_command()),
         defaults=_row_defaults(given),
         fleet=FleetOptions(**{key: given[key] for key in FleetOptions.__dataclass_fields__}),
         arriving=ArrivalOptions(
@@ -173,7 +179,7 @@ def _name_the_job(given: dict[str, Any]) -> None:
         missing = "REQUESTS" if requests is None else "--base"
         raise OptionError(f"{missing}: missing; give both --base and REQUESTS, or neither for the sample")
     else:
-        stem = "stdin" if requests == "-" else _stem(requests)
+        stem = "stdin" if requests == _STDIN else _stem(requests)
     given["out"] = Path(given["out"] or Path("caraserve-out", stem))
 
 
@@ -243,37 +249,42 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
 def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: bool) -> int:
     from rich.console import Console
 
+    from caraserve_cli.cli.closing_remarks import closing_remarks
     from caraserve_cli.cli.progress import RunProgress
     from caraserve_cli.cli.request_log import logged
-    from caraserve_cli.job.run import Run
     from caraserve_cli.report.terminal import render_summary
 
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
-        result = Run(options, progress.update, progress.note, stop).execute()
+        if _STDIN in options.sources and os.isatty(0):
+            progress.note("reading requests from this terminal, a JSON object a line; Ctrl-D ends them")
+        progress.stage(_LOADING)
+        from caraserve_cli.job.run import Run
+
+        age_s = process_age_s()
+        result = Run(options, progress.update, progress.stage, progress.note, stop, age_s).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json", "report.html", "trace.json", "run.json")
     written = [options.out / name for name in names]
     if result.exported is not None:
         written.insert(1, result.exported)
     render_summary(result.report, Console(quiet=quiet), written)
-    if result.num_late:
-        typer.echo(
-            f"{result.num_late:,} rows were submitted late: they stand in the file behind rows that arrive "
-            "later; sort the file by arrival_ms.",
-            err=True,
-        )
+    for remark in [] if quiet else closing_remarks(options, result):
+        typer.echo(remark, err=True)
     if result.exit_status == ExitStatus.INTERRUPTED:
-        typer.echo("Stopped. To go on: the same command with --resume.", err=True)
-    elif not result.num_rows:
-        left = " that are not dealt with yet" if options.resume else ""
-        typer.echo(f"Nothing to do: the input has no rows{left}.", err=True)
+        on_pipe = ", with the same standard input" if _STDIN in options.sources else ""
+        typer.echo(f"Stopped. To go on: {resume_command()}{on_pipe}", err=True)
     return result.exit_status
 
 
 def _check(options: RunOptions, stop: StopRequest) -> int:
     """The dry run: every rejection on stdout as a line of errors.jsonl, the count on stderr."""
     import orjson
+    from rich.console import Console
 
-    from caraserve_cli.job.check import check
+    from caraserve_cli.cli.progress import RunProgress
+
+    with RunProgress(Console(stderr=True)) as progress:
+        progress.stage(_LOADING)
+        from caraserve_cli.job.check import check
 
     stop.goal = "all was checked"
     num_rows = num_rejected = 0

@@ -22,7 +22,7 @@ from caraserve_cli.requests.row import OPENAI_SAMPLING, RowDefaults
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """Options of `caraserve run`. `requests` is a path, `-` for standard input, or a dataset; `more_requests`
-    come after it.
+    come after it. `resume_command` goes on with the run, for whoever has to.
 
     Raises:
         OptionError: two options exclude each other.
@@ -41,6 +41,7 @@ class RunOptions:
     ordered: bool = False
     resume: bool = False
     retry_errors: bool = False
+    resume_command: str | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:

@@ -107,7 +107,8 @@ class Preparer:
                 return None
         name = row.adapter if call is None else call.model
         if name is not None and name not in self._library:
-            raise RowError(RowErrorCode.UNKNOWN_ADAPTER, self._unknown_adapter(name))
+            unknown = self._unknown_adapter(name) if call is None else self._unknown_model(name)
+            raise RowError(RowErrorCode.UNKNOWN_ADAPTER, unknown)
         return name
 
     def _token_ids(self, row: RequestRow, encoded: Sequence[int] | None) -> tuple[int, ...]:
@@ -144,15 +145,28 @@ class Preparer:
             if closest
             else "; `adapter` is its path below an --adapters folder"
         )
-        shown = name if len(name) <= _MAX_NAME_CHARS else name[: _MAX_NAME_CHARS - 1] + "…"
+        shown = _shortened(name)
         if not len(self._library):
             return f"adapter '{shown}' is unknown: no adapters were found; check --adapters"
         return f"adapter '{shown}' is in none of the --adapters folders{hint}"
+
+    def _unknown_model(self, name: str) -> str:
+        """The same of an OpenAI Batch line, which names the base too."""
+        base = min(self._base_names, key=len, default="")
+        closest = self._library.closest(name)
+        hint = f"; did you mean '{closest}'?" if closest else ""
+        return (
+            f"model '{_shortened(name)}' is neither the base, '{base}', nor an adapter below --adapters{hint}"
+        )
 
     def _seed_for(self, request_id: str) -> int:
         """The same id gets the same draws in every run with the same run seed."""
         digest = blake2b(f"{self._run_seed}:{request_id}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MAX_NAME_CHARS else name[: _MAX_NAME_CHARS - 1] + "…"
 
 
 def _names_of(base: ResolvedBase) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from caraserve_cli.core import Bounds, Completion, Request
 from caraserve_cli.fleet.replica import Outcome
 from caraserve_cli.job.input_order import InputOrder
+from caraserve_cli.job.text_tokens import num_text_tokens
 from caraserve_cli.model.tokenizer import Tokenizer
 from caraserve_cli.report.metrics import measure
 from caraserve_cli.report.request_line import told
@@ -58,7 +59,7 @@ class RowOutput:
         ordered: bool,
     ) -> None:
         self._journal, self._summary, self._trace, self._token_ids = journal, summary, trace, token_ids
-        self._place = place
+        self._place, self._tokenizer = place, tokenizer
         self._token_text: TokenText = str if tokenizer is None else tokenizer.token_text
         self._order: InputOrder[_Answer] | None = InputOrder() if ordered else None
 
@@ -81,8 +82,7 @@ class RowOutput:
             if _log.isEnabledFor(logging.INFO):
                 _log.info(told(row))
             call = request.batch_call
-            line = row if call is None else batch_answer_row(row, outcome, self._token_text)
-            self._write(_Answer(row, line), request.line)
+            self._write(_Answer(row, row if call is None else self._batch_row(row, outcome)), request.line)
             return
         self._trace.on_failure()
         self.reject(
@@ -95,6 +95,13 @@ class RowOutput:
                 is_batch=request.batch_call is not None,
             )
         )
+
+    def _batch_row(self, row: dict[str, object], completion: Completion) -> dict[str, object]:
+        """The line in OpenAI's form, whose log-probabilities are of the text's tokens only."""
+        if completion.logprobs and self._tokenizer is not None:
+            own = completion.logprobs[: num_text_tokens(completion, self._tokenizer)]
+            completion = dataclasses.replace(completion, logprobs=own)
+        return batch_answer_row(row, completion, self._token_text)
 
     def reject(self, row: RejectedRow) -> None:
         """Take a row that gets no answer."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.errors import ExitStatus, InputError, RowErrorCode
 from caraserve_cli.fleet.replica import Replica
 from caraserve_cli.fleet.replica_source import ReplicaSource
@@ -56,20 +55,25 @@ class Run:
     Args:
         options: what the user asked for.
         on_progress: told after every step.
+        on_stage: told, before the first step, what is being waited for.
         on_note: told, in a line, what a user should know, most of it before the first answer.
         stop: asked by whoever wants the run to end early. Start-up is broken off, by KeyboardInterrupt; the
             step under way is finished.
+        age_s: for how long the user has been waiting already, in seconds; counts as start-up.
     """
 
     def __init__(
         self,
         options: RunOptions,
         on_progress: Callable[[ProgressState], None],
+        on_stage: Callable[[str], None],
         on_note: Callable[[str], None],
         stop: StopRequest,
+        age_s: float,
     ) -> None:
         self._options = options
         self._on_progress = on_progress
+        self._on_stage = on_stage
         self._on_note = on_note
         self._stop = stop
         self._clock = RunClock()
@@ -78,7 +82,7 @@ class Run:
         self._arrivals = Arrivals()
         self._replica: Replica | None = None
         self._input_error: InputError | None = None
-        self._startup_s = 0.0
+        self._startup_s = age_s
         self._starts_with_first = False
         self._told_of_no_adapters = False
 
@@ -91,6 +95,7 @@ class Run:
                 was read before is answered first.
         """
         started_s = time.perf_counter()
+        self._on_stage("Starting: finding the base and the adapters")
         replicas = open_replicas(self._options, self._on_note)
         try:
             return self._execute(replicas, started_s)
@@ -100,6 +105,10 @@ class Run:
     def _execute(self, replicas: ReplicaSource, started_s: float) -> RunResult:
         options = self._options
         self._stop.check()
+        roots = options.replica.adapter_roots
+        if roots and not len(replicas.library):
+            named = ", ".join(f"'{root}'" for root in roots)
+            self._on_note(f"--adapters: no adapter, a folder with an adapter_config.json, is below {named}")
         plan = ArrivalPlan(options.arriving, options.replica.seed, replicas.library.names)
         with (
             open_all(options.sources, options.columns) as source,
@@ -108,7 +117,7 @@ class Run:
             earlier = EarlierSessions(journal, options.defaults.bounds)
             earlier.restore(self._summary)
             self._starts_with_first = plan.is_by_process and earlier.num_rows > 0
-            self._startup_s = time.perf_counter() - started_s
+            self._startup_s += time.perf_counter() - started_s
             if earlier.num_rows:
                 source.pass_over(earlier.is_done)
             rows = RowStream(source, options.defaults, options.limit, plan.row_arrivals(), earlier.count_done)
@@ -128,12 +137,15 @@ class Run:
         dtype = str(replicas.dtype).removeprefix("torch.")
         options = self._options
         is_new = not (options.out / MANIFEST_NAME).exists()
+        if options.resume:
+            self._on_stage("Starting: reading what earlier sessions answered")
         journal = Journal.open(
             options.out,
             options.manifest(replicas.base.name, dtype, plan.process),
             resume=options.resume,
             retry_errors=options.retry_errors,
             update=updated_manifest,
+            command=options.resume_command,
         )
         if options.resume and is_new:
             self._on_note(f"nothing to resume in {options.out}: starting")
@@ -200,7 +212,7 @@ class Run:
                 out.expect(item)
                 if isinstance(item, RejectedRow):
                     out.reject(item)
-                    self._tell_of_no_adapters(item, replicas.library)
+                    self._tell_of_no_adapters(item)
                 else:
                     self._arrivals.add(item)
         if not self._arrivals:
@@ -233,6 +245,7 @@ class Run:
     def _start_replica(self, replicas: ReplicaSource) -> Replica:
         """Load the base, only once there is something to answer; then the clock starts."""
         started_s = time.perf_counter()
+        self._on_stage("Starting: loading the base")
         with self._stop.breaking_off():
             replica = replicas.start(self._clock, StepListeners(self._summary, self._trace))
         self._startup_s += time.perf_counter() - started_s
@@ -245,14 +258,12 @@ class Run:
         self._clock.start(self._arrivals.next_ms if self._starts_with_first else 0.0)
         return replica
 
-    def _tell_of_no_adapters(self, row: RejectedRow, library: AdapterLibrary) -> None:
-        """Once, if there is no adapter at all, and rows name some."""
-        if self._told_of_no_adapters or len(library) or row.code != RowErrorCode.UNKNOWN_ADAPTER:
+    def _tell_of_no_adapters(self, row: RejectedRow) -> None:
+        """Once, if no folder of adapters was given, and rows name some."""
+        if self._told_of_no_adapters or row.code != RowErrorCode.UNKNOWN_ADAPTER:
             return
-        self._told_of_no_adapters = True
-        if self._options.replica.adapter_roots:
-            self._on_note("rows name adapters, and the --adapters folders hold none")
-        else:
+        if not self._options.replica.adapter_roots:
+            self._told_of_no_adapters = True
             self._on_note("rows name adapters, and there are none; give their folder with --adapters")
 
     def _progress(self, source: RequestSource, num_skipped: int) -> ProgressState:

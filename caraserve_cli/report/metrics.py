@@ -14,6 +14,8 @@ from caraserve_cli.core import Bounds, Completion
 # What report.json says about its own words, next to the code that computes them.
 DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
+        "startup_s": "from the start of the process until the engine could take its first request, without "
+        "the wait for rows; duration_s is from then on",
         "queue_ms": "first scheduled - arrival",
         "ttft_ms": "first token - arrival",
         "tpot_ms": "(last token - first token) / (output tokens - 1); null for one token",
@@ -45,7 +47,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "slack_ms": "deadline_ms - latency_ms: negative where the deadline was missed; null without one",
         "assisted_ms": "duration of the steps in which CPU workers were to compute a part of the request",
         "hit_rate": "requests whose adapter was on the device when they were admitted / answered requests "
-        "that name one",
+        "that name one; null on a CPU, to which nothing is copied",
         "bytes_moved": "of adapters, to the device, with the tables that say where they lie; moves within "
         "the device are not counted",
         "assists": "chunks of prompts of which CPU workers were to compute a part; failed_assists came too "

@@ -45,7 +45,11 @@ def read_report(folder: Path) -> dict[str, Any]:
     path = folder / REPORT_NAME
     try:
         report = orjson.loads(path.read_bytes())
+    except NotADirectoryError:
+        raise OutputError(f"'{folder}' is a file; name the folder of a run") from None
     except FileNotFoundError:
+        if not folder.exists():
+            raise OutputError(f"'{folder}' does not exist; name the folder of a run") from None
         raise OutputError(
             f"'{folder}' holds no {REPORT_NAME}; name the folder of a run that has ended, or end it with "
             "`caraserve run --resume`"

@@ -14,12 +14,13 @@ OptionValue = OptionScalar | Sequence[OptionScalar]
 class RunFacts:
     """What a report says of the run that no request tells.
 
-    `duration_s` runs from the first request to the last answer of this session, `startup_s` is the time
-    before it; `memory` is how the device's memory was shared out; `resumed` says that earlier sessions
-    answered a part; `num_late` counts requests of this session that were read too late, for they stood in
-    the file behind many that arrive later. `arrival` tells what arrival means, `arrival_process` names the
-    process that gave requests their arrival, None where they said it. `emulated_link_gbps` is the bandwidth
-    that the device's link was slowed down to, None for its own. `machine` names hardware and versions.
+    `duration_s` runs from the first request to the last answer of this session, `startup_s` from the start of
+    the process until then, without the wait for rows; `memory` is how the device's memory was shared out;
+    `resumed` says that earlier sessions answered a part; `num_late` counts requests of this session that were
+    read too late, for they stood in the file behind many that arrive later. `arrival` tells what arrival
+    means, `arrival_process` names the process that gave requests their arrival, None where they said it.
+    `emulated_link_gbps` is the bandwidth that the device's link was slowed down to, None for its own.
+    `machine` names hardware and versions.
     """
 
     caraserve_version: str

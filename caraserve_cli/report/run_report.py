@@ -150,11 +150,13 @@ def _engine(totals: EngineTotals) -> dict[str, object]:
 
 def _cold_starts(cold: ColdTotals, totals: EngineTotals) -> dict[str, object]:
     """How adapters came to the device, and who waited for that."""
+    # A CPU uses them where they are: there is no device that they could be on already.
+    is_copied = totals.adapter_bytes > 0 or not totals.adapter_loads
     return {
         "scope": "this session",
         "requests_with_adapter": cold.num_with_adapter,
         "hits": cold.num_hits,
-        "hit_rate": rounded(cold.hit_rate, 6),
+        "hit_rate": rounded(cold.hit_rate, 6) if is_copied else None,
         "loads": totals.adapter_loads,
         "loads_by_strategy": dict(sorted(totals.loads_by_strategy.items())),
         "spared_loads": totals.spared_loads,

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from caraserve_cli.perf.step_predictor import LEARNED
 from caraserve_cli.report.run_facts import printable
 
 MAX_ADAPTERS_SHOWN = 20
@@ -28,15 +29,18 @@ _UNDEFINED = "-"
 
 
 def render_summary(report: Json, console: Console, written: Sequence[Path] = ()) -> None:
-    """Print headline, latencies and adapters of `report`, then the paths that the run wrote."""
-    for line in _headline(report):
+    """Print headline, latencies, adapters and details of `report`, then the paths that the run wrote."""
+    for line in [*_headline(report), *_failure_lines(report)]:
         _print_line(console, line)
     if report["requests"]["answered"]:
-        console.print(_times_table(report["times"]))
-        console.print(_adapters_table(_busiest(report["by_adapter"])))
+        console.print("", _times_table(report["times"]))
+        console.print("", _adapters_table(_busiest(report["by_adapter"])))
         hidden = len(report["by_adapter"]) - MAX_ADAPTERS_SHOWN
         if hidden > 0:
             _print_line(console, f"The {MAX_ADAPTERS_SHOWN} busiest; {hidden:,} more in report.json.")
+        console.print()
+    for line in _details(report):
+        _print_line(console, line)
     if written:
         _print_line(console, "Written:")
     for path in written:
@@ -60,18 +64,17 @@ def format_share(value: float | None) -> str:
 
 
 def _headline(report: Json) -> list[str]:
+    """How it went, what matters most first."""
     run, requests, throughput = report["run"], report["requests"], report["throughput"]
     failed = requests["failed"]
-    lines = [f"{requests['answered']:,} answered, {failed:,} failed in {format_duration(run['duration_s'])}"]
+    lines = [
+        f"{requests['answered']:,} answered, {failed:,} failed in {format_duration(run['duration_s'])}, "
+        f"after {format_duration(run['startup_s'])} of start-up"
+    ]
     if failed:
         lines[0] += " (" + ", ".join(f"{code}: {n:,}" for code, n in requests["failed_by_code"].items()) + ")"
     if run["interrupted"]:
         lines[0] += ", interrupted"
-    lines.append(
-        f"{_number(throughput['output_tokens_per_s'])} output tokens/s, "
-        f"{_number(throughput['total_tokens_per_s'])} total tokens/s, "
-        f"{_number(throughput['requests_per_s'])} requests/s"
-    )
     if run["resumed"]:
         lines.append(
             "Resumed: counts cover all sessions, time and rates this one "
@@ -83,6 +86,12 @@ def _headline(report: Json) -> list[str]:
             f"SLO attainment {format_share(slo['attainment'])} ({slo['attained']:,} of {slo['carried']:,}), "
             f"goodput {_number(throughput['goodput_requests_per_s'])} requests/s"
         )
+    if throughput["answered"]:
+        lines.append(
+            f"{_number(throughput['output_tokens_per_s'])} output tokens/s, "
+            f"{_number(throughput['total_tokens_per_s'])} total tokens/s, "
+            f"{_number(throughput['requests_per_s'])} requests/s"
+        )
     if exact is not None:
         lines.append(
             f"Exact match {format_share(exact['accuracy'])} ({exact['right']:,} of {exact['scored']:,})"
@@ -92,13 +101,26 @@ def _headline(report: Json) -> list[str]:
             f"Device memory ran out in {num_retries:,} step{'s' * (num_retries > 1)}; smaller ones followed. "
             "A lower --gpu-memory leaves steps more."
         )
-    if run["arrival"] is not None:
-        lines.append(f"Arrivals: {run['arrival']}")
+    return lines
+
+
+def _failure_lines(report: Json) -> list[str]:
+    """What was wrong with the first failed row of each code."""
+    lines = []
+    for entry in report["failures"]:
+        row = f"line {entry['line']}" if entry["id"] is None else f"line {entry['line']}, id {entry['id']}"
+        lines.append(f"  {entry['code']}, {row}: {entry['message']}")
+    return ["The first failed row of each code; all are in errors.jsonl:", *lines] if lines else []
+
+
+def _details(report: Json) -> list[str]:
+    """What ran where, and how adapters and predictions did."""
+    run = report["run"]
     link_gbps = run["emulated_link_gbps"]
     link = "" if link_gbps is None else f", emulated link: {link_gbps:g} GB/s"
-    lines.append(f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}{link}")
     return [
-        *lines,
+        f"{run['base']}, {run['weights']} weights, {run['dtype']} on {run['device']}{link}",
+        *([] if run["arrival"] is None else [f"Arrivals: {run['arrival']}"]),
         *_fleet_lines(report["fleet"]),
         *_cold_start_lines(report["cold_starts"]),
         *prediction_lines(report),
@@ -129,14 +151,15 @@ def _cold_start_lines(cold: Json) -> list[str]:
     """Nothing where no request names an adapter."""
     if not cold["requests_with_adapter"]:
         return []
-    lines = [
-        f"Adapters on the device when asked for: {format_share(cold['hit_rate'])} "
-        f"({cold['hits']:,} of {cold['requests_with_adapter']:,})"
-    ]
-    if cold["loads"]:
+    lines = []
+    if cold["hit_rate"] is not None:
+        lines.append(
+            f"Adapters on the device when asked for: {format_share(cold['hit_rate'])} "
+            f"({cold['hits']:,} of {cold['requests_with_adapter']:,})"
+        )
+    if cold["bytes_moved"]:
         ways = ", ".join(f"{strategy}: {n:,}" for strategy, n in cold["loads_by_strategy"].items())
-        moved = f", {cold['bytes_moved'] / 1e6:,.1f} MB moved" if cold["bytes_moved"] else ""
-        lines.append(f"{cold['loads']:,} loads ({ways}){moved}")
+        lines.append(f"{cold['loads']:,} loads ({ways}), {cold['bytes_moved'] / 1e6:,.1f} MB moved")
     if cold["others_stalled_ms"]:
         lines.append(
             f"Steps stood still for adapters {_number(cold['stall_ms'])} ms, "
@@ -153,9 +176,10 @@ def _cold_start_lines(cold: Json) -> list[str]:
 
 
 def prediction_lines(report: Json) -> list[str]:
-    """Nothing where there was no step, or the report is older than predictions."""
+    """Nothing where there was no step, or the report is older than predictions; nor where they were learned
+    on line, by which nothing is decided."""
     predictions = report.get("step_predictions")
-    if not predictions or predictions["source"] is None:
+    if not predictions or predictions["source"] in (None, LEARNED):
         return []
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in predictions["unpredicted"].items())
     lines = [f"Steps whose time was not predicted: {left_out}"] if left_out else []

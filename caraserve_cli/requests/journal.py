@@ -21,6 +21,7 @@ from caraserve_cli.requests.manifest import (
     MANIFEST_NAME,
     Update,
     check_manifest,
+    resume_command,
     write_manifest,
 )
 from caraserve_cli.requests.openai_output import error_row, native_form
@@ -51,6 +52,7 @@ class Journal:
         resume: bool = False,
         retry_errors: bool = False,
         update: Update = dict,
+        command: str | None = None,
     ) -> Journal:
         """Take an output folder, making it if it is missing, and repair what a killed run left torn.
 
@@ -63,6 +65,7 @@ class Journal:
             resume: go on with the rows that the folder holds, if its manifest is the same.
             retry_errors: forget the rejected rows, so that they are tried again.
             update: what makes the folder's manifest, if another version wrote it, comparable.
+            command: the command line that goes on with the run, for whoever has to.
 
         Raises:
             OutputError: the folder cannot be used, is not empty (without `resume`), belongs to something
@@ -89,7 +92,7 @@ class Journal:
         journal = cls(outputs, errors)
         try:
             if is_blank:
-                write_manifest(out_dir, manifest)
+                write_manifest(out_dir, manifest, command)
             if retry_errors:
                 errors.clear()
             journal._load()
@@ -191,14 +194,13 @@ def _check_usable(out_dir: Path, resume: bool) -> bool:
         raise OutputError(f"output folder '{out_dir}' cannot be read: {error.strerror}") from None
     if not has_rows and others <= {MANIFEST_NAME, MANIFEST_DRAFT_NAME}:
         return True
-    if not resume:
-        raise OutputError(
-            f"'{out_dir}' is not empty; continue its run with --resume, or choose another --out"
-        )
     if MANIFEST_NAME not in others:
         raise OutputError(
-            f"'{out_dir}' holds files but no {MANIFEST_NAME}: not a run's folder; choose another --out"
+            f"'{out_dir}' is not empty and holds no {MANIFEST_NAME}: not a run's folder; choose another --out"
         )
+    if not resume:
+        how = resume_command(out_dir)
+        raise OutputError(f"'{out_dir}' is not empty; continue its run with {how}, or choose another --out")
     return False
 
 

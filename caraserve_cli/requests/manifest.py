@@ -16,6 +16,8 @@ from caraserve_cli.errors import OutputError
 
 MANIFEST_NAME = "run.json"
 MANIFEST_DRAFT_NAME = "run.json.tmp"
+# How to go on with the run, beside what identifies it; never compared.
+COMMAND_KEY = "resume_command"
 
 # Between the names of several files or folders in one value.
 _BETWEEN = ", "
@@ -25,16 +27,22 @@ _PLACES = ("/", "hf://")
 Update: TypeAlias = Callable[[Mapping[str, object]], dict[str, object]]
 
 
-def write_manifest(out_dir: Path, manifest: Mapping[str, object]) -> None:
+def write_manifest(out_dir: Path, manifest: Mapping[str, object], command: str | None = None) -> None:
     """Write run.json; at no moment is there half a file.
+
+    Args:
+        out_dir: where.
+        manifest: what identifies the run.
+        command: the command line that goes on with it.
 
     Raises:
         OutputError: it cannot be written.
     """
     draft = out_dir / MANIFEST_DRAFT_NAME
+    content = manifest if command is None else {**manifest, COMMAND_KEY: command}
     try:
         with draft.open("wb") as file:
-            file.write(orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(out_dir / MANIFEST_NAME)
@@ -48,15 +56,8 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update
     Raises:
         OutputError: it differs, with every key and both values; it cannot be read, or is damaged.
     """
-    path = out_dir / MANIFEST_NAME
-    try:
-        earlier = orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise OutputError(f"'{path}' cannot be read: {error.strerror}") from None
-    except orjson.JSONDecodeError:
-        earlier = None
-    if not isinstance(earlier, dict):
-        raise OutputError(f"'{path}' is damaged: not a JSON object; choose another --out")
+    earlier = _read(out_dir)
+    command = earlier.pop(COMMAND_KEY, None)
     now: dict[str, object] = orjson.loads(orjson.dumps(manifest))  # tuples become lists, as in the file
     updated = update(earlier)
     differences = [
@@ -68,7 +69,31 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update
         raise OutputError(
             f"'{out_dir}' belongs to a run with other settings ({'; '.join(differences)}); "
             "resume with the same ones, or choose another --out"
+            + ("" if command is None else f"; the command that goes on with it: `{command}`")
         )
+
+
+def resume_command(out_dir: Path) -> str:
+    """How to go on with the run in a folder, for a message: its command if that is known, or what to add.
+
+    Raises:
+        OutputError: run.json cannot be read, or is damaged.
+    """
+    command = _read(out_dir).get(COMMAND_KEY)
+    return "--resume" if command is None else f"`{command}`"
+
+
+def _read(out_dir: Path) -> dict[str, object]:
+    path = out_dir / MANIFEST_NAME
+    try:
+        content = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be read: {error.strerror}") from None
+    except orjson.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        raise OutputError(f"'{path}' is damaged: not a JSON object; choose another --out")
+    return content
 
 
 def _difference(key: str, earlier: Mapping[str, object], now: Mapping[str, object]) -> str:

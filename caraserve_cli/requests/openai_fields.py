@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import orjson
+
 from caraserve_cli.requests.fields import Fields, excerpt
 
 _COMMON: Final = frozenset(
@@ -30,7 +32,7 @@ HARMLESS: Final = frozenset(
 
 # Refused unless null or one of these values, which ask for nothing; and why.
 REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
-    "n": ((1,), "a line has one answer; write the line again with another custom_id"),
+    "n": ((1,), "a line has one answer, and another is a line with another custom_id"),
     "best_of": ((1,), "a line has one answer"),
     "stream": ((False,), "answers are written when they are finished"),
     "stream_options": ((), "answers are written when they are finished"),
@@ -65,7 +67,13 @@ def check_body_fields(fields: Fields, body: Mapping[str, object], *, is_chat: bo
     for key, (neutral_values, reason) in REFUSED.items():
         value = body.get(key)
         if value is not None and not any(_is_same(value, neutral) for neutral in neutral_values):
-            raise fields.refused(f"{key} is {excerpt(value)}, which cannot be honoured: {reason}")
+            instead = f"leave it out{_given(neutral_values)}"
+            raise fields.refused(f"{key} is {excerpt(value)}, which cannot be honoured: {reason}; {instead}")
+
+
+def _given(values: tuple[object, ...]) -> str:
+    shown = " or ".join(orjson.dumps(value).decode() for value in values)
+    return f", or give {shown}" if shown else ""
 
 
 def _is_same(value: object, neutral: object) -> bool:

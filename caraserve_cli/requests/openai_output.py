@@ -33,7 +33,7 @@ def batch_answer_row(native_row: Mapping[str, object], completion: Completion, t
 
     Args:
         native_row: its line in our own form (`answer.answer_row`).
-        completion: the finished answer.
+        completion: the finished answer; its log-probabilities are those of the text's tokens.
         token_text: the text of a token, for log-probabilities.
     """
     call = completion.request.batch_call

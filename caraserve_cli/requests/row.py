@@ -143,6 +143,10 @@ def parse_arrival_ms(fields: Fields, defaults: RowDefaults, line_number: int) ->
     return arrival_ms
 
 
+# How a file begins that is one JSON text, and not one a line.
+_OPENINGS = ("{", "[", "[{")
+
+
 def decode_line(line: bytes) -> dict[str, object]:
     """The JSON object in one line, which comes without its end.
 
@@ -158,9 +162,13 @@ def decode_line(line: bytes) -> dict[str, object]:
         values = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         message = f"not valid JSON at character {error.pos + 1} of the line: {error.msg}"
+        if text.strip() in _OPENINGS:
+            message += "; a request stands on one line"
         raise RowError(RowErrorCode.INVALID_JSON, message) from None
     if not isinstance(values, dict):
         message = f"a request must be a JSON object, got {excerpt(values)}"
+        if isinstance(values, list):
+            message += "; write an object a line, and no list around them"
         raise RowError(RowErrorCode.INVALID_REQUEST, message)
     return values
 

@@ -102,6 +102,24 @@ def test_nothing_is_where_github_files_would_be(
     assert_refused(caraserve("bench", recipe, "--github-benchmark", "."), 1, "it is a folder")
 
 
+@pytest.mark.parametrize(("name", "what"), [("x.svg", "plot"), ("x.trace.json", "trace")])
+def test_a_folder_is_where_a_plot_would_be(
+    caraserve: Caraserve, recipe: Path, tmp_path: Path, name: str, what: str
+) -> None:
+    (tmp_path / name).mkdir()
+    ended = caraserve("bench", recipe, "--json", tmp_path / "x.json")
+    assert_refused(ended, 1, f"the {what} beside --json: '{tmp_path / name}' cannot be written", "a folder")
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_file_that_nobody_may_write_is_refused_before_anything_runs(
+    caraserve: Caraserve, recipe: Path
+) -> None:
+    """Not even the super-user, whom permissions of files on a disk do not keep off."""
+    file = "/proc/sys/kernel/ostype"
+    assert_refused(caraserve("bench", recipe, "--json", file), 1, f"--json: '{file}'", "not permitted")
+
+
 def test_what_is_read_is_not_written_over(caraserve: Caraserve, recipe: Path, tmp_path: Path) -> None:
     profile, requests, link = tmp_path / "p.json", tmp_path / "requests.jsonl", tmp_path / "link.json"
     link.symlink_to(profile)

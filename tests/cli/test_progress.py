@@ -98,6 +98,21 @@ def test_the_text_of_a_line() -> None:
     )
 
 
+def test_what_a_start_waits_for_is_on_a_terminal_only_and_goes_away() -> None:
+    terminal, log = Terminal(), StringIO()
+    console = Console(file=terminal, width=80, force_terminal=True, force_interactive=True)
+    with RunProgress(console, Clock()) as progress:
+        progress.stage("Starting: loading the base")
+        assert "loading the base" in terminal.getvalue(), "at once"
+        progress.update(state())
+        after = terminal.getvalue().rpartition("loading the base")[2]
+        assert "\x1b[2K" in after, "the state stands in its place"
+        assert "12 answered" in after
+    with RunProgress(Console(file=log, width=80), Clock()) as progress:
+        progress.stage("Starting: loading the base")
+    assert log.getvalue() == ""
+
+
 def test_what_is_not_known_is_not_said() -> None:
     output = StringIO()
     with RunProgress(Console(file=output, width=80), Clock()) as progress:

@@ -38,6 +38,8 @@ def test_an_empty_file_is_nothing_to_do(caraserve: Caraserve, tmp_path: Path, co
     assert ended.returncode == 0
     assert ended.stderr.splitlines()[-1] == "Nothing to do: the input has no rows."
     assert ended.stdout.startswith("0 answered, 0 failed")
+    ended = caraserve(*JOB, "--out", tmp_path / "quiet", requests, "-q")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", ""), "errors only"
     assert json.loads((tmp_path / "out" / "report.json").read_text())["requests"]["answered"] == 0
 
 
@@ -74,18 +76,39 @@ def test_what_only_benchmarks_do_is_no_choice(caraserve: Caraserve, tmp_path: Pa
 def test_rows_name_adapters_and_there_are_none(
     caraserve: Caraserve, tmp_path: Path, requests: Path, given: bool
 ) -> None:
-    """It is said once, beside each row's own message."""
+    """It is said once, beside each row's own message; of a folder that was named, also if no row asks."""
     (tmp_path / "empty").mkdir()
     folders = ("--adapters", tmp_path / "empty") if given else ()
     rows = [{"prompt": "a", "adapter": "upper"}] * 2
     ended = caraserve(*JOB, *folders, "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", rows))
     assert ended.returncode == 3
-    fragment = "the --adapters folders hold none" if given else "give their folder with --adapters"
+    no_adapter = (
+        f"--adapters: no adapter, a folder with an adapter_config.json, is below '{tmp_path / 'empty'}'"
+    )
+    fragment = no_adapter if given else "give their folder with --adapters"
     assert ended.stderr.count(fragment) == 1
     rows = [{"prompt": "a", "max_tokens": 1}]
     ended = caraserve(*JOB, *folders, "--out", tmp_path / "base", write_rows(tmp_path / "r.jsonl", rows))
     assert ended.returncode == 0
-    assert "--adapters" not in ended.stderr
+    assert ended.stderr.count("--adapters") == ended.stderr.count(no_adapter) == given
+
+
+def test_no_row_names_one_of_the_adapters(caraserve: Caraserve, tmp_path: Path) -> None:
+    """A column that was forgotten, rather than what somebody wants."""
+    folder = shutil.copytree(SAMPLE / "adapters" / "upper", tmp_path / "loras" / "upper").parent
+    told = (
+        "No request names the one adapter below --adapters; the base alone answered. A row names its own by"
+    )
+    for name, row, is_told, options in (
+        ("none", {}, True, ()),
+        ("quiet", {}, False, ("-q",)),
+        ("one", {"adapter": "upper"}, False, ()),
+        ("unknown", {"adapter": "uper"}, False, ()),
+    ):
+        rows = [{"prompt": "a", "max_tokens": 1}, {"prompt": "b", "max_tokens": 1, **row}]
+        requests = write_rows(tmp_path / f"{name}.jsonl", rows)
+        ended = caraserve(*JOB, "--adapters", folder, "--out", tmp_path / name, *options, requests)
+        assert (told in ended.stderr) is is_told, name
 
 
 def test_a_file_that_is_cut_off_is_answered_as_far_as_it_goes(caraserve: Caraserve, tmp_path: Path) -> None:
@@ -370,7 +393,8 @@ def test_an_empty_name_is_not_the_current_folder(
         (("bench", "a", "b"), "extra argument"),
         (("run", str(SAMPLE / "requests.jsonl")), "--base: missing"),
         (("run", "--base", "llama2-7b"), "REQUESTS: missing"),
-        (("run", "--base"), "--base"),
+        (("run", "--base"), "--base' requires an argument; see caraserve run --help"),
+        (("--nonsense",), "; see caraserve --help"),
     ],
 )
 def test_command_lines_that_make_no_sense(

@@ -35,3 +35,7 @@ def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Pa
 
 def test_a_folder_without_a_report_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:
     assert_refused(caraserve("report", tmp_path), 1, str(tmp_path), "report.json", "--resume")
+    (tmp_path / "file").write_text("")
+    for name, problem in (("file", "is a file"), ("none", "does not exist")):
+        told = f"'{tmp_path / name}' {problem}; name the folder of a run"
+        assert_refused(caraserve("report", tmp_path / name), 1, told)

@@ -120,7 +120,9 @@ def read_rows_but_torn(path: Path) -> list[bytes]:
 def test_interrupted_it_says_how_to_go_on(requests: Path, unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert stop_after(10, signal.SIGINT, requests, out) == 130
-    assert stderr_of(out).read_text().endswith("Stopped. To go on: the same command with --resume.\n")
+    last_line = stderr_of(out).read_text().splitlines()[-1]
+    command = "caraserve run --resume" + "".join(f" {part}" for part in arguments(requests, out)[1:])
+    assert last_line == f"Stopped. To go on: {command}"
     partial = answers_in(out)
     assert 0 < len(partial) < NUM_REQUESTS
     assert (out / "report.json").is_file()

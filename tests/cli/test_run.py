@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 import pytest
 import zstandard
 
+from caraserve_cli.cli.progress import RunProgress
 from tests.cli.command import (
     ROOT,
     SAMPLE,
@@ -60,6 +62,53 @@ def test_the_sample_from_any_folder(tmp_path: Path) -> None:
     assert {"ttft_ms", "tpot_ms", "latency_ms"} <= report["times"].keys()
     written = ended.stdout[ended.stdout.index("Written:") :].split()[1:]
     assert {Path(path).name for path in written} == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_what_a_start_waits_for_is_told_and_counted(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start of the process on: most of it is imports, before anything of a run is there."""
+    stages: list[str] = []
+    monkeypatch.setattr(RunProgress, "stage", lambda _progress, text: stages.append(text))
+    monkeypatch.setattr("caraserve_cli.cli.run.process_age_s", lambda: 5000.0)
+    job = (*SAMPLE_JOB, "--out", tmp_path / "out", write_rows(tmp_path / "r.jsonl", SAMPLE_ROWS[:1]))
+    assert "after 1:23:" in caraserve(*job).stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["run"]["startup_s"] > 5000.0
+    assert [stage.removeprefix("Starting: ") for stage in stages] == [
+        "loading PyTorch and transformers",
+        "finding the base and the adapters",
+        "loading the base",
+    ]
+    caraserve(*job, "--resume")
+    assert stages[-1] == "Starting: reading what earlier sessions answered"
+    caraserve(*job, "--dry-run")
+    assert stages[-1] == "Starting: loading PyTorch and transformers"
+
+
+def test_who_types_requests_is_told_how_to_end_them(caraserve: Caraserve, tmp_path: Path) -> None:
+    keyboard, terminal = os.openpty()
+    standard_input = os.dup(0)
+    os.dup2(terminal, 0)
+    try:
+        os.write(keyboard, b'{"prompt": "a", "max_tokens": 1}\n\x04')
+        ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "out", "-")
+    finally:
+        os.dup2(standard_input, 0)
+        for descriptor in (keyboard, terminal, standard_input):
+            os.close(descriptor)
+    assert ended.returncode == 0
+    assert ended.stderr.startswith("reading requests from this terminal, a JSON object a line; Ctrl-D ends")
+    assert len(read_rows(tmp_path / "out" / "outputs.jsonl")) == 1
+
+
+def test_the_age_of_a_process_begins_with_it() -> None:
+    code = "from caraserve_cli.cli.process_age import process_age_s; print(process_age_s())"
+    begun_s = time.monotonic()
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=user_environment(), capture_output=True, text=True, check=True
+    )
+    a_tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    assert 0 < float(told.stdout) < time.monotonic() - begun_s + a_tick_s
 
 
 def test_answers_have_the_documented_keys(caraserve: Caraserve, tmp_path: Path) -> None:
@@ -169,7 +218,9 @@ def test_standard_input_is_answered_as_it_comes_and_ctrl_c_ends_the_wait(tmp_pat
         # With the input still open: communicate() would close it.
         assert process.wait(timeout=60) == 130
         assert process.stderr is not None
-        assert process.stderr.read().endswith("Stopped. To go on: the same command with --resume.\n")
+        last_line = process.stderr.read().splitlines()[-1]
+        assert last_line.startswith("Stopped. To go on: ")
+        assert last_line.endswith(f"--out {tmp_path / 'out'} -, with the same standard input")
     assert all(map(is_right, read_rows(outputs)))
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.core import Bounds, Request, RequestRow, SamplingParams
+from caraserve_cli.core import BatchCall, Bounds, Request, RequestRow, SamplingParams
 from caraserve_cli.job.prepare import Preparer
 from caraserve_cli.model.tokenizer import load_tokenizer
 from caraserve_cli.requests.stream import RejectedRow
@@ -110,3 +110,13 @@ def test_where_there_are_no_adapters_at_all_it_says_so() -> None:
     rejected = prepare(preparer)
     assert isinstance(rejected, RejectedRow)
     assert rejected.message == "adapter 'upper' is unknown: no adapters were found; check --adapters"
+
+
+@pytest.mark.parametrize(("model", "hint"), [("gpt-4o", ""), ("uper", "; did you mean 'upper'?")])
+def test_a_batch_line_is_told_of_the_base_too(library: AdapterLibrary, model: str, hint: str) -> None:
+    tokenizer = load_tokenizer(SAMPLE / "base")
+    preparer = Preparer(tokenizer, library, vocab_size=259, run_seed=1, base_names={"./my/base", "base"})
+    rejected = prepare(preparer, adapter=None, batch_call=BatchCall(is_chat=True, model=model))
+    assert isinstance(rejected, RejectedRow)
+    told = f"model '{model}' is neither the base, 'base', nor an adapter below --adapters{hint}"
+    assert (rejected.code, rejected.message) == ("unknown_adapter", told)

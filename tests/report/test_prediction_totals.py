@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from caraserve_cli.events import StepRecord
+from caraserve_cli.perf.step_predictor import LEARNED
 from caraserve_cli.report.prediction_totals import PredictionTotals
 from caraserve_cli.report.terminal import prediction_lines
 
@@ -61,3 +64,10 @@ def test_a_report_without_predictions_tells_none() -> None:
     assert prediction_lines({"step_predictions": totals.as_json()}) == [
         "Steps whose time was not predicted: 1 learning"
     ]
+
+
+def test_predictions_by_which_nothing_is_decided_are_not_told() -> None:
+    totals = PredictionTotals()
+    totals.on_step(replace(step("decode", 10.0), prediction_source=LEARNED))
+    assert totals.as_json()["steps"] == 1
+    assert prediction_lines({"step_predictions": totals.as_json()}) == []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from caraserve_cli.report.html import render_html
 from caraserve_cli.report.run_facts import RunFacts
 from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
@@ -36,12 +37,14 @@ def test_a_small_run(summary: RunSummary, facts: RunFacts) -> None:
     report = build_report(summary, facts, {"spell": 8, "sort": 2})
     lines = rendered(report, (Path("out/outputs.jsonl"), Path("out/report.json")))
     assert lines[:5] == [
-        "6 answered, 2 failed in 4.0 s (invalid_json: 1, unknown_adapter: 1)",
-        "6.0 output tokens/s, 21.0 total tokens/s, 1.5 requests/s",
+        "6 answered, 2 failed in 4.0 s, after 1.5 s of start-up (invalid_json: 1, unknown_adapter: 1)",
         "SLO attainment 60.0% (3 of 5), goodput 0.8 requests/s",
+        "6.0 output tokens/s, 21.0 total tokens/s, 1.5 requests/s",
         "Exact match 80.0% (4 of 5)",
-        "sample-base, checkpoint weights, float32 on cpu (2 threads)",
+        "",
     ]
+    starts = ["Time,", "Adapter", "sample-base,", "Written:"]
+    assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in starts] == starts
     assert words(lines, "Time,") == ["Time,", "ms", "mean", "p50", "p90", "p95", "p99", "max"]
     assert words(lines, "TTFT") == ["TTFT", "17.9", "10.0", "40.0", "40.0", "40.0", "40.0"]
     assert words(lines, "spell") == ["spell", "8", "4", "16", "20.0", "40.0", "75.0%", "4/4"]
@@ -85,9 +88,9 @@ def test_a_resumed_and_interrupted_run_says_so(
 ) -> None:
     summary.add_answer(make_row("spell"), restored=True)
     lines = rendered(build_report(summary, replace(facts, resumed=True, interrupted=True), {}))
-    assert lines[0].startswith("7 answered, 2 failed in 4.0 s (")
+    assert lines[0].startswith("7 answered, 2 failed in 4.0 s, after 1.5 s of start-up (")
     assert lines[0].endswith("), interrupted")
-    assert lines[2] == "Resumed: counts cover all sessions, time and rates this one (6 answered)."
+    assert lines[1] == "Resumed: counts cover all sessions, time and rates this one (6 answered)."
 
 
 def test_nothing_answered_has_no_tables(facts: RunFacts) -> None:
@@ -95,8 +98,7 @@ def test_nothing_answered_has_no_tables(facts: RunFacts) -> None:
     summary.add_error("invalid_json", carried_bound=False)
     lines = rendered(build_report(summary, replace(facts, duration_s=0.0), {}))
     assert lines == [
-        "0 answered, 1 failed in 0.0 s (invalid_json: 1)",
-        "- output tokens/s, - total tokens/s, - requests/s",
+        "0 answered, 1 failed in 0.0 s, after 1.5 s of start-up (invalid_json: 1)",
         "sample-base, checkpoint weights, float32 on cpu (2 threads)",
     ]
 
@@ -159,14 +161,14 @@ def test_an_emulated_link_is_told(summary: RunSummary, facts: RunFacts) -> None:
 
 def test_cold_starts_are_told_as_far_as_there_were_any(summary: RunSummary, facts: RunFacts) -> None:
     lines = rendered(build_report(summary, facts, {}))
-    assert lines[5] == "Adapters on the device when asked for: 100.0% (5 of 5)"
+    assert lines[-1] == "Adapters on the device when asked for: 100.0% (5 of 5)"
     assert not any("loads" in line or "lost" in line or "assists" in line for line in lines)
     engine = summary.engine
     engine.adapter_loads, engine.adapter_bytes = 3, 2_500_000
     engine.loads_by_strategy.update({"stream": 2, "cpu-assist": 1})
     engine.assists, engine.failed_assists, engine.lost_workers = 5, 2, 1
     engine.stall_ms, engine.others_stalled_ms = 1.5, 4.5
-    assert rendered(build_report(summary, facts, {}))[6:10] == [
+    assert rendered(build_report(summary, facts, {}))[-4:] == [
         "3 loads (cpu-assist: 1, stream: 2), 2.5 MB moved",
         "Steps stood still for adapters 1.5 ms, other requests in them 4.5 ms in all",
         "CPU assists: 5, too late: 2",
@@ -174,3 +176,34 @@ def test_cold_starts_are_told_as_far_as_there_were_any(summary: RunSummary, fact
     ]
     engine.spared_loads = 3
     assert "CPU assists: 5, too late: 2, loads spared: 3" in rendered(build_report(summary, facts, {}))
+
+
+def test_on_a_cpu_no_adapter_is_on_a_device_or_comes_to_it(
+    make_row: MakeRow, summary: RunSummary, facts: RunFacts
+) -> None:
+    """A CPU uses them where they are: the engine counts loads, and nothing is moved."""
+    summary.add_answer(make_row("spell", cold_start="stream"))
+    summary.engine.adapter_loads = 1
+    summary.engine.loads_by_strategy["stream"] = 1
+    report: dict[str, Any] = build_report(summary, facts, {})
+    assert report["cold_starts"]["hit_rate"] is None
+    lines = rendered(report)
+    assert lines[-1] == "sample-base, checkpoint weights, float32 on cpu (2 threads)"
+    page = render_html(report)
+    assert "on the device when asked for" not in page
+    assert "1 adapter loads, nothing moved: a CPU uses adapters where they are." in page
+
+
+def test_why_rows_failed_is_told_by_the_first_of_each_code(summary: RunSummary, facts: RunFacts) -> None:
+    for line in (3, 4):
+        for code, request_id, message in (
+            ("unknown_adapter", f"r{line}", f"adapter 'a{line}' is [b]nowhere[/b]"),
+            ("invalid_json", None, f"no JSON in {line}"),
+        ):
+            summary.failures.add_row({"line": line, "id": request_id, "code": code, "message": message})
+    assert rendered(build_report(summary, facts, {}))[4:8] == [
+        "The first failed row of each code; all are in errors.jsonl:",
+        "  invalid_json, line 3: no JSON in 3",
+        "  unknown_adapter, line 3, id r3: adapter 'a3' is [b]nowhere[/b]",
+        "",
+    ]

@@ -143,13 +143,26 @@ def test_a_folder_of_something_else_is_left_alone(out: Path, resume: bool) -> No
     out.mkdir(parents=True)
     (out / "thesis.tex").write_text("do not touch")
     message = refusal(out, resume=resume)
-    assert ("holds files but no run.json" if resume else "is not empty") in message
+    assert "is not empty and holds no run.json: not a run's folder; choose another --out" in message
+
+
+def test_a_refusal_tells_the_command_that_goes_on(out: Path) -> None:
+    command = "cd /jobs && caraserve run --resume --out x r.jsonl"
+    with Journal.open(out, MANIFEST, command=command) as journal:
+        journal.write_answer({"id": "a"})
+    assert refusal(out) == f"'{out}' is not empty; continue its run with `{command}`, or choose another --out"
+    told = refusal(out, {"base": "large"}, resume=True)
+    assert told.endswith(
+        f"resume with the same ones, or choose another --out; the command that goes on with it: `{command}`"
+    )
+    Journal.open(out, MANIFEST, resume=True, command="caraserve run --resume").close()
+    assert refusal(out).count(command) == 1, "that of the first session"
 
 
 def test_rows_without_a_manifest_are_not_ours(out: Path) -> None:
     out.mkdir(parents=True)
     (out / "outputs.jsonl").write_bytes(b'{"id":"a"}\n')
-    assert "holds files but no run.json" in refusal(out, resume=True)
+    assert "holds no run.json" in refusal(out, resume=True)
 
 
 def test_a_folder_of_another_run_is_refused(out: Path) -> None:

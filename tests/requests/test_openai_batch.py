@@ -109,8 +109,21 @@ def test_what_cannot_be_honoured_is_refused_by_name(key: str) -> None:
         taken(CHAT | {key: value})
     row = parse(CHAT | {key: {"something": 1}})
     assert isinstance(row, RejectedRow)
-    assert row.message == f"body: {key} is an object, which cannot be honoured: {reason}"
+    assert row.message.startswith(
+        f"body: {key} is an object, which cannot be honoured: {reason}; leave it out"
+    )
     assert (row.request_id, row.line, row.is_batch) == ("c-1", 4, True)
+
+
+def test_a_refusal_says_which_values_are_taken() -> None:
+    for key, instead in (
+        ("response_format", '; leave it out, or give {"type":"text"}'),
+        ("tool_choice", '; leave it out, or give "none" or "auto"'),
+        ("audio", "; leave it out"),
+    ):
+        row = parse(CHAT | {key: {"type": "json_object"}})
+        assert isinstance(row, RejectedRow)
+        assert row.message.endswith(instead), row.message
 
 
 @pytest.mark.parametrize(
