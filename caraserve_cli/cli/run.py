@@ -13,6 +13,7 @@ from caraserve_cli.cli.job_file import config_text
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.import_pause import import_pause
 
 if TYPE_CHECKING:
     from caraserve_cli.job.options import RunOptions
@@ -243,10 +244,11 @@ def _row_defaults(given: Mapping[str, Any]) -> RowDefaults:
 def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: bool) -> int:
     from rich.console import Console
 
-    from caraserve_cli.cli.progress import RunProgress
-    from caraserve_cli.cli.request_log import logged
-    from caraserve_cli.job.run import Run
-    from caraserve_cli.report.terminal import render_summary
+    with import_pause():
+        from caraserve_cli.cli.progress import RunProgress
+        from caraserve_cli.cli.request_log import logged
+        from caraserve_cli.job.run import Run
+        from caraserve_cli.report.terminal import render_summary
 
     with RunProgress(Console(stderr=True, quiet=quiet)) as progress, logged(progress.note, verbose):
         result = Run(options, progress.update, progress.note, stop).execute()
@@ -273,7 +275,8 @@ def _check(options: RunOptions, stop: StopRequest) -> int:
     """The dry run: every rejection on stdout as a line of errors.jsonl, the count on stderr."""
     import orjson
 
-    from caraserve_cli.job.check import check
+    with import_pause():
+        from caraserve_cli.job.check import check
 
     stop.goal = "all was checked"
     num_rows = num_rejected = 0
