@@ -102,8 +102,8 @@ class Running:
         while not happened():
             assert time.monotonic() < until_s, "it takes too long"
             assert self.process.poll() is None, self.process.stderr and self.process.stderr.read().decode()
-            self.note_family()
-            time.sleep(0.02)
+            self.note_family()  # which looks at all processes of the machine
+            time.sleep(0.1)
         self.note_family()
 
     def note_family(self) -> None:
