@@ -1,5 +1,5 @@
 """`python -m caraserve_cli` is `caraserve`."""
 
-from caraserve_cli.cli.main import main
+from caraserve_cli.cli.main import program
 
-main()
+program()

@@ -31,7 +31,7 @@ import torch
 from caraserve_cli.core import LORA_MODULES
 from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
 from caraserve_cli.model.attention import KvCache
-from caraserve_cli.model.config import DecoderConfig
+from caraserve_cli.model.decoder_config import DecoderConfig
 
 # Large enough that neither a cache nor a launch counts, and small enough for the CPU to take a second in all.
 _COPY_BYTES = {"cuda": 2 * 2**30, "cpu": 128 * 2**20}

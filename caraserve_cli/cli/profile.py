@@ -11,6 +11,7 @@ from caraserve_cli.cli import run_options as o
 from caraserve_cli.cli.bench_files import check_writable
 from caraserve_cli.errors import OutputError
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.import_pause import import_pause
 from caraserve_cli.job.stop_request import StopRequest
 
 _REPLICA = ReplicaOptions(base="")  # for its defaults
@@ -58,12 +59,13 @@ def profile(
 def _measure(options: ReplicaOptions, json_file: Path | None, stop: StopRequest) -> None:
     from rich.console import Console
 
-    from caraserve_cli.bench.facts import code_commit
-    from caraserve_cli.fleet.cold_start import this_machine
-    from caraserve_cli.fleet.profiling import measure_profile
-    from caraserve_cli.perf.profile_json import to_json
-    from caraserve_cli.perf.profile_store import ProfileStore, default_folder
-    from caraserve_cli.report.profile_terminal import render_profile
+    with import_pause():
+        from caraserve_cli.bench.facts import code_commit
+        from caraserve_cli.fleet.cold_start import this_machine
+        from caraserve_cli.fleet.profiling import measure_profile
+        from caraserve_cli.perf.profile_json import to_json
+        from caraserve_cli.perf.profile_store import ProfileStore, default_folder
+        from caraserve_cli.report.profile_terminal import render_profile
 
     stop.goal = "all was measured"
 

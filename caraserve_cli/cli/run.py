@@ -16,6 +16,7 @@ from caraserve_cli.cli.resume_command import from_anywhere, resume_command
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
 from caraserve_cli.fleet.options import ReplicaOptions
+from caraserve_cli.import_pause import import_pause
 
 if TYPE_CHECKING:
     from caraserve_cli.job.options import RunOptions
@@ -258,7 +259,8 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
         if _STDIN in options.sources and os.isatty(0):
             progress.note("reading requests from this terminal, a JSON object a line; Ctrl-D ends them")
         progress.stage(_LOADING)
-        from caraserve_cli.job.run import Run
+        with import_pause():
+            from caraserve_cli.job.run import Run
 
         age_s = process_age_s()
         result = Run(options, progress.update, progress.stage, progress.note, stop, age_s).execute()
@@ -284,7 +286,8 @@ def _check(options: RunOptions, stop: StopRequest) -> int:
 
     with RunProgress(Console(stderr=True)) as progress:
         progress.stage(_LOADING)
-        from caraserve_cli.job.check import check
+        with import_pause():
+            from caraserve_cli.job.check import check
 
     stop.goal = "all was checked"
     num_rows = num_rejected = 0

@@ -10,7 +10,6 @@ when the process that started it closes the socket or is gone. Workers die with 
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import select
@@ -20,11 +19,14 @@ import struct
 import sys
 import traceback
 from contextlib import suppress
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from caraserve_cli.coldstart.parent_death import die_with_parent
 from caraserve_cli.coldstart.process_title import set_process_title
-from caraserve_cli.coldstart.worker import SharedMemory, WorkerSpec, run_worker
+from caraserve_cli.import_pause import import_pause
+
+if TYPE_CHECKING:
+    from caraserve_cli.coldstart.worker import SharedMemory, WorkerSpec
 
 # Worker and core to fork it on, with its end of a socket; or END_WORKER and the worker to kill.
 NURSERY_MESSAGE = struct.Struct("ii")
@@ -101,6 +103,8 @@ class Nursery:
             set_process_title(f"caraserve-worker {index}")
             for fd in (self._orders.detach(), self._owner, *self._workers):
                 os.close(fd)
+            from caraserve_cli.coldstart.worker import run_worker
+
             run_worker(self._spec, self._memory, index, core, wakes)
             status = 0
         except ConnectionError:
@@ -123,6 +127,9 @@ def main(orders_fd: int) -> None:
     # What Ctrl-C means is decided by the process that everybody here lives with.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_process_title("caraserve-nursery")
+    # What was imported stays shared: no collection writes to it.
+    with import_pause():
+        from caraserve_cli.coldstart.worker import SharedMemory
     with socket.socket(fileno=orders_fd) as orders, suppress(ConnectionError):
         message, fds, _, _ = socket.recv_fds(orders, MAX_SPEC_BYTES, NUM_SPEC_FDS)
         if len(fds) != NUM_SPEC_FDS:
@@ -130,9 +137,6 @@ def main(orders_fd: int) -> None:
         owner, *memory_fds = fds
         spec: WorkerSpec = pickle.loads(message)
         memory = SharedMemory(spec, memory_fds)
-        # What was imported stays shared: no collection writes to it.
-        gc.collect()
-        gc.freeze()
         Nursery(orders, owner, spec, memory).serve()
 
 

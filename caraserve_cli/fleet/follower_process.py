@@ -16,37 +16,8 @@ import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-import torch
-
-from caraserve_cli.coldstart.process_title import set_process_title
 from caraserve_cli.errors import CaraServeError, LostProcessError
-from caraserve_cli.fleet.follower_spec import FollowerSpec
-from caraserve_cli.model.collective import ProcessGroup
-
-LOADED = "loaded"
-MEET = "meet"
-
-
-def run(leader: Connection) -> None:
-    """Follow until nobody leads.
-
-    Raises:
-        CaraServeError: something is wrong that a user can cause or meet.
-    """
-    spec: FollowerSpec = leader.recv()
-    shard = spec.config.shard
-    set_process_title(f"caraserve-part {shard.tp_index}")
-    torch.set_num_threads(spec.num_threads)
-    if spec.device.type == "cuda":
-        torch.cuda.set_device(spec.device)
-    spec.check_device()
-    group = ProcessGroup(shard, spec.device, spec.meeting_place)
-    follower = spec.make_follower(group)
-    leader.send(LOADED)
-    assert leader.recv() == MEET
-    group.meet()
-    while True:
-        follower.obey(leader.recv())
+from caraserve_cli.import_pause import import_pause
 
 
 def _end_with(pid: int) -> None:
@@ -65,10 +36,14 @@ def main(fd: int, leader_pid: int) -> int:
     """Be the process; its exit status."""
     # What Ctrl-C means is decided by the process that leads.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with import_pause():
+        import torch
+
+        from caraserve_cli.fleet.following import follow
     leader = Connection(fd)
     try:
         _end_with(leader_pid)
-        run(leader)
+        follow(leader)
     except (EOFError, ConnectionError, ProcessLookupError):
         return 0  # nobody leads any more
     except LostProcessError as error:

@@ -19,7 +19,7 @@ from caraserve_cli.errors import LostProcessError
 from caraserve_cli.fleet.machine import free_device_bytes
 from caraserve_cli.model.checkpoint import load_decoder, random_decoder
 from caraserve_cli.model.collective import Collective
-from caraserve_cli.model.config import DecoderConfig
+from caraserve_cli.model.decoder_config import DecoderConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

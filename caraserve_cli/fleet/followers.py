@@ -22,8 +22,8 @@ import torch
 
 from caraserve_cli.engine.orders import Order
 from caraserve_cli.errors import LostProcessError
-from caraserve_cli.fleet.follower_process import LOADED, MEET
 from caraserve_cli.fleet.follower_spec import FollowerSpec
+from caraserve_cli.fleet.following import LOADED, MEET
 from caraserve_cli.model.collective import ProcessGroup
 from caraserve_cli.shard import Shard
 

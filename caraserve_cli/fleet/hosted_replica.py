@@ -21,6 +21,7 @@ from caraserve_cli.fleet.host_clock import HostedClock, monotonic_ms
 from caraserve_cli.fleet.messages import HostFacts, MachineShare, Refusal, ReplicaDescription, ReplicaNews
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.shipped_adapters import Files, ShippedAdapters
+from caraserve_cli.import_pause import import_pause
 
 if TYPE_CHECKING:
     from caraserve_cli.fleet.hosted_engine import HostedEngine
@@ -149,7 +150,8 @@ class HostedReplica:
                 self._changed.notify_all()
 
     def _serve(self, options: ReplicaOptions) -> None:
-        from caraserve_cli.fleet.hosted_engine import HostedEngine
+        with import_pause():
+            from caraserve_cli.fleet.hosted_engine import HostedEngine
 
         library = None if self._shipped is None else self._shipped.library
         engine = HostedEngine(options, self._clock, self._on_step, library)

@@ -17,7 +17,7 @@ from caraserve_cli.errors import OptionError
 from caraserve_cli.fleet.machine import free_host_bytes
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.model.attention import KvCache
-from caraserve_cli.model.config import DecoderConfig
+from caraserve_cli.model.decoder_config import DecoderConfig
 from caraserve_cli.model.weights import empty_weights
 
 # Shares of the host memory that is free before the base is loaded. They leave room for activations and for

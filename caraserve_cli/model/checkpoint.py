@@ -16,8 +16,8 @@ from torch import Tensor
 
 from caraserve_cli.errors import BaseModelError
 from caraserve_cli.model.collective import Collective
-from caraserve_cli.model.config import DecoderConfig
 from caraserve_cli.model.decoder import Decoder
+from caraserve_cli.model.decoder_config import DecoderConfig
 from caraserve_cli.model.weights import EMBEDDING_NAME, LM_HEAD_NAME, Slot, empty_weights, named_slots
 
 _SINGLE_FILE = "model.safetensors"

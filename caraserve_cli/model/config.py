@@ -7,10 +7,8 @@ not know weights, files other than the two configs, or where a checkpoint came f
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -21,8 +19,8 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import BaseModelError
 from caraserve_cli.model.config_keys import check_keys, honoured_keys
+from caraserve_cli.model.decoder_config import DecoderConfig
 from caraserve_cli.model.rope_config import RopeConfig, RopeValue, check_rope_settings
-from caraserve_cli.shard import WHOLE, Shard
 
 HfConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 
@@ -33,49 +31,6 @@ _HF_CONFIGS: dict[str, type[HfConfig]] = {
     "qwen3": Qwen3Config,
 }
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderConfig:
-    """Everything that makes one decoder differ from another.
-
-    Attributes:
-        sliding_window: per layer, the number of tokens that a token sees, itself included; None for all.
-        eos_token_ids: the tokens that end an answer, in the order of the checkpoint; may be empty.
-        dtype: the dtype that the config states for the weights; None where it states none.
-        whole_shape: the base's sizes; `shape` has those of the part that this process holds.
-        shard: which part that is.
-    """
-
-    model_type: str
-    shape: BaseShape
-    rms_norm_eps: float
-    tie_word_embeddings: bool
-    attention_bias_qkv: bool
-    attention_bias_o: bool
-    mlp_bias: bool
-    qk_norm: bool
-    sliding_window: tuple[int | None, ...]
-    rope: RopeConfig
-    max_position_embeddings: int
-    eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
-    dtype: torch.dtype | None
-    whole_shape: BaseShape
-    shard: Shard = WHOLE
-
-    def sharded(self, shard: Shard) -> DecoderConfig:
-        """The same base as one of several processes has it.
-
-        Raises:
-            OptionError: its sizes do not divide by their number.
-        """
-        return dataclasses.replace(self, shape=shard.cut(self.whole_shape), shard=shard)
-
-    @property
-    def context_tokens(self) -> int:
-        """The most tokens, prompt and answer together, that one sequence may hold."""
-        return self.rope.context_tokens
 
 
 def load_decoder_config(folder: Path) -> DecoderConfig:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_cli.model.collective import Alone, Collective
-from caraserve_cli.model.config import DecoderConfig
 from caraserve_cli.model.contexts import AttentionContext, LoraContext
+from caraserve_cli.model.decoder_config import DecoderConfig
 from caraserve_cli.model.rope import Rope
 from caraserve_cli.model.weights import DecoderWeights, LayerWeights
 from caraserve_kernels.linear import linear

@@ -20,7 +20,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 
 from caraserve_cli.errors import BaseModelError
-from caraserve_cli.model.config import DecoderConfig, load_decoder_config, parse_decoder_config
+from caraserve_cli.model.config import load_decoder_config, parse_decoder_config
+from caraserve_cli.model.decoder_config import DecoderConfig
 from caraserve_cli.model.shapes import KNOWN_BASES
 
 Weights: TypeAlias = Literal["checkpoint", "random"]

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from caraserve_cli.model.rope_config import RopeConfig
 
@@ -119,7 +117,11 @@ def _frequencies(config: RopeConfig, num_tokens: int | None) -> tuple[Tensor, fl
         assert isinstance(theta, int | float)
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
         return 1.0 / (theta**exponents), 1.0
-    # transformers computes them from a config; one head is all that it looks at.
+    # Here, for processes that hold a part of a base with the default kind to start without transformers.
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    # It computes them from a config; one head is all that it looks at.
     one_head = LlamaConfig(
         hidden_size=config.head_dim,
         num_attention_heads=1,

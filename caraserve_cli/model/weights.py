@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from caraserve_cli.model.config import DecoderConfig
+from caraserve_cli.model.decoder_config import DecoderConfig
 
 EMBEDDING_NAME = "model.embed_tokens.weight"
 LM_HEAD_NAME = "lm_head.weight"

@@ -38,8 +38,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caraserve_kernels.host_exchange_kernels import launch_add_rows, launch_send_rows
-
 MAX_WORKERS = 64
 # Int32s of an op: its number, its rows, the step's first number, the mask of its workers in two words, how
 # long to wait in microseconds; and what makes the ops of a table lie at multiples of 16 bytes.
@@ -133,6 +131,9 @@ def send_rows(x: Tensor, exchange: HostExchange, op: Tensor) -> None:
         raise ValueError(f"x is {x.dtype}, the exchange is for {exchange.x.dtype}")
     _check_op(op)
     if x.is_cuda:
+        # Here, for CPU workers to start without Triton.
+        from caraserve_kernels.host_exchange_kernels import launch_send_rows
+
         launch_send_rows(x, exchange.x, exchange.sent, op)
         return
     number, num_rows = op[:2].tolist()
@@ -160,6 +161,8 @@ def add_rows(y: Tensor, exchange: HostExchange, op: Tensor) -> None:
     _check_rows(y, exchange.result, "y")
     _check_op(op)
     if y.is_cuda:
+        from caraserve_kernels.host_exchange_kernels import launch_add_rows
+
         launch_add_rows(y, exchange.result, exchange.done, exchange.failed, op)
         return
     number, num_rows, first_number, low, high, late_us = op[:6].tolist()

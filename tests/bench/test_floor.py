@@ -15,7 +15,8 @@ from caraserve_cli.bench.floor import (
     prefill_step_flops,
 )
 from caraserve_cli.fleet.synthetic_adapter import SyntheticAdapter
-from caraserve_cli.model.config import DecoderConfig, parse_decoder_config
+from caraserve_cli.model.config import parse_decoder_config
+from caraserve_cli.model.decoder_config import DecoderConfig
 
 # 2 layers; hidden 8, 2 heads of 4, 1 KV head, intermediate 16, 10 words.
 RAW = {

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
+import tempfile
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from tests.cli.command import user_environment
+from tests.cli.command import ROOT, user_environment
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -29,23 +31,43 @@ def start_caraserve(*args: str | Path, stderr: Path) -> ForkServerProcess:
     return process
 
 
+def run_forked(*args: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `caraserve ARGS…` to its end, with nothing to read: as `run_caraserve` does, where it is no matter
+    what is imported when.
+
+    Args:
+        before: Python code that the process runs first.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        out, err = (Path(name) / stream for stream in ("stdout", "stderr"))
+        process = _CONTEXT.Process(target=_main, args=([*map(str, args)], err, out, before), daemon=True)
+        process.start()
+        status = _join(process, 300)
+        return subprocess.CompletedProcess(args, status, out.read_text(), err.read_text())
+
+
 def finish_caraserve(*args: str | Path, stderr: Path, timeout_s: float = 300) -> int:
     """Run `caraserve ARGS…` to its end; its exit status."""
-    process = start_caraserve(*args, stderr=stderr)
+    return _join(start_caraserve(*args, stderr=stderr), timeout_s)
+
+
+def _join(process: ForkServerProcess, timeout_s: float) -> int:
     process.join(timeout_s)
     assert process.exitcode is not None, "it takes too long"
     return process.exitcode
 
 
-def _main(args: list[str], stderr: Path) -> None:
+def _main(args: list[str], stderr: Path, stdout: Path = Path(os.devnull), before: str = "") -> None:
     num_threads = len(os.listdir(f"/proc/{os.getppid()}/task"))
     assert num_threads == 1, "a fork of a process with threads may hang"
     assert "caraserve_cli.job.run" in sys.modules, "nothing was imported ahead"
     from caraserve_cli.cli.main import main
 
-    with stderr.open("wb") as file, open(os.devnull, "wb") as null:
-        os.dup2(file.fileno(), sys.stderr.fileno())
-        os.dup2(null.fileno(), sys.stdout.fileno())
+    with stderr.open("wb") as err, stdout.open("wb") as out:
+        os.dup2(err.fileno(), sys.stderr.fileno())
+        os.dup2(out.fileno(), sys.stdout.fileno())
     os.environ.update(user_environment())
+    os.chdir(ROOT)
     sys.argv = ["caraserve", *args]
+    exec(before, {})
     main()

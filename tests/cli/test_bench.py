@@ -5,15 +5,14 @@ The verdicts and their exit status: tests/bench/test_benchmark.py.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.bench.conftest import WriteRecipe, write_recipe
-from tests.cli.command import assert_refused, run_caraserve, user_environment
+from tests.cli.command import assert_refused, run_caraserve
 from tests.cli.conftest import Caraserve
+from tests.cli.forked import run_forked
 
 __all__ = ["write_recipe"]
 
@@ -137,13 +136,6 @@ def test_what_is_read_is_not_written_over(caraserve: Caraserve, recipe: Path, tm
 
 def test_without_peft_it_says_what_to_install(recipe: Path) -> None:
     (recipe.parent / "requests.jsonl").unlink()  # before it reads anything
-    without_peft = "import sys; sys.modules['peft'] = None; from caraserve_cli.cli.main import main; main()"
-    ended = subprocess.run(
-        [sys.executable, "-c", without_peft, "bench", recipe],
-        capture_output=True,
-        text=True,
-        env=user_environment(),
-        timeout=300,
-        check=False,
-    )
+    without_peft = "import sys; assert 'peft' not in sys.modules; sys.modules['peft'] = None"
+    ended = run_forked("bench", recipe, before=without_peft)
     assert_refused(ended, 1, "PEFT, which is not installed", "pip install 'caraserve[test]'")

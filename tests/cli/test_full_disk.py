@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import SAMPLE, assert_refused, rows_by_id, run_caraserve, write_rows
+from tests.cli.command import SAMPLE, assert_refused, rows_by_id, write_rows
+from tests.cli.forked import run_forked
 
 NUM_ROWS = 600
 Resize = Callable[[str], None]
@@ -40,13 +41,13 @@ def test_a_full_disk(disk: tuple[Path, Resize], tmp_path: Path) -> None:
     requests = write_rows(tmp_path / "r.jsonl", rows)
     job = ("run", "-q", "--base", SAMPLE / "base", "--out", folder / "out", requests)
     outputs = folder / "out" / "outputs.jsonl"
-    assert_refused(run_caraserve(*job), 1, f"'{outputs}' cannot be written: No space left", "--resume")
+    assert_refused(run_forked(*job), 1, f"'{outputs}' cannot be written: No space left", "--resume")
     written = outputs.read_bytes()
     assert written.endswith(b"\n")
     assert 0 < written.count(b"\n") < NUM_ROWS
-    assert_refused(run_caraserve(*job, "--resume"), 1, "No space left on device", "--resume")
+    assert_refused(run_forked(*job, "--resume"), 1, "No space left on device", "--resume")
     resize("20m")
-    ended = run_caraserve(*job, "--resume")
+    ended = run_forked(*job, "--resume")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert outputs.read_bytes().startswith(written)
     assert set(rows_by_id(outputs)) == {str(n) for n in range(NUM_ROWS)}

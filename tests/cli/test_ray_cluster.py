@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import SAMPLE, assert_refused, rows_by_id, run_caraserve
+from tests.cli.forked import run_forked
 
 ray_cluster_utils = pytest.importorskip("ray.cluster_utils")
 
@@ -34,7 +35,7 @@ def test_a_replica_on_each_machine_and_the_same_answers(address: str, tmp_path: 
         *JOB, "--out", tmp_path / "cluster", "--ray", address, "--token-ids", SAMPLE / "requests.jsonl"
     )
     assert ended.returncode == 0, ended.stderr
-    here = run_caraserve(*JOB, "--out", tmp_path / "here", "--token-ids", SAMPLE / "requests.jsonl")
+    here = run_forked(*JOB, "--out", tmp_path / "here", "--token-ids", SAMPLE / "requests.jsonl")
     assert here.returncode == 0, here.stderr
     answers = [
         {name: row["token_ids"] for name, row in rows_by_id(tmp_path / where / "outputs.jsonl").items()}
@@ -50,6 +51,6 @@ def test_a_replica_on_each_machine_and_the_same_answers(address: str, tmp_path: 
 def test_more_than_the_cluster_has_is_refused(address: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     more = ("--out", out, "--ray", address, SAMPLE / "requests.jsonl")
-    assert_refused(run_caraserve(*JOB, "--replicas", "3", *more), 2, "--replicas", "3", "2 are free")
-    assert_refused(run_caraserve(*JOB, "--device", "cuda", *more), 2, "--device", "the cluster has no GPU")
+    assert_refused(run_forked(*JOB, "--replicas", "3", *more), 2, "--replicas", "3", "2 are free")
+    assert_refused(run_forked(*JOB, "--device", "cuda", *more), 2, "--device", "the cluster has no GPU")
     assert not out.exists()

@@ -22,11 +22,11 @@ from tests.cli.command import (
     caraserve_command,
     read_rows,
     rows_by_id,
-    run_caraserve,
     user_environment,
     write_rows,
 )
 from tests.cli.conftest import Caraserve
+from tests.cli.forked import run_forked
 
 pytest.importorskip("ray")
 
@@ -74,7 +74,7 @@ def arguments(requests: Path) -> list[str | Path]:
 def alone(arguments: list[str | Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     """What one replica in the process itself answers."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    assert run_caraserve(*arguments, "--out", out).returncode == 3
+    assert run_forked(*arguments, "--out", out).returncode == 3
     return answers_in(out)
 
 
@@ -102,8 +102,8 @@ class Running:
         while not happened():
             assert time.monotonic() < until_s, "it takes too long"
             assert self.process.poll() is None, self.process.stderr and self.process.stderr.read().decode()
-            self.note_family()
-            time.sleep(0.02)
+            self.note_family()  # which looks at all processes of the machine
+            time.sleep(0.1)
         self.note_family()
 
     def note_family(self) -> None:
@@ -216,7 +216,7 @@ def test_a_stopped_run_leaves_no_process_and_goes_on(
     assert err.splitlines()[-1].startswith("Stopped. To go on: ")
     running.assert_nobody_is_left()
     # With another number of replicas: it changes no answer.
-    assert run_caraserve(*arguments, "--out", running.out, "--resume").returncode == 3
+    assert run_forked(*arguments, "--out", running.out, "--resume").returncode == 3
     assert answers_in(running.out) == alone
 
 
@@ -246,7 +246,7 @@ def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
     assert "Traceback" not in err
     assert "gcs_server.out" not in err, "Ray says it in its own words"
     running.assert_nobody_is_left()
-    ended = run_caraserve(*arguments, "--out", running.out, "--resume", *rate)
+    ended = run_forked(*arguments, "--out", running.out, "--resume", *rate)
     assert ended.returncode == 3, ended.stderr
     assert answers_in(running.out) == alone
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_had_is_refused(
     assert_refused(caraserve(*arguments, *out, "--replicas", "0"), 2, "--replicas", "1")
     assert_refused(caraserve(*arguments, *out, "--replicas", "2", "--placement", "x"), 2, "--placement")
     assert_refused(caraserve(*arguments, *out, "--ray", "ray://a:1"), 2, "--ray", "Ray Client", "HOST:PORT")
-    assert_refused(run_caraserve(*arguments, *out, "--ray", "127.0.0.1:1"), 1, "--ray", "127.0.0.1:1")
+    assert_refused(run_forked(*arguments, *out, "--ray", "127.0.0.1:1"), 1, "--ray", "127.0.0.1:1")
     assert_refused(caraserve(*arguments, *out, "--ray", "here"), 2, "--ray", "HOST:PORT")
     assert not (tmp_path / "out").exists()
 

@@ -64,3 +64,33 @@ def test_help_of_each_command(command: str, columns: int) -> None:
     if command == "run":
         headings = [line.rstrip(":") for line in ended.stdout.splitlines() if line.endswith(":")]
         assert [heading for heading in headings if heading in PANELS] == PANELS
+
+
+KEPT = """
+import atexit, os, sys
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"taken apart\\n")
+sys.kept = Kept()
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            atexit.register(print, "said at the end")
+sys.meta_path.insert(0, Finder())
+sys.argv = ["caraserve", "adapters", "there is none"]
+from caraserve_cli.cli.main import {main}
+{main}()
+"""
+
+
+@pytest.mark.parametrize("main", ["main", "program"])
+def test_the_process_ends_as_others_do_but_takes_no_modules_apart(main: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", KEPT.format(main=main)],
+        env=user_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (2, "caraserve: DIR: there is none is not a folder\n")
+    assert ended.stdout.splitlines() == ["said at the end"] + ["taken apart"] * (main == "main")

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from caraserve_cli.job.stop_request import StopRequest
 from tests.cli.command import SAMPLE, user_environment
+from tests.cli.forked import run_forked
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 STOPPED = "caraserve: stopped before anything was answered\n"
@@ -48,18 +50,23 @@ setattr(owner, function, dying)
 """
 
 
-def stopped_at(
-    where: str, how: str, number: signal.Signals, out: Path, *more: str | Path
-) -> subprocess.CompletedProcess[str]:
-    code = (
+def sending(where: str, how: str, number: signal.Signals) -> str:
+    """The code that a process has to run first."""
+    return (
         f"import os, signal, sys\nWHERE = {where!r}\nNUMBER = {int(number)}\n"
         "def SEND():\n"
         "    os.kill(os.getpid(), NUMBER)\n"
         "    for _ in range(1000): pass\n"
         f"{how}\n"
-        "from caraserve_cli.cli.main import main\n"
-        f"sys.argv = {['caraserve', *map(str, JOB), '--out', str(out), *map(str, more)]!r}\n"
-        "main()\n"
+    )
+
+
+def stopped_importing(where: str, how: str, number: signal.Signals, out: Path) -> CompletedProcess[str]:
+    code = (
+        f"{sending(where, how, number)}"
+        "from caraserve_cli.cli.main import program\n"
+        f"sys.argv = {['caraserve', *map(str, JOB), '--out', str(out)]!r}\n"
+        "program()\n"
     )
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -71,12 +78,16 @@ def stopped_at(
     )
 
 
+def stopped_calling(where: str, number: signal.Signals, out: Path, *more: str) -> CompletedProcess[str]:
+    return run_forked(*JOB, "--out", out, *more, before=sending(where, IN_A_CALL, number))
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("where", ["typer", "torch", "caraserve_cli.job.run"])
 @pytest.mark.parametrize("how", [WHILE_IMPORTING, IN_A_DEL], ids=["raised", "swallowed"])
 def test_while_a_library_is_imported(tmp_path: Path, where: str, how: str, number: signal.Signals) -> None:
     out = tmp_path / "out"
-    ended = stopped_at(where, how, number, out)
+    ended = stopped_importing(where, how, number, out)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", STOPPED)
     assert not out.exists()
 
@@ -89,7 +100,7 @@ def test_while_a_library_is_imported(tmp_path: Path, where: str, how: str, numbe
 def test_while_a_replica_starts(tmp_path: Path, where: str, number: signal.Signals) -> None:
     """Swallowed there too; the replica is ready before anybody looks."""
     out = tmp_path / "out"
-    ended = stopped_at(where, IN_A_CALL, number, out)
+    ended = stopped_calling(where, number, out)
     assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr.splitlines()[-1] == STOPPED.rstrip()
     assert "Traceback" not in ended.stderr
@@ -98,7 +109,7 @@ def test_while_a_replica_starts(tmp_path: Path, where: str, number: signal.Signa
 
 def test_a_dry_run_that_is_stopped(tmp_path: Path) -> None:
     where = "caraserve_cli.job.check:Surroundings:prepare"
-    ended = stopped_at(where, IN_A_CALL, signal.SIGINT, tmp_path / "out", "--dry-run")
+    ended = stopped_calling(where, signal.SIGINT, tmp_path / "out", "--dry-run")
     assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr == "caraserve: stopped before all was checked\n"
 

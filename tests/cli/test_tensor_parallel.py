@@ -17,9 +17,9 @@ from tests.cli.command import (
     assert_refused,
     caraserve_command,
     rows_by_id,
-    run_caraserve,
     user_environment,
 )
+from tests.cli.forked import run_forked
 
 # Longer than a busy machine needs for a process to start, or to end.
 _PATIENCE_S = 120.0
@@ -28,7 +28,7 @@ LONG = (*JOB, "--tensor-parallel", "2", "--max-running", "4", "--ignore-eos", "-
 
 
 def test_the_sample_is_exact(tmp_path: Path) -> None:
-    ended = run_caraserve(*JOB, "--tensor-parallel", "2", "--out", tmp_path, "--dtype", "float32")
+    ended = run_forked(*JOB, "--tensor-parallel", "2", "--out", tmp_path, "--dtype", "float32")
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["exact_match"] == {"right": 86, "scored": 86, "accuracy": 1.0}
@@ -91,5 +91,5 @@ def test_none_outlives_the_first(tmp_path: Path) -> None:
 
 
 def test_several_replicas_of_several_processes_are_refused(tmp_path: Path) -> None:
-    ended = run_caraserve(*JOB, "--tensor-parallel", "2", "--replicas", "2", "--out", tmp_path / "out")
+    ended = run_forked(*JOB, "--tensor-parallel", "2", "--replicas", "2", "--out", tmp_path / "out")
     assert_refused(ended, 2, "--tensor-parallel", "--replicas")

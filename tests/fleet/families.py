@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -100,29 +101,26 @@ def peft_answers(
     model: PreTrainedModel, adapters: Path, names: Sequence[str], requests: Sequence[Request]
 ) -> dict[str, list[int]]:
     """Request id → the tokens that PEFT generates greedily, each adapter by itself, nothing padded."""
-    peft_names = {name: f"adapter{i}" for i, name in enumerate(names)}
-    first, *others = names
-    peft = PeftModel.from_pretrained(model, adapters / first, adapter_name=peft_names[first])
-    for name in others:
-        peft.load_adapter(adapters / name, adapter_name=peft_names[name])
-    peft.eval()
-    batches: dict[tuple[str | None, int, int], list[Request]] = defaultdict(list)
+    batches: dict[str | None, dict[tuple[int, int], list[Request]]] = defaultdict(lambda: defaultdict(list))
     for request in requests:
-        batches[request.adapter, len(request.prompt_token_ids), request.sampling.max_tokens].append(request)
+        shape = len(request.prompt_token_ids), request.sampling.max_tokens
+        batches[request.adapter][shape].append(request)
+    assert batches.keys() <= {None, *names}
     answers: dict[str, list[int]] = {}
-    for (adapter, _, max_tokens), batch in batches.items():
-        if adapter is not None:
-            peft.set_adapter(peft_names[adapter])
-            generated = _generate(peft, batch, max_tokens)
-        else:
-            with peft.disable_adapter():
-                generated = _generate(peft, batch, max_tokens)
-        answers |= {request.id: tokens for request, tokens in zip(batch, generated, strict=True)}
+    for adapter, of_adapter in batches.items():
+        # A copy each: PEFT looks through all adapters of a model whenever it loads another or turns to one.
+        alone = model if adapter is None else PeftModel.from_pretrained(deepcopy(model), adapters / adapter)
+        alone.eval()
+        for (_, max_tokens), batch in of_adapter.items():
+            generated = _generate(alone, batch, max_tokens)
+            answers |= {request.id: tokens for request, tokens in zip(batch, generated, strict=True)}
     return answers
 
 
 @torch.inference_mode()
-def _generate(model: PeftModel, batch: Sequence[Request], max_tokens: int) -> list[list[int]]:
+def _generate(
+    model: PeftModel | PreTrainedModel, batch: Sequence[Request], max_tokens: int
+) -> list[list[int]]:
     prompts = torch.tensor([request.prompt_token_ids for request in batch])
     output = model.generate(
         input_ids=prompts,

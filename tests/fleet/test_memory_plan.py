@@ -10,7 +10,8 @@ from caraserve_cli.fleet import memory_plan
 from caraserve_cli.fleet.machine import free_host_bytes
 from caraserve_cli.fleet.memory_plan import GPU_BESIDE_RUNTIME_BYTES, MemoryPlan, plan_memory
 from caraserve_cli.fleet.options import ReplicaOptions
-from caraserve_cli.model.config import DecoderConfig, load_decoder_config
+from caraserve_cli.model.config import load_decoder_config
+from caraserve_cli.model.decoder_config import DecoderConfig
 from caraserve_cli.model.resolve import resolve_base
 from tests.cli.command import SAMPLE
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -95,7 +97,13 @@ def load_base() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    folder = tmp_path_factory.mktemp("deep")
+    return make_oracle(tmp_path_factory.getbasetemp() / "deep")
+
+
+@cache
+def make_oracle(folder: Path) -> Oracle:
+    """Once for all modules that use it."""
+    folder.mkdir()
     load_base().save_pretrained(folder / "base")
     names = write_variants(folder / "adapters", load_base, seed=7)
     requests = make_requests([*names, None, None])[:104]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,19 +25,15 @@ from caraserve_kernels.host_exchange import (
     write_ops,
 )
 from tests.kernels.exchange_workers import Op, SharedRows, expected_sum, op_words
+from tests.kernels.interpreter import run_interpreted
 
-CASES = Path(__file__).with_name("cases_host_exchange.py")
 # No answer takes so long, on whatever machine; a test that waits for it has failed.
 NEVER_LATE_MS = 60_000.0
 ROWS = {"x_ptr", "x_out_ptr", "y_ptr", "result_ptr"}
 
 
 def test_kernels_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES)]
-    ended = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    run_interpreted("cases_host_exchange.py")
 
 
 def random_rows(number: int, num_rows: int, width: int, dtype: torch.dtype) -> Tensor:

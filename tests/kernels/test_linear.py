@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +13,8 @@ from triton.backends.compiler import GPUTarget
 from caraserve_kernels import linear as module
 from caraserve_kernels import linear_kernels
 from caraserve_kernels.linear import Tile, choose_tile, linear, linear_reference
+from tests.kernels.interpreter import run_interpreted
 
-CASES = Path(__file__).with_name("cases_linear.py")
 # [in, out] of the products of Llama-2-7B, Llama-3-8B and Qwen2.5-7B, and of a toy.
 SHAPES = [(4096, 12288), (4096, 4096), (4096, 22016), (11008, 4096), (4096, 32000), (4096, 6144)]
 SHAPES += [(4096, 28672), (14336, 4096), (4096, 128256), (3584, 4608), (3584, 37888), (18944, 3584), (24, 10)]
@@ -26,11 +22,7 @@ HOPPER_SHARED_BYTES = 227 * 1024
 
 
 def test_values_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES)]
-    ended = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    run_interpreted("cases_linear.py")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +27,9 @@ from caraserve_kernels.lora_pool import (
 )
 from caraserve_kernels.lora_pool_kernels import expand_kernel, shrink_kernel
 from caraserve_kernels.lora_work import Padding, build_work
+from tests.kernels.interpreter import run_interpreted
 from tests.kernels.pool_blobs import write_blob
 
-CASES = Path(__file__).with_name("cases_lora_pool.py")
 CONFIGS = {
     "decode": DECODE_CONFIG,
     "few": FEW_CONFIG,
@@ -45,11 +41,7 @@ GROUP = FusedGroup(("q", "k"), 24, (16, 8))
 
 
 def test_values_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES)]
-    ended = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    run_interpreted("cases_lora_pool.py")
 
 
 def make_lora(dtype: torch.dtype, padding: Padding | None = None) -> tuple[PooledLora, list[LoraPart]]:

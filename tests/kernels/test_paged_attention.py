@@ -20,7 +20,8 @@ from caraserve_kernels.paged_prefill import (
     choose_prefill_tiling,
     paged_prefill,
 )
-from tests.kernels.test_rope_cache import compile_for_hopper, run_interpreted
+from tests.kernels.interpreter import run_interpreted
+from tests.kernels.test_rope_cache import compile_for_hopper
 
 ARGUMENT_TYPES = {
     **dict.fromkeys(("block_tables", "context_lens", "cu_query", "tiles", "arrivals"), "*i32"),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,26 +12,10 @@ from triton.backends.compiler import GPUTarget
 
 from caraserve_kernels import rope_cache
 from caraserve_kernels.rope_cache import rope_and_cache
+from tests.kernels.interpreter import run_interpreted
 
 # What one program may take of a Hopper multiprocessor's shared memory.
 MAX_SHARED_BYTES = 227 * 1024
-
-
-def run_interpreted(cases_file: str) -> None:
-    """Runs the cases beside this module in a process of its own, in Triton's interpreter."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:xdist",
-        str(Path(__file__).with_name(cases_file)),
-    ]
-    ended = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def compile_for_hopper(

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,16 +10,11 @@ from triton.backends.compiler import GPUTarget
 
 from caraserve_kernels import silu_mul as module
 from caraserve_kernels.silu_mul import silu_mul, silu_mul_reference
-
-CASES = Path(__file__).with_name("cases_silu_mul.py")
+from tests.kernels.interpreter import run_interpreted
 
 
 def test_values_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES)]
-    ended = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    run_interpreted("cases_silu_mul.py")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from caraserve_cli.errors import BaseModelError
-from caraserve_cli.model.config import DecoderConfig, load_decoder_config, parse_decoder_config
+from caraserve_cli.model.config import load_decoder_config, parse_decoder_config
+from caraserve_cli.model.decoder_config import DecoderConfig
 from tests.model.tiny import FAMILIES
 
 LLAMA: dict[str, object] = {

@@ -21,9 +21,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from caraserve_cli.model.config import DecoderConfig
 from caraserve_cli.model.contexts import NoLora
 from caraserve_cli.model.decoder import Decoder
+from caraserve_cli.model.decoder_config import DecoderConfig
 from caraserve_cli.model.rope import Rotation
 
 CPU = torch.device("cpu")

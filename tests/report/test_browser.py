@@ -19,7 +19,8 @@ from caraserve_cli.report.html import write_html
 from caraserve_cli.report.run_facts import RunFacts
 from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
-from tests.cli.command import SAMPLE, run_caraserve, write_rows
+from tests.cli.command import SAMPLE, write_rows
+from tests.cli.forked import run_forked
 from tests.report.test_run_trace import step
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onclick='alert(3)"""
@@ -145,7 +146,7 @@ def test_a_run_with_hostile_names_is_shown_as_it_is(browser: Browser, tmp_path: 
     requests = write_rows(tmp_path / "<img onerror=alert(4)>.jsonl", rows)
     out = tmp_path / "out"
     common = ("--base", SAMPLE / "base", "--adapters", tmp_path / "adapters")
-    ended = run_caraserve("run", *common, "--out", out, requests)
+    ended = run_forked("run", *common, "--out", out, requests)
     assert ended.returncode == 3, ended.stderr
     page, seen = opened(browser, out / "report.html")
     assert page.locator(".slowest td:first-child").inner_text() == HOSTILE

@@ -9,14 +9,15 @@ import orjson
 import pytest
 
 from caraserve_cli.report.run_trace import RunTrace
-from tests.cli.command import SAMPLE, run_caraserve
+from tests.cli.command import SAMPLE
+from tests.cli.forked import run_forked
 from tests.report.test_run_trace import answer, step
 from tests.report.trace_rules import broken_rules
 
 
 def test_a_run_s_trace_keeps_them(tmp_path: Path) -> None:
     job = ("run", "-q", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--max-running", "4")
-    ended = run_caraserve(*job, "--limit", "12", "--out", tmp_path / "out", SAMPLE / "requests.jsonl")
+    ended = run_forked(*job, "--limit", "12", "--out", tmp_path / "out", SAMPLE / "requests.jsonl")
     assert ended.returncode == 0, ended.stderr
     trace = orjson.loads((tmp_path / "out" / "trace.json").read_bytes())
     assert set(trace) == {"displayTimeUnit", "otherData", "traceEvents"}
