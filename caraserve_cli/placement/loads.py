@@ -44,10 +44,6 @@ class ReplicaLoads:
         backlog_tokens: of the prompts of the queued ones. A prompt counts in full until its first token.
         interruptions_ms: how much longer than decoding steps those with the prompts of all of them are.
         pool_bytes: of the adapters of all of them, each adapter once.
-        decode_ms: of a decoding step of all of them.
-        common_bound_ms: for one token; if all of them had it, and not their own ones, a millisecond more
-            would count as much (`BoundTally.common_ms`); infinite where nobody has one.
-        backlog_ms: of the steps that compute the queued prompts.
         link_free_ms, cpu_free_ms: when the link and the CPU workers will have done what they have to do.
         is_open: whether requests may be placed there.
         keys: hashes of the replicas' names.
@@ -77,11 +73,14 @@ class ReplicaLoads:
 
         self.num_requests, self.num_running = np.zeros((2, num_replicas), dtype=np.int64)
         self.prompt_tokens, self.output_tokens, self.backlog_tokens = np.zeros((3, num_replicas))
-        self.pool_bytes, self.decode_ms, self.backlog_ms = np.zeros((3, num_replicas))
-        self.interruptions_ms = np.zeros(num_replicas)
-        self.common_bound_ms = np.full(num_replicas, math.inf)
+        self.pool_bytes, self.interruptions_ms = np.zeros((2, num_replicas))
         self.link_free_ms, self.cpu_free_ms = np.full((2, num_replicas), -math.inf)
         self.is_open = np.ones(num_replicas, dtype=np.bool_)
+
+        # Predicted when they are asked for: much may happen on a replica before.
+        self._decode_ms, self._backlog_ms = np.zeros((2, num_replicas))
+        self._common_bound_ms = np.full(num_replicas, math.inf)
+        self._unpredicted: set[int] = set()
 
         self._clock_ms = clock_ms
         self._adapters = RankTally(num_replicas)  # of each adapter once
@@ -94,6 +93,25 @@ class ReplicaLoads:
     def now_ms(self) -> float:
         """The time now."""
         return self._clock_ms()
+
+    @property
+    def decode_ms(self) -> FloatArray:
+        """Of a decoding step of all of them, shape [N]."""
+        self._predict()
+        return self._decode_ms
+
+    @property
+    def backlog_ms(self) -> FloatArray:
+        """Of the steps that compute the queued prompts, shape [N]."""
+        self._predict()
+        return self._backlog_ms
+
+    @property
+    def common_bound_ms(self) -> FloatArray:
+        """For one token, shape [N]; if all of them had it, and not their own ones, a millisecond more would
+        count as much (`BoundTally.common_ms`); infinite where nobody has one."""
+        self._predict()
+        return self._common_bound_ms
 
     # What happens
 
@@ -121,7 +139,7 @@ class ReplicaLoads:
         self._count(placed, +1)
         if request.adapter is not None:
             self._use_adapter(request, request.adapter, replica, now_ms)
-        self._predict(replica)
+        self._unpredicted.add(replica)
 
     def start(self, request_id: str) -> None:
         """A request has its first token, again perhaps.
@@ -134,7 +152,7 @@ class ReplicaLoads:
             placed.has_started = True
             self._leave_queue(placed)
             self.num_running[placed.replica] += 1
-            self._predict(placed.replica)
+            self._unpredicted.add(placed.replica)
 
     def end(self, request_id: str) -> RequestFacts:
         """A request leaves its replica, queued or running: answered, failed, or to be placed elsewhere.
@@ -153,7 +171,7 @@ class ReplicaLoads:
         if request.adapter is not None and self.places.end_use(request.adapter, replica):
             self._adapters.remove(replica, request.lora_rank)
             self.pool_bytes[replica] -= request.adapter_bytes
-        self._predict(replica)
+        self._unpredicted.add(replica)
         return request
 
     def close(self, replica: int) -> list[RequestFacts]:
@@ -182,7 +200,7 @@ class ReplicaLoads:
         """A replica reports what its steps say of its model."""
         self._models[replica] = self._models[replica].corrected(corrections)
         self.step_models.correct(replica, corrections)
-        self._predict(replica)
+        self._unpredicted.add(replica)
 
     def note_cpu_busy(self, replica: int, until_ms: float) -> None:
         """A replica reports when its CPU workers will have computed all that they have to."""
@@ -265,21 +283,22 @@ class ReplicaLoads:
             self.places.note_loading(adapter, replica, ready_ms)
             self.link_free_ms[replica] = ready_ms
 
-    def _predict(self, replica: int) -> None:
+    def _predict(self) -> None:
         """A replica's own times change with what happens there, and not with what is asked."""
-        model = self._models[replica]
-        kv_tokens = self.prompt_tokens[replica] + self.output_tokens[replica] / 2
-        batch = BatchLoad(int(self.num_requests[replica]), self._adapters.of(replica), float(kv_tokens))
-        self.decode_ms[replica] = model.decode_ms(batch)
-        self.common_bound_ms[replica] = self._common_bound_ms(replica)
-        self.backlog_ms[replica] = model.prompts_ms(
-            float(self.backlog_tokens[replica]), self._queue.of(replica), int(self.num_running[replica])
-        )
+        while self._unpredicted:
+            replica = self._unpredicted.pop()
+            model, num_requests = self._models[replica], int(self.num_requests[replica])
+            kv_tokens = self.prompt_tokens[replica] + self.output_tokens[replica] / 2
+            batch = BatchLoad(num_requests, self._adapters.of(replica), float(kv_tokens))
+            decode_ms = model.decode_ms(batch)
+            self._decode_ms[replica] = decode_ms
+            self._common_bound_ms[replica] = self._bound_of_all_ms(replica, num_requests, decode_ms)
+            self._backlog_ms[replica] = model.prompts_ms(
+                float(self.backlog_tokens[replica]), self._queue.of(replica), int(self.num_running[replica])
+            )
 
-    def _common_bound_ms(self, replica: int) -> float:
-        num_requests = int(self.num_requests[replica])
+    def _bound_of_all_ms(self, replica: int, num_requests: int, decode_ms: float) -> float:
         if not num_requests:
             return math.inf
         interrupted_ms = self.interruptions_ms[replica] * num_requests / self.output_tokens[replica]
-        token_ms = float(self.decode_ms[replica] + interrupted_ms)
-        return self._token_bounds.common_ms(replica, num_requests, token_ms)
+        return self._token_bounds.common_ms(replica, num_requests, float(decode_ms + interrupted_ms))

@@ -37,7 +37,7 @@ def nearness(token_ms: FloatArray, bound_ms: FloatArray | float) -> FloatArray:
     """
     share = token_ms / np.maximum(bound_ms, _LEAST_MS)
     counts = 1 / np.sqrt(1 - np.minimum(share, _KEEPS))
-    counts += _SLOPE * np.clip(share - _KEEPS, 0.0, _BREAKS - _KEEPS)
+    counts += _SLOPE * (np.minimum(np.maximum(share, _KEEPS), _BREAKS) - _KEEPS)
     lost: FloatArray = np.maximum(counts * (_BREAKS / np.maximum(share, _BREAKS)), 1.0)
     return lost
 
