@@ -9,6 +9,7 @@ import atexit
 import os
 import sys
 
+from caraserve_cli.cli import command_age  # noqa: F401  # its clock starts here
 from caraserve_cli.cli.stopping import listen, listen_no_more
 from caraserve_cli.errors import ExitStatus
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from caraserve_cli.cli import run_options as o
+from caraserve_cli.cli.command_age import command_age_s
 from caraserve_cli.cli.job_file import config_text
-from caraserve_cli.cli.process_age import process_age_s
 from caraserve_cli.cli.resume_command import from_anywhere, resume_command
 from caraserve_cli.errors import ExitStatus, OptionError, RowError
 from caraserve_cli.fleet.fleet_options import FleetOptions
@@ -262,7 +262,7 @@ def _answer(options: RunOptions, stop: StopRequest, *, quiet: bool, verbose: boo
         with import_pause():
             from caraserve_cli.job.run import Run
 
-        age_s = process_age_s()
+        age_s = command_age_s()
         result = Run(options, progress.update, progress.stage, progress.note, stop, age_s).execute()
     names = ("outputs.jsonl", "errors.jsonl", "report.json", "report.html", "trace.json", "run.json")
     written = [options.out / name for name in names]

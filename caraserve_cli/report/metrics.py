@@ -14,7 +14,7 @@ from caraserve_cli.core import Bounds, Completion
 # What report.json says about its own words, next to the code that computes them.
 DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
-        "startup_s": "from the start of the process until the engine could take its first request, without "
+        "startup_s": "from the start of the command until the engine could take its first request, without "
         "the wait for rows; duration_s is from then on",
         "queue_ms": "first scheduled - arrival",
         "ttft_ms": "first token - arrival",

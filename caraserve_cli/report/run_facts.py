@@ -15,7 +15,7 @@ class RunFacts:
     """What a report says of the run that no request tells.
 
     `duration_s` runs from the first request to the last answer of this session, `startup_s` from the start of
-    the process until then, without the wait for rows; `memory` is how the device's memory was shared out;
+    the command until then, without the wait for rows; `memory` is how the device's memory was shared out;
     `resumed` says that earlier sessions answered a part; `num_late` counts requests of this session that were
     read too late, for they stood in the file behind many that arrive later. `arrival` tells what arrival
     means, `arrival_process` names the process that gave requests their arrival, None where they said it.
