@@ -228,7 +228,8 @@ class PackedPool:
             piece = self._move_buffer[:size]
             piece.copy_(self.weights[first : first + size])
             self.weights[first - source + target :][:size].copy_(piece)
-        self.table[adapter_slot].copy_(self._table_rows(layout.placed(target)), non_blocking=True)
+        rows = self._table_rows(layout.placed(target)[None])
+        self.table[adapter_slot].copy_(rows[0], non_blocking=True)
         self.transfers.mark_stale()
 
     def evict(self, adapter_slot: int) -> None:
@@ -247,6 +248,14 @@ class PackedPool:
             self.transfers.mark_stale()
 
     def _table_rows(self, entries: NDArray[np.int64]) -> Tensor:
-        """Where a copy to the device takes them from; the allocator of pinned memory keeps what one reads."""
+        """Where a copy to the device takes them from, [entries, layers, groups, fields].
+
+        The allocator of pinned memory keeps what a copy still reads. What it was given back it lends again
+        for what is of the same size only: there are two sizes, one entry and as many as the table has.
+        """
         rows = torch.from_numpy(entries)
-        return rows.pin_memory() if self._pinned else rows
+        if not self._pinned:
+            return rows
+        num_lent = 1 if len(entries) == 1 else len(self.table)
+        lent = torch.empty(num_lent, *rows.shape[1:], dtype=rows.dtype, pin_memory=True)
+        return lent[: len(entries)].copy_(rows)

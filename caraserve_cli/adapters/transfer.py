@@ -114,11 +114,6 @@ class Transfer:
         taken, self._waited = self._waited, []
         return taken
 
-    def begin_first(self) -> None:
-        """Queue the first group, if it is not all of it."""
-        if len(self._groups) > 1:
-            self.begin(1)
-
     def begin(self, num_groups: int | None = None) -> None:
         """Queue the copies of the first groups, all by default, as far as they are not yet."""
         end = len(self._groups) if num_groups is None else min(num_groups, len(self._groups))

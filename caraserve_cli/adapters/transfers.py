@@ -87,12 +87,6 @@ class Transfers:
         self.opened_bytes += transfer.num_bytes
         return transfer
 
-    def begin_first(self) -> None:
-        """Queue the first group of layers of those that come in several: all that a step needs of them to
-        begin with."""
-        for transfer, _ in self._under_way:
-            transfer.begin_first()
-
     def begin(self) -> None:
         """Queue all copies that are not queued yet."""
         for transfer, _ in self._under_way:

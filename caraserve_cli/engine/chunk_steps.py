@@ -143,9 +143,6 @@ class ChunkSteps:
         size = next((size for size in self._sizes if size >= batch.num_tokens), None)
         if variants is not None or (batch.cpu_layers and size is not None and size > MAX_ASSISTED_TOKENS):
             size = None
-        # The first layer of what was loaded comes while the step's inputs are written down.
-        self._parts.pool.start_copies()
-        self._parts.pool.transfers.begin_first()
         self.assistance = self._assist(batch, size)
         if size is None:
             sent = self._send(batch, batch.num_tokens)
@@ -181,9 +178,9 @@ class ChunkSteps:
     # Inputs
 
     def _send(self, batch: StepBatch, num_tokens: int) -> _Sent:
-        """Bring a step's inputs to the device, padded to so many tokens. Before the most of what was loaded:
-        one engine makes all copies to the device, in the order in which they are queued, and the step would
-        wait for the last layers of all adapters before its first."""
+        """Bring a step's inputs to the device, padded to so many tokens, and begin to copy what was loaded.
+        Not before the inputs: one engine makes all copies to the device, in the order in which they are
+        queued, and the step would wait for the last layers of all adapters before its first."""
         work, assistance = self._inputs.begin(), self.assistance
         on_device = batch.device_segments
         way, num_work = write_work(work, self._lora, on_device, num_tokens)
@@ -204,6 +201,7 @@ class ChunkSteps:
         tiles += [(-1, 0)] * (num_tokens - len(tiles) if num_tokens <= self._sizes[-1] else 0)
         self._inputs.send(batch, num_tokens - batch.num_tokens, np.array(tiles, np.int32), num_work)
         pool = self._parts.pool
+        pool.start_copies()
         return _Sent(
             num_tokens,
             len(tiles),

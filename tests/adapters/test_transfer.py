@@ -72,15 +72,6 @@ def make_transfer(order: LayerOrder, num_layers: int = 12) -> tuple[Transfer, Te
     return Transfers(open_lane(CPU), num_layers).open(copies, order), pool
 
 
-def test_who_comes_in_one_piece_is_not_begun_with_its_first_layer() -> None:
-    transfer, pool = make_transfer(LayerOrder())
-    transfer.begin_first()
-    assert pool.tolist() == [1.0] * 2 + [0.0] * 11
-    transfer, pool = make_transfer(LayerOrder(in_one_piece=True))
-    transfer.begin_first()
-    assert not pool.any()
-
-
 def test_a_layer_waits_for_itself_and_what_is_copied_before_it() -> None:
     transfer, pool = make_transfer(LayerOrder(first_layer=3))
     transfer.wait_for_layer(3)

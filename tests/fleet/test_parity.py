@@ -262,18 +262,28 @@ class Beside:
         return Decision(how, cpu_layers, beside_ms=1.0)
 
 
-def test_what_is_computed_beside_the_others_is_the_same(
-    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The GPU's way; several steps of the others are launched before the end of one beside them is seen."""
+def steps_with_some_beside(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch, *, looks: int, device: DeviceName = "cpu"
+) -> list[StepRecord]:
+    """Those of a replica that answers all as PEFT does, what is cold computed beside the others. Whatever
+    the device, the end of a step beside them is seen when it was looked for so many times: before as many
+    steps of the others."""
     monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     monkeypatch.setattr("caraserve_cli.fleet.local.choose_policy", lambda name, break_even: Beside())
     monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)
-    looks = itertools.count(1)
-    monkeypatch.setattr(TokensUnderWay, "has_ended", property(lambda tokens: next(looks) % 5 == 0))
+    looked = itertools.count(1)
+
+    def has_ended(tokens: TokensUnderWay) -> bool:
+        is_seen = next(looked) % looks == 0
+        if is_seen:
+            tokens._arrived.wait()
+        return is_seen
+
+    monkeypatch.setattr(TokensUnderWay, "has_ended", property(has_ended))
     answers, steps = answer(
         oracle,
         oracle.requests,
+        device=device,
         cold_start="cpu-assist",
         cpu_workers=2,
         prefill_chunk_tokens=7,
@@ -285,10 +295,18 @@ def test_what_is_computed_beside_the_others_is_the_same(
     )
     assert len(answers) == len(oracle.requests)
     assert_same(oracle, answers)
-    beside = [record for record in steps.records if record.is_beside]
+    return steps.records
+
+
+def test_what_is_computed_beside_the_others_is_the_same(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's way."""
+    steps = steps_with_some_beside(oracle, monkeypatch, looks=5)
+    beside = [record for record in steps if record.is_beside]
     assert len(beside) > 10
     assert sum(record.num_assists for record in beside) > 5
-    assert len(steps.records) > 2 * len(beside), "the others went on"
+    assert len(steps) > 2 * len(beside), "the others went on"
 
 
 def test_two_processes_that_share_the_base(oracle: Oracle) -> None:

@@ -22,7 +22,7 @@ from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
 from caraserve_cli.model.sampler import choose_tokens
 from tests.cli.command import SAMPLE, rows_by_id, run_caraserve
-from tests.fleet.test_parity import Beside, Oracle, answer, assert_same, oracle
+from tests.fleet.test_parity import Oracle, answer, assert_same, oracle, steps_with_some_beside
 from tests.gpu.exact_products import exact_products
 
 __all__ = ["exact_products", "oracle"]
@@ -89,21 +89,8 @@ def test_another_link_changes_no_answer(oracle: Oracle) -> None:
 def test_what_is_computed_beside_the_others_is_the_same(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caraserve_cli.fleet.local.choose_policy", lambda name, break_even: Beside())
-    answers, steps = answer(
-        oracle,
-        oracle.requests,
-        device="cuda",
-        cold_start="cpu-assist",
-        cpu_workers=2,
-        prefill_chunk_tokens=7,
-        kv_block_tokens=4,
-        kv_memory="200KB",
-        adapter_memory="500KB",
-    )
-    assert len(answers) == len(oracle.requests)
-    assert_same(oracle, answers)
-    assert sum(record.is_beside for record in steps.records) > 20
+    steps = steps_with_some_beside(oracle, monkeypatch, looks=2, device="cuda")
+    assert sum(record.is_beside for record in steps) > 20
 
 
 # Products of another batch size are summed in another order. The largest difference seen on an H100 was 7e-6,
