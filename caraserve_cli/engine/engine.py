@@ -6,7 +6,6 @@ back completions and failures.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Protocol
@@ -22,6 +21,7 @@ from caraserve_cli.core import (
     SequenceStatus,
     Timings,
 )
+from caraserve_cli.engine.adapter_moves import AdapterMoves
 from caraserve_cli.engine.limits import check_fits, max_output_tokens
 from caraserve_cli.engine.missed_deadlines import MissedDeadlines, describe_miss, is_late
 from caraserve_cli.engine.runner import BesideRunner, Runner
@@ -29,11 +29,11 @@ from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.engine.scheduling import SchedulingPolicy
 from caraserve_cli.engine.step_record import Attempt
 from caraserve_cli.engine.steps_under_way import StepResult, StepsUnderWay
-from caraserve_cli.errors import AdapterError, DeviceMemoryError, RowErrorCode
+from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.events import EventSink
 from caraserve_cli.model.sampler import Sampled, needs_lockstep
 from caraserve_cli.perf.step_predictor import StepPredictor
-from caraserve_cli.step_plan import AdapterEviction, AdapterLoad, AdapterMove, ScheduledChunk, StepPlan
+from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 
 
 class TextStream(Protocol):
@@ -89,6 +89,7 @@ class Engine:
         self._missed_deadlines = MissedDeadlines() if config.drop_missed else None
         self._texts: dict[Sequence, TextStream] = {}
         self._attempts: list[Attempt] = []  # at the next step, none of which fitted so far
+        self._moves = AdapterMoves(runner.adapters, self.scheduler, self._end)
         self._steps = StepsUnderWay(
             self.scheduler, runner.adapters, self._take, clock_ms, events, predictor or StepPredictor()
         )
@@ -140,7 +141,7 @@ class Engine:
         self._runner.adapters.prefetch(self.scheduler.wanted_adapters())
         plan = self.scheduler.plan()
         planned_ms = self._clock_ms()
-        plan, failures = self._move_adapters(plan)
+        plan, failures = self._moves.make(plan)
         most_in_flight = 0
         self._steps.loads.note(plan, self._clock_ms() - planned_ms)
         if plan.beside and self._runner.beside is not None:
@@ -203,67 +204,16 @@ class Engine:
         variant = self._rope_variant(len(request.prompt_token_ids))
         return blake2b(b"%d:%b" % (variant, content), digest_size=16).digest()
 
-    def _move_adapters(self, plan: StepPlan) -> tuple[StepPlan, list[Completion | Failure]]:
-        """Evict, move and load as planned; requests whose adapter cannot be loaded any more fail alone."""
-        failures: list[Completion | Failure] = []
-        empty_slots: set[int] = set()  # a failed load leaves nothing to move
-        for op in plan.pool_ops:
-            match op:
-                case AdapterLoad():
-                    try:
-                        self._runner.adapters.load(op)
-                    except AdapterError as error:
-                        empty_slots.add(op.adapter_slot)
-                        failures += self._fail_users(op.adapter, str(error))
-                case AdapterMove() if op.adapter_slot not in empty_slots:
-                    self._runner.adapters.move(op)
-                case AdapterEviction():  # never of what this plan loads: that is in use
-                    self._runner.adapters.evict(op.adapter_slot)
-        failures += self._lend_adapters(plan)
-        if failures:
-            failed = {failure.request.id for failure in failures}
-            chunks, beside = (
-                tuple(chunk for chunk in planned if chunk.sequence.request.id not in failed)
-                for planned in (plan.chunks, plan.beside)
-            )
-            pool_ops = tuple(
-                op
-                for op in plan.pool_ops
-                if not (isinstance(op, AdapterLoad) and op.adapter_slot in empty_slots)
-            )
-            plan = dataclasses.replace(plan, chunks=chunks, beside=beside, pool_ops=pool_ops)
-        return plan, failures
-
-    def _lend_adapters(self, plan: StepPlan) -> list[Failure]:
-        """As planned; requests whose adapter cannot be read any more fail alone."""
-        failures: list[Failure] = []
-        borrowers = {chunk.lent_slot: chunk.sequence for chunk in (*plan.chunks, *plan.beside)}
-        for loan in plan.loans:
-            borrower = borrowers[loan.adapter_slot]
-            if borrower.status is SequenceStatus.FINISHED:
-                continue  # with others whose adapter could not be loaded
-            try:
-                self._runner.adapters.lend(loan)
-            except AdapterError as error:
-                self.scheduler.finish(borrower)
-                self._texts.pop(borrower, None)
-                failures.append(Failure(borrower.request, RowErrorCode.ADAPTER_REFUSED, str(error)))
-        return failures
-
-    def _fail_users(self, adapter: str, message: str) -> list[Failure]:
-        users = self.scheduler.users_of(adapter)
-        for sequence in users:
-            self.scheduler.finish(sequence)
-            self._texts.pop(sequence, None)
-        self.scheduler.residency.discard(adapter)
-        return [Failure(user.request, RowErrorCode.ADAPTER_REFUSED, message) for user in users]
-
     def _drop(self, sequence: Sequence, now_ms: float) -> Failure:
         """Give up a sequence whose deadline has passed. Tokens of it that are under way come to nothing."""
         failure = describe_miss(sequence, now_ms)
-        self.scheduler.finish(sequence)
-        self._texts.pop(sequence, None)
+        self._end(sequence)
         return failure
+
+    def _end(self, sequence: Sequence) -> TextStream | None:
+        """Nothing more of a sequence is computed; the stream of its text."""
+        self.scheduler.finish(sequence)
+        return self._texts.pop(sequence, None)
 
     def _take(self, sequence: Sequence, sampled: Sampled, now_ms: float) -> Completion | Failure | None:
         """Append a chosen token; the completion if it ends the answer."""
@@ -295,8 +245,7 @@ class Engine:
         return None
 
     def _complete(self, sequence: Sequence, finish_reason: FinishReason) -> Completion:
-        self.scheduler.finish(sequence)
-        text = self._texts.pop(sequence, None)
+        text = self._end(sequence)
         return Completion(
             request=sequence.request,
             text=None if text is None else text.text,
