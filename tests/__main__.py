@@ -5,21 +5,18 @@ Lint, format, types and import rules first, since they fail fastest; then the te
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Tests that wait for processes to start, stop or be missed leave a third of two cores idle.
-NUM_WORKERS = len(os.sched_getaffinity(0)) + 1
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
     ("lint-imports",),
     # What was skipped is told, with the reason, and what took long.
-    ("pytest", "-rs", "--durations=25", "-n", str(NUM_WORKERS), "--dist", "loadscope"),
+    ("pytest", "-rs", "--durations=25", "-n", "auto", "--dist", "loadscope"),
 )
 
 
