@@ -266,8 +266,8 @@ def steps_with_some_beside(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch, *, looks: int, device: DeviceName = "cpu"
 ) -> list[StepRecord]:
     """Those of a replica that answers all as PEFT does, what is cold computed beside the others. Whatever
-    the device, the end of a step beside them is seen when it was looked for so many times: before as many
-    steps of the others."""
+    the device, the end of a step beside them is seen when it was looked for so many times. The engine looks
+    twice a step: with two looks one step of the others is launched until then, with five there are three."""
     monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
     monkeypatch.setattr("caraserve_cli.fleet.local.choose_policy", lambda name, break_even: Beside())
     monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)

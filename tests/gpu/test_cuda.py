@@ -86,11 +86,15 @@ def test_another_link_changes_no_answer(oracle: Oracle) -> None:
     surroundings.host_store.close()
 
 
+# The longer a step beside the others is under way, the fewer there are: 27 and 18 on the CPU.
+@pytest.mark.parametrize(("looks", "more_than"), [(2, 20), (5, 10)])
 def test_what_is_computed_beside_the_others_is_the_same(
-    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+    oracle: Oracle, looks: int, more_than: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = steps_with_some_beside(oracle, monkeypatch, looks=2, device="cuda")
-    assert sum(record.is_beside for record in steps) > 20
+    steps = steps_with_some_beside(oracle, monkeypatch, looks=looks, device="cuda")
+    beside = [record for record in steps if record.is_beside]
+    assert len(beside) > more_than
+    assert len(steps) > 2 * len(beside), "the others went on"
 
 
 # Products of another batch size are summed in another order. The largest difference seen on an H100 was 7e-6,
