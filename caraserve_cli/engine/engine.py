@@ -158,7 +158,8 @@ class Engine:
             self._runner.adapters.begin_copies()
         elif not self._steps and not failures and self.scheduler.has_work:
             self._runner.adapters.wait()
-        if self._steps:
+        if most_in_flight:
+            # Where nothing may stay under way the tokens are there, or waited for: their time is taken first.
             self.scheduler.look_ahead()
         outcomes += failures
         outcomes += self._steps.take(most_in_flight)

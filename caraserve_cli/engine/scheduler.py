@@ -43,6 +43,7 @@ from caraserve_cli.step_plan import ScheduledChunk, StepPlan
 # Waiting sequences whose adapters are read from disk before their turn comes. Chosen, not measured.
 LOOKAHEAD_SEQUENCES = 64
 # Of their blocks those that are hashed with one step, at about 2 µs each, which the step must not wait for.
+# A sequence is not left half way.
 LOOKAHEAD_BLOCKS = 256
 
 

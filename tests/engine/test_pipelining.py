@@ -9,6 +9,7 @@ import pytest
 from caraserve_cli.config import EngineConfig
 from caraserve_cli.core import Completion, FinishReason, Request, SamplingParams, Sequence, SequenceStatus
 from caraserve_cli.engine.engine import Engine
+from caraserve_cli.engine.scheduler import Scheduler
 from caraserve_cli.errors import DeviceMemoryError
 from caraserve_cli.events import EventSink, StepRecord
 from caraserve_cli.fleet.local import NoEvents
@@ -153,6 +154,21 @@ def test_who_must_know_the_last_token_is_never_ahead() -> None:
     answers, _ = answer(make_requests(repetition_penalty=1.3), runner, 200)
     assert len(answers) == 30
     assert runner.most_under_way == 1
+
+
+@pytest.mark.parametrize(
+    ("max_in_flight", "repetition_penalty", "looks"), [(2, 1.0, True), (1, 1.0, False), (2, 1.3, False)]
+)
+def test_nothing_is_looked_up_for_later_before_tokens_that_are_there_are_taken(
+    max_in_flight: int, repetition_penalty: float, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be stamped later than they came, and may be late then."""
+    under_way: list[int] = []
+    runner = AheadRunner(max_in_flight)
+    monkeypatch.setattr(Scheduler, "look_ahead", lambda _: under_way.append(runner.num_under_way))
+    answer(make_requests(repetition_penalty=repetition_penalty), runner, 200)
+    assert bool(under_way) == looks
+    assert all(under_way)
 
 
 def test_who_waits_holds_nobody_back() -> None:
