@@ -1,7 +1,7 @@
 """A Ray cluster: one that is there already, or one on this machine that lives as long as this object.
 
-Nothing but this file, `ray_crew` and what that is made of (`ray_calls`, `ray_seat`) imports Ray, and only
-when a cluster is opened. Plain Ray Core: no dashboard, no Serve.
+Nothing but this file, `ray_token`, `ray_crew` and what that is made of (`ray_calls`, `ray_seat`) imports Ray,
+and only when a cluster is opened. Plain Ray Core: no dashboard, no Serve.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -61,7 +61,7 @@ class RayCluster:
 
     Raises:
         OptionError: the address is malformed.
-        InputError: there is no such cluster, or none can be started.
+        InputError: there is no such cluster, it asks for a token that is not here, or none can be started.
     """
 
     def __init__(self, address: str | None, num_replicas: int = 1, num_gpus: int = 0) -> None:
@@ -71,12 +71,18 @@ class RayCluster:
             os.environ.setdefault(name, value)
         import ray
 
+        from caraserve_cli.fleet.ray_token import check_token, own_token
+
         self._ray = ray
+        self._token = ExitStack()
         self._folder: GuardedFolder | None = None
         self._head: HeadWatch | None = None
         own: dict[str, Any] = {"address": address}
+        if address is not None and address != "auto":
+            check_token(address)
         if address is None:
             self._folder = GuardedFolder("caraserve-ray-")
+            self._token.enter_context(own_token())
             own = {
                 "address": "local",
                 "num_cpus": num_replicas,
@@ -199,6 +205,7 @@ class RayCluster:
             self._ray.shutdown()
         if self._folder is not None:
             self._folder.close()
+        self._token.close()
 
 
 def _drop(*_args: object, **_options: object) -> None:

@@ -1,4 +1,5 @@
-"""`--ray`: replicas on the machines of a cluster that is there already, here processes of this one."""
+"""`--ray`: replicas on the machines of a cluster that is there already, here processes of this one. It asks
+for a token, as clusters of Ray 2.61 do unless told otherwise."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from tests.cli.command import SAMPLE, assert_refused, rows_by_id, run_caraserve
 from tests.cli.forked import run_forked
 
 ray_cluster_utils = pytest.importorskip("ray.cluster_utils")
+ray_token = pytest.importorskip("caraserve_cli.fleet.ray_token")
 
 JOB = ("run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--dtype", "float32")
 NUM_NODES = 2
@@ -19,7 +21,7 @@ NUM_NODES = 2
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ray_token.own_token():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         cluster = ray_cluster_utils.Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
@@ -54,3 +56,17 @@ def test_more_than_the_cluster_has_is_refused(address: str, tmp_path: Path) -> N
     assert_refused(run_forked(*JOB, "--replicas", "3", *more), 2, "--replicas", "3", "2 are free")
     assert_refused(run_forked(*JOB, "--device", "cuda", *more), 2, "--device", "the cluster has no GPU")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "fragment"),
+    [
+        ("os.environ.pop('RAY_AUTH_MODE')", "set RAY_AUTH_MODE=token; Ray takes it from RAY_AUTH_TOKEN"),
+        ("os.environ['RAY_AUTH_TOKEN'] = 'a' * 64", "the one here is another"),
+    ],
+)
+def test_who_has_not_its_token_is_told(address: str, before: str, fragment: str, tmp_path: Path) -> None:
+    """In one line: Ray would write twenty, for as many seconds."""
+    arguments = (*JOB, "--out", tmp_path / "out", "--ray", address, SAMPLE / "requests.jsonl")
+    ended = run_forked(*arguments, before=f"import os; {before}")
+    assert_refused(ended, 1, "--ray", f"'{address}' asks for a token", fragment)
