@@ -71,15 +71,13 @@ class RayCluster:
             os.environ.setdefault(name, value)
         import ray
 
-        from caraserve_cli.fleet.ray_token import check_token, own_token
+        from caraserve_cli.fleet.ray_token import own_token
 
         self._ray = ray
         self._token = ExitStack()
         self._folder: GuardedFolder | None = None
         self._head: HeadWatch | None = None
         own: dict[str, Any] = {"address": address}
-        if address is not None and address != "auto":
-            check_token(address)
         if address is None:
             self._folder = GuardedFolder("caraserve-ray-")
             self._token.enter_context(own_token())
@@ -101,9 +99,13 @@ class RayCluster:
 
     def _connect(self, own: dict[str, Any], address: str | None) -> None:
         ray = self._ray
+        from caraserve_cli.fleet.ray_token import check_token
+
         # Errors of replicas reach the driver with what it asks them; Ray prints them to stdout as well.
         ray._private.worker.print_to_stdstream = _drop
         logging.getLogger("ray").setLevel(logging.CRITICAL)
+        if address is not None:
+            check_token(address)
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(

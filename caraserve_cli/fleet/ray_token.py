@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -43,7 +43,7 @@ def own_token() -> Iterator[None]:
         _set(before)
 
 
-def _set(variables: dict[str, str | None]) -> None:
+def _set(variables: Mapping[str, str | None]) -> None:
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
@@ -56,24 +56,51 @@ def _set(variables: dict[str, str | None]) -> None:
 
 
 def check_token(address: str) -> None:
-    """Ray itself would try for 20 s, and write as many lines.
+    """Without a token Ray itself would try for 20 s and write as many lines, or abort.
 
     Args:
-        address: HOST:PORT of a cluster's head, which takes connections.
+        address: of a cluster that is there: HOST:PORT, or `auto`.
 
     Raises:
         InputError: it asks for a token, and this process has none, or another one.
     """
+    places = f"{_TOKEN}, from the file that RAY_AUTH_TOKEN_PATH names, or from ~/.ray/auth_token"
+    is_told = os.environ.get(_MODE, "").lower() == "token"
+    if is_told and not _has_token():
+        raise InputError(f"--ray: {_MODE} is token, and there is none; Ray takes it from {places}")
+    if address == "auto":
+        found = _find_cluster()
+        if found is None:
+            return  # who joins it is told
+        address = found
+        if _MODE not in os.environ and _has_token():
+            is_told = True  # Ray's rule for `auto`
+            _set({_MODE: "token"})
     try:
         _raylet.GcsClient(address=address, cluster_id=_NO_CLUSTER).get_all_node_info(timeout=_ANSWER_S)
     except AuthenticationError as error:
         if "InvalidAuthToken" not in str(error):
             return  # it minds the cluster's identity, and so the token was right
-        places = f"{_TOKEN}, from the file that RAY_AUTH_TOKEN_PATH names, or from ~/.ray/auth_token"
-        if os.environ.get(_MODE, "").lower() == "token":
-            what = f"the one here is another; Ray takes it from {places}"
-        else:
-            what = f"set {_MODE}=token; Ray takes it from {places}"
-        raise InputError(f"--ray: the Ray cluster at '{address}' asks for a token; {what}") from error
+        what = "the one here is another" if is_told else f"set {_MODE}=token"
+        raise InputError(
+            f"--ray: the Ray cluster at '{address}' asks for a token; {what}; Ray takes it from {places}"
+        ) from error
     except RayError:
         return  # whatever it is, who joins it is told
+
+
+def _has_token() -> bool:
+    try:
+        return bool(_raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    except AuthenticationError:
+        return False  # RAY_AUTH_TOKEN_PATH names no file
+
+
+def _find_cluster() -> str | None:
+    """Where `auto` leads."""
+    services = import_module("ray._private.services")
+    try:
+        found: str | None = services.canonicalize_bootstrap_address("auto")
+    except (ConnectionError, ValueError, OSError):
+        return None
+    return found

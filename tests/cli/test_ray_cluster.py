@@ -58,15 +58,29 @@ def test_more_than_the_cluster_has_is_refused(address: str, tmp_path: Path) -> N
     assert not out.exists()
 
 
+ASKED = "asks for a token; "
+
+
 @pytest.mark.parametrize(
-    ("before", "fragment"),
+    ("cluster", "environment", "fragment"),
     [
-        ("os.environ.pop('RAY_AUTH_MODE')", "set RAY_AUTH_MODE=token; Ray takes it from RAY_AUTH_TOKEN"),
-        ("os.environ['RAY_AUTH_TOKEN'] = 'a' * 64", "the one here is another"),
+        (None, {"RAY_AUTH_MODE": None}, ASKED + "set RAY_AUTH_MODE=token; Ray takes it from RAY_AUTH_TOKEN"),
+        (None, {"RAY_AUTH_TOKEN": "a" * 64}, ASKED + "the one here is another"),
+        (None, {"RAY_AUTH_TOKEN": None}, "RAY_AUTH_MODE is token, and there is none"),
+        (None, {"RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": "/none"}, "is token, and there is none"),
+        ("auto", {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN": None}, ASKED + "set RAY_AUTH_MODE=token"),
+        ("auto", {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN": "a" * 64}, ASKED + "the one here is another"),
     ],
 )
-def test_who_has_not_its_token_is_told(address: str, before: str, fragment: str, tmp_path: Path) -> None:
-    """In one line: Ray would write twenty, for as many seconds."""
-    arguments = (*JOB, "--out", tmp_path / "out", "--ray", address, SAMPLE / "requests.jsonl")
-    ended = run_forked(*arguments, before=f"import os; {before}")
-    assert_refused(ended, 1, "--ray", f"'{address}' asks for a token", fragment)
+def test_who_has_not_its_token_is_told(
+    address: str, cluster: str | None, environment: dict[str, str | None], fragment: str, tmp_path: Path
+) -> None:
+    """In one line: Ray would write twenty, for as many seconds, or abort."""
+    home_and_where = {"HOME": str(tmp_path), "RAY_ADDRESS": address}
+    before = f"""
+import os
+for name, value in {home_and_where | environment}.items():
+    os.environ.pop(name, None) if value is None else os.environ.update({{name: value}})
+"""
+    arguments = (*JOB, "--out", tmp_path / "out", "--ray", cluster or address, SAMPLE / "requests.jsonl")
+    assert_refused(run_forked(*arguments, before=before), 1, "--ray", fragment)
