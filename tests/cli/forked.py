@@ -26,7 +26,9 @@ _CONTEXT.set_forkserver_preload(
 def start_caraserve(*args: str | Path, stderr: Path) -> ForkServerProcess:
     """Start `caraserve ARGS…`; stdout is dropped. Its `pid` can be sent signals; its `exitcode` is that of
     the command, or minus the signal that ended it."""
-    process = _CONTEXT.Process(target=_main, args=([*map(str, args)], stderr), daemon=True)
+    process = _CONTEXT.Process(
+        target=_main, args=([*map(str, args)], user_environment(), stderr), daemon=True
+    )
     process.start()
     return process
 
@@ -40,7 +42,9 @@ def run_forked(*args: str | Path, before: str = "") -> subprocess.CompletedProce
     """
     with tempfile.TemporaryDirectory() as name:
         out, err = (Path(name) / stream for stream in ("stdout", "stderr"))
-        process = _CONTEXT.Process(target=_main, args=([*map(str, args)], err, out, before), daemon=True)
+        process = _CONTEXT.Process(
+            target=_main, args=([*map(str, args)], user_environment(), err, out, before), daemon=True
+        )
         process.start()
         status = _join(process, 300)
         return subprocess.CompletedProcess(args, status, out.read_text(), err.read_text())
@@ -57,7 +61,13 @@ def _join(process: ForkServerProcess, timeout_s: float) -> int:
     return process.exitcode
 
 
-def _main(args: list[str], stderr: Path, stdout: Path = Path(os.devnull), before: str = "") -> None:
+def _main(
+    args: list[str],
+    environment: dict[str, str],
+    stderr: Path,
+    stdout: Path = Path(os.devnull),
+    before: str = "",
+) -> None:
     num_threads = len(os.listdir(f"/proc/{os.getppid()}/task"))
     assert num_threads == 1, "a fork of a process with threads may hang"
     assert "caraserve_cli.job.run" in sys.modules, "nothing was imported ahead"
@@ -66,7 +76,8 @@ def _main(args: list[str], stderr: Path, stdout: Path = Path(os.devnull), before
     with stderr.open("wb") as err, stdout.open("wb") as out:
         os.dup2(err.fileno(), sys.stderr.fileno())
         os.dup2(out.fileno(), sys.stdout.fileno())
-    os.environ.update(user_environment())
+    os.environ.clear()  # it is that of who forks, which was started before
+    os.environ.update(environment)
     os.chdir(ROOT)
     sys.argv = ["caraserve", *args]
     exec(before, {})

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import datasets
+import pytest
 
 from tests.cli.command import SAMPLE, assert_refused, rows_by_id
 from tests.cli.conftest import Caraserve
@@ -52,7 +53,10 @@ def test_answers_from_a_saved_dataset(caraserve: Caraserve, tmp_path: Path) -> N
     assert [rows[name]["adapter"] for name in "012"] == ["upper", "reverse", None]
 
 
-def test_one_line_says_what_is_wrong(caraserve: Caraserve, tmp_path: Path) -> None:
+def test_one_line_says_what_is_wrong(
+    caraserve: Caraserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _duration_s: None)  # between the five tries to reach the Hub
     table(1).to_parquet(tmp_path / "t.parquet")
     out = ("--out", tmp_path / "out")
     assert_refused(

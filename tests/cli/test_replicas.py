@@ -234,7 +234,7 @@ def test_a_start_that_is_stopped_leaves_no_process(start: Callable[..., Running]
 def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
     start: Callable[..., Running], arguments: list[str | Path], alone: dict[str, Row]
 ) -> None:
-    rate = ("--rate", "12")  # so that it is not done before it is noticed
+    rate = ("--rate", "20")  # so that it is not done before it is noticed
     running = start(*rate)
     running.wait_for_rows(3)
     (head,) = (process for process in running.family if is_running(process, "gcs_server"))

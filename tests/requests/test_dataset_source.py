@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,8 @@ def test_a_query_that_a_local_dataset_cannot_honour(tmp_path: Path) -> None:
                 check_dataset(f"{source}?split=train&config=small")
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _duration_s: None)  # between the five tries to reach the Hub
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     for source in ("hf://nobody/nothing?split=train", str(tmp_path), str(tmp_path / "broken.parquet")):
         with pytest.raises(InputError) as refused:
