@@ -16,9 +16,23 @@ _CONNECT_S, _ANSWER_S = 0.5, 1.0
 # for a while. Chosen, not measured.
 _SILENCE_S = 60.0
 # How a client of HTTP/2, and so of gRPC, begins, with settings of which there are none. A server answers it.
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+# The type of the frame that tells settings, in its fourth byte.
+_SETTINGS_FRAME = 4
 
 _State: TypeAlias = Literal["there", "silent", "away"]
+
+
+def is_greeting(connection: socket.socket) -> bool:
+    """Whether the first that comes is how a server of HTTP/2 begins.
+
+    Raises:
+        OSError: nothing comes, in time or any more.
+    """
+    start = b""
+    while len(start) < 4 and (more := connection.recv(4 - len(start))):
+        start += more
+    return len(start) == 4 and start[3] == _SETTINGS_FRAME
 
 
 class HeadWatch:
@@ -82,7 +96,7 @@ class HeadWatch:
         with connection:
             connection.settimeout(_ANSWER_S)
             try:
-                connection.sendall(_GREETING)
+                connection.sendall(GREETING)
                 connection.recv(1)  # nothing, if it ends the connection: that takes somebody, too
             except TimeoutError:
                 return "silent"

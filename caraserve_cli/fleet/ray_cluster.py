@@ -1,7 +1,7 @@
 """A Ray cluster: one that is there already, or one on this machine that lives as long as this object.
 
-Nothing but this file, `ray_token`, `ray_crew` and what that is made of (`ray_calls`, `ray_seat`) imports Ray,
-and only when a cluster is opened. Plain Ray Core: no dashboard, no Serve.
+Nothing but this file, `ray_address`, `ray_token`, `ray_crew` and what that is made of (`ray_calls`,
+`ray_seat`) imports Ray, and only when a cluster is opened. Plain Ray Core: no dashboard, no Serve.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import atexit
 import logging
 import os
 import signal
-import socket
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any, Self
@@ -30,7 +29,6 @@ _SETTINGS = {
 }
 # Of a local cluster. Lists of requests and results are a few hundred kilobytes. Chosen, not measured.
 _OBJECT_STORE_BYTES = 128 * 2**20
-_CONNECT_S = 5.0
 # For how long a cluster's head may be away: nobody starts that of an own cluster again; another's may come
 # back, for which Ray waits for 60 s before it ends this process. Chosen, not measured.
 _OWN_HEAD_S, _HEAD_S = 5.0, 45.0
@@ -65,8 +63,6 @@ class RayCluster:
     """
 
     def __init__(self, address: str | None, num_replicas: int = 1, num_gpus: int = 0) -> None:
-        if address is not None and address != "auto":
-            _check_reachable(address)
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         import ray
@@ -99,13 +95,13 @@ class RayCluster:
 
     def _connect(self, own: dict[str, Any], address: str | None) -> None:
         ray = self._ray
-        from caraserve_cli.fleet.ray_token import check_token
+        from caraserve_cli.fleet.ray_address import check_address
 
         # Errors of replicas reach the driver with what it asks them; Ray prints them to stdout as well.
         ray._private.worker.print_to_stdstream = _drop
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         if address is not None:
-            check_token(address)
+            check_address(address)
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
@@ -217,22 +213,3 @@ def _drop(*_args: object, **_options: object) -> None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes.
-
-    Raises:
-        OptionError: it is no address.
-        InputError: nobody listens there.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise OptionError(f"--ray: '{address}' is no address; write HOST:PORT, or auto")
-    try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"--ray: no Ray cluster listens at '{address}' ({error}); start one with `ray start --head`, or "
-            "give the address that it printed"
-        ) from error
