@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -199,6 +200,10 @@ def _list() -> int:
 
 
 def _measure(asked: _Asked, stop: StopRequest) -> int:
+    if sys.stderr.isatty():
+        # The first run of a recipe may be minutes away.
+        recipe = asked.find_recipe().recipe
+        typer.echo(f"{recipe.name}: {recipe.description}", err=True)
     if asked.try_gate is not None:
         return _try_gate(asked, asked.try_gate)
     return _run_gated(asked) if asked.is_gated else _run(asked, stop)

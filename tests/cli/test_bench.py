@@ -5,12 +5,14 @@ The verdicts and their exit status: tests/bench/test_benchmark.py.
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.bench.conftest import WriteRecipe, write_recipe
-from tests.cli.command import assert_refused, run_caraserve
+from tests.cli.command import assert_refused, caraserve_command, run_caraserve, user_environment
 from tests.cli.conftest import Caraserve
 from tests.cli.forked import run_forked
 
@@ -35,6 +37,20 @@ def test_the_result_goes_to_stdout_and_the_runs_to_stderr(recipe: Path) -> None:
         "repeat 1/1  caraserve",
         "repeat 1/1  peft-mixed",
     ]
+
+
+def test_a_terminal_is_told_what_will_be_measured(recipe: Path) -> None:
+    """A true one, before the first run, which may be minutes away."""
+    ours, its = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        command = caraserve_command("bench", recipe)
+        started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its, env=user_environment())
+        os.close(its)
+        try:
+            assert screen.readline().decode().strip().startswith(f"{recipe.stem}: ")
+        finally:
+            started.kill()
+            started.wait()
 
 
 def test_an_unknown_recipe(caraserve: Caraserve) -> None:

@@ -21,7 +21,7 @@ with RayCluster(None, 1):
     address = ray.get_runtime_context().gcs_address
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    code = "import sys; from caraserve_cli.fleet.ray_token import check_token; check_token(sys.argv[1])"
+    code = "import sys; from caraserve_cli.fleet.ray_address import check_address; check_address(sys.argv[1])"
     told = subprocess.run([sys.executable, "-c", code, address], env=stranger, capture_output=True, text=True)
     print(told.stderr.splitlines()[-1])
     print(len(subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True).stderr))
