@@ -72,7 +72,8 @@ def _check_listener(address: str) -> None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S) as connection:
             connection.sendall(GREETING)
-            is_head = is_greeting(connection)
+            # With TLS it would answer another greeting.
+            is_head = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") or is_greeting(connection)
     except TimeoutError:
         is_head = False
     except (OSError, OverflowError) as error:

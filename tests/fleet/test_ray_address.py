@@ -30,6 +30,14 @@ def test_a_web_server(web_port: int) -> None:
         ray_address.check_address(f"127.0.0.1:{web_port}")
 
 
+def test_who_speaks_tls_is_asked_by_ray_alone(web_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    monkeypatch.setattr(ray_address, "_check_head", lambda address, is_told: asked.append(address))
+    ray_address.check_address(f"127.0.0.1:{web_port}")
+    assert asked == [f"127.0.0.1:{web_port}"]
+
+
 def test_who_takes_connections_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "_CONNECT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
