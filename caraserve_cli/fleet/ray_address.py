@@ -22,7 +22,7 @@ _raylet: Any = import_module("ray._raylet")  # whose stub leaves out what is use
 _CONNECT_S = 5.0
 # Of no cluster. A client that has to ask for a cluster's identity first writes a refusal to stderr.
 _NO_CLUSTER = "ab" * 28
-# A head has answered in 2 ms; it may be busy.
+# An idle head has answered in 2 to 8 ms; it may be busy.
 _ANSWER_S = 10.0
 _TOKEN_PLACES = f"{TOKEN}, from the file that RAY_AUTH_TOKEN_PATH names, or from ~/.ray/auth_token"
 

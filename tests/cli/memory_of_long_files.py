@@ -40,7 +40,6 @@ def peak_bytes(num_rows: int, folder: Path) -> int:
         }
         for number in range(num_rows)
     )
-    folder.mkdir(parents=True, exist_ok=True)
     requests = write_rows(folder / f"{num_rows}.jsonl", list(rows))
     job = ["run", "--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--kv-memory", "64MiB"]
     # Small batches: with 256 the largest batch that a run happens to see moved the peak by 45 MiB (50 runs of
