@@ -93,15 +93,21 @@ def answer(
     device: DeviceName = "cpu",
     *,
     most_at_once: int | None = None,
+    are_read: bool = False,
     **options: object,
 ) -> tuple[dict[str, Completion], Steps]:
     """Every answer of a replica with these options, checking its books after every step; it is asked all at
-    once, or has no more than so many to answer."""
+    once, or has no more than so many to answer. Where the adapters `are_read` before it is asked, what its
+    steps are depends on no thread that reads."""
     replica_options = ReplicaOptions(
         base=str(oracle.base), adapter_roots=(oracle.adapters,), dtype="float32", device=device, **options
     )
     surroundings, steps = Surroundings.prepare(replica_options), Steps()
     replica = LocalReplica(surroundings, replica_options, lambda: 0.0, steps)
+    if are_read:
+        for name in dict.fromkeys(each.adapter for each in requests if each.adapter is not None):
+            surroundings.host_store.acquire(name)
+            surroundings.host_store.release(name)
     coming = deque(requests)
     answers: dict[str, Completion] = {}
     while coming or replica.num_unfinished:
@@ -284,6 +290,7 @@ def steps_with_some_beside(
         oracle,
         oracle.requests,
         device=device,
+        are_read=True,
         cold_start="cpu-assist",
         cpu_workers=2,
         prefill_chunk_tokens=7,
