@@ -1,4 +1,4 @@
-"""The README's table of the paper's experiments, as the recipes have it.
+"""The table of the paper's experiments in recipes/README.md, as the recipes have it.
 
     python -m tests.bench.paper_table
 

@@ -1,4 +1,4 @@
-"""What the README says of the embedded recipes is what they say."""
+"""What the README of the recipes says of those that are embedded is what they say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from caraserve_cli.bench.catalogue import embedded_recipes
 from tests.bench.paper_table import HEAD, paper_table
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "recipes" / "README.md"
 
 
 def test_the_table_of_the_papers_experiments_is_theirs() -> None:
