@@ -121,6 +121,22 @@ def wants_workers(options: ReplicaOptions, break_even: BreakEven | None) -> bool
     return options.cold_start == "cpu-assist"
 
 
+def idle_workers(options: ReplicaOptions, break_even: BreakEven | None, device: torch.device) -> str | None:
+    """Why the CPU workers that are asked for will have nothing to do, in a line for the user; None where they
+    will have, or nobody asks for any."""
+    if not options.cpu_workers or options.cold_start != Auto.name or break_even is not None:
+        return None
+    if device.type != "cuda":
+        return (
+            "--cpu-workers: nothing is copied to a base on the CPU, so 'auto' has no work for them; "
+            "--cold-start cpu-assist gives them some"
+        )
+    return (
+        "--cpu-workers: 'auto' gives them work by a profile of this machine and base, and there is none; run "
+        f"`caraserve profile --base {options.base}`, or give --cold-start cpu-assist"
+    )
+
+
 def start_assistant(
     options: ReplicaOptions,
     host_store: HostStore,

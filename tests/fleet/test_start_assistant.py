@@ -1,4 +1,5 @@
-"""How many tokens a CPU worker takes: as measured on this machine, or the constant where nothing was."""
+"""How many tokens a CPU worker takes: as measured on this machine, or the constant where nothing was; and who
+is told that workers will have nothing to do."""
 
 from __future__ import annotations
 
@@ -53,3 +54,22 @@ def test_the_profile_says_how_many_tokens_a_worker_takes(
     assert [pool["tokens_per_worker"] for pool in pools] == [
         tokens_per_worker or cold_start.TOKENS_PER_WORKER
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "has_profile", "device", "advice"),
+    [
+        ({"cpu_workers": 2}, False, "cuda", "run `caraserve profile --base base`"),
+        ({"cpu_workers": 2}, False, "cpu", "nothing is copied to a base on the CPU"),
+        ({"cpu_workers": 2}, True, "cuda", None),
+        ({"cpu_workers": 2, "cold_start": "cpu-assist"}, False, "cpu", None),
+        ({"cpu_workers": 0}, False, "cuda", None),
+        ({}, False, "cuda", None),
+    ],
+)
+def test_workers_without_work_are_told(
+    options: dict[str, Any], has_profile: bool, device: str, advice: str | None
+) -> None:
+    break_even = BreakEven(h200_profile()) if has_profile else None
+    told = cold_start.idle_workers(ReplicaOptions(base="base", **options), break_even, torch.device(device))
+    assert told is None if advice is None else advice in (told or "")
