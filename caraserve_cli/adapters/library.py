@@ -43,7 +43,8 @@ class AdapterLibrary:
         folders: dict[str, Path] = {}
         for root in roots:
             if not root.is_dir():
-                raise OptionError(f"--adapters: {root} is not a folder")
+                problem = "is not a folder" if root.exists() else "does not exist"
+                raise OptionError(f"--adapters: {root} {problem}")
             for folder in _adapter_folders(root):
                 name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
                 if name in folders:

@@ -90,7 +90,9 @@ def _verdict_lines(comparison: Comparison) -> Iterator[Text]:
                 style="red",
             )
     elif comparison.verdict is Verdict.MET:
-        yield Text("All answers are equal and every requirement is met.", style="green")
+        is_required = any(each.at_least is not None for each in comparison.ratios)
+        met = " and every requirement is met" if is_required else "; nothing is required"
+        yield Text(f"All answers are equal{met}.", style="green")
 
 
 def plain_table(first: str, *others: str) -> Table:

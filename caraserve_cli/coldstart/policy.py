@@ -127,7 +127,8 @@ def make_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:
     if name == CpuAssist.name:
         return CpuAssist(break_even)
     if name != Auto.name:
-        raise OptionError(f"--cold-start: no strategy '{name}'; choose from {', '.join(COLD_START_NAMES)}")
+        offered = ", ".join(each for each in COLD_START_NAMES if each != Cached.name)
+        raise OptionError(f"--cold-start: no strategy '{name}'; choose from {offered}")
     if break_even is None:
         raise OptionError(
             "--cold-start: 'auto' needs a profile of this machine; run `caraserve profile` first"

@@ -147,7 +147,7 @@ class Preparer:
         )
         shown = _shortened(name)
         if not len(self._library):
-            return f"adapter '{shown}' is unknown: no adapters were found; check --adapters"
+            return f"adapter '{shown}' is unknown: there are no adapters; --adapters names their folder"
         return f"adapter '{shown}' is in none of the --adapters folders{hint}"
 
     def _unknown_model(self, name: str) -> str:

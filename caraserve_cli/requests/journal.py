@@ -84,7 +84,7 @@ class Journal:
             # Again, now that nobody else can write: another run may have come and gone in between.
             is_blank = _check_usable(out_dir, resume)
             if not is_blank:
-                check_manifest(out_dir, manifest, update)
+                check_manifest(out_dir, manifest, update, typed=command)
             errors = RowFile(out_dir / ERRORS_NAME)
         except BaseException:
             outputs.close()

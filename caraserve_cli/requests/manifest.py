@@ -50,8 +50,16 @@ def write_manifest(out_dir: Path, manifest: Mapping[str, object], command: str |
         raise OutputError(f"'{out_dir / MANIFEST_NAME}' cannot be written: {error.strerror}") from None
 
 
-def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update = dict) -> None:
+def check_manifest(
+    out_dir: Path, manifest: Mapping[str, object], update: Update = dict, *, typed: str | None = None
+) -> None:
     """Refuse a folder whose run.json, updated, differs from `manifest` in any key.
+
+    Args:
+        out_dir: the folder.
+        manifest: of the run that is to go on in it.
+        update: as of `Journal.open`.
+        typed: the command line that asks for it.
 
     Raises:
         OutputError: it differs, with every key and both values; it cannot be read, or is damaged.
@@ -68,8 +76,7 @@ def check_manifest(out_dir: Path, manifest: Mapping[str, object], update: Update
     if differences:
         raise OutputError(
             f"'{out_dir}' belongs to a run with other settings ({'; '.join(differences)}); "
-            "resume with the same ones, or choose another --out"
-            + ("" if command is None else f"; the command that goes on with it: `{command}`")
+            "resume with the same ones, or choose another --out" + _how_to_go_on(command, typed)
         )
 
 
@@ -81,6 +88,19 @@ def resume_command(out_dir: Path) -> str:
     """
     command = _read(out_dir).get(COMMAND_KEY)
     return "--resume" if command is None else f"`{command}`"
+
+
+def _how_to_go_on(command: object, typed: str | None) -> str:
+    if not isinstance(command, str):
+        return ""
+    if typed is not None and _words(command) == _words(typed):
+        return "; the command is the run's own: put back what has changed in the files it names"
+    return f"; the command that goes on with it: `{command}`"
+
+
+def _words(command: str) -> list[str]:
+    """What a command line says, in whatever order, without how much it tells."""
+    return sorted(set(command.split()) - {"-q", "--quiet", "-v", "--verbose"})
 
 
 def _read(out_dir: Path) -> dict[str, object]:

@@ -54,9 +54,9 @@ def test_one_name_in_two_roots_is_refused(tmp_path: Path) -> None:
 
 def test_a_root_must_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for root in (tmp_path / "missing", tmp_path / "file"):
-        with pytest.raises(OptionError, match=f"--adapters: {root} is not a folder"):
-            AdapterLibrary.scan([root])
+    for name, problem in (("missing", "does not exist"), ("file", "is not a folder")):
+        with pytest.raises(OptionError, match=f"--adapters: {tmp_path / name} {problem}"):
+            AdapterLibrary.scan([tmp_path / name])
 
 
 def test_hidden_folders_are_left_out(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_search_and_order(caraserve: Caraserve) -> None:
 
 
 def test_what_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:
-    assert_refused(caraserve("adapters", tmp_path / "none"), 2, "DIR: ", "none is not a folder")
+    assert_refused(caraserve("adapters", tmp_path / "none"), 2, "DIR: ", "none does not exist")
     assert_refused(caraserve("adapters", tmp_path), 1, "no adapters below", "adapter_config.json")
     assert_refused(caraserve("adapters", ""), 2, "DIR: it is empty")
     assert_refused(caraserve("adapters", ADAPTERS, "--base", "llama2-8b"), 1, "did you mean", "llama2-7b")

@@ -281,7 +281,7 @@ def sample_base(folder: Path) -> Path:
 
 def test_adapter_folders_that_cannot_be_used(caraserve: Caraserve, tmp_path: Path, requests: Path) -> None:
     ended = caraserve(*JOB, "--adapters", tmp_path / "none", "--out", tmp_path / "out", requests)
-    assert_refused(ended, 2, "--adapters", str(tmp_path / "none"), "is not a folder")
+    assert_refused(ended, 2, "--adapters", str(tmp_path / "none"), "does not exist")
     copy = shutil.copytree(SAMPLE / "adapters", tmp_path / "copy")
     twice = ("--adapters", SAMPLE / "adapters", "--adapters", copy)
     ended = caraserve(*JOB, *twice, "--out", tmp_path / "out", requests)

@@ -92,5 +92,5 @@ def test_the_process_ends_as_others_do_but_takes_no_modules_apart(main: str) -> 
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stderr) == (2, "caraserve: DIR: there is none is not a folder\n")
+    assert (ended.returncode, ended.stderr) == (2, "caraserve: DIR: there is none does not exist\n")
     assert ended.stdout.splitlines() == ["said at the end"] + ["taken apart"] * (main == "main")

@@ -79,7 +79,9 @@ def test_cpu_assist_loads_nothing_that_it_need_not() -> None:
 
 
 def test_an_unknown_strategy() -> None:
-    with pytest.raises(OptionError, match=r"--cold-start: no strategy 'magic'; choose from auto, stream"):
+    with pytest.raises(
+        OptionError, match=r"'magic'; choose from auto, stream, cpu-assist, on-demand, on-demand-blocking$"
+    ):
         make_policy("magic", None)
 
 

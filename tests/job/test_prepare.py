@@ -109,7 +109,9 @@ def test_where_there_are_no_adapters_at_all_it_says_so() -> None:
     preparer = Preparer(load_tokenizer(SAMPLE / "base"), AdapterLibrary({}), vocab_size=259, run_seed=1)
     rejected = prepare(preparer)
     assert isinstance(rejected, RejectedRow)
-    assert rejected.message == "adapter 'upper' is unknown: no adapters were found; check --adapters"
+    assert (
+        rejected.message == "adapter 'upper' is unknown: there are no adapters; --adapters names their folder"
+    )
 
 
 @pytest.mark.parametrize(("model", "hint"), [("gpt-4o", ""), ("uper", "; did you mean 'upper'?")])

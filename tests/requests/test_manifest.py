@@ -37,6 +37,27 @@ def test_every_difference_is_named_with_both_values(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        (
+            "cd /a && run job.toml --resume -q",
+            "the command is the run's own: put back what has changed in the",
+        ),
+        (
+            "cd /a && run job.toml --resume --seed 1",
+            "the command that goes on with it: `cd /a && run --resume",
+        ),
+        (None, "the command that goes on with it: `cd /a && run --resume -v job.toml`"),
+    ],
+)
+def test_a_command_that_was_just_refused_is_no_advice(tmp_path: Path, typed: str | None, advice: str) -> None:
+    write_manifest(tmp_path, {"seed": 1}, "cd /a && run --resume -v job.toml")
+    with pytest.raises(OutputError) as caught:
+        check_manifest(tmp_path, {"seed": 2}, typed=typed)
+    assert advice in str(caught.value)
+
+
 def test_what_another_version_wrote_is_compared_updated_and_shown_as_it_is(tmp_path: Path) -> None:
     write_manifest(tmp_path, {"base": "tiny"})
 
