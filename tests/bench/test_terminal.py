@@ -1,9 +1,10 @@
-"""What a benchmark prints when it does not pass."""
+"""What a benchmark prints in the end."""
 
 from __future__ import annotations
 
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from caraserve_cli.bench.benchmark import BenchFacts, BenchResult
@@ -33,12 +34,13 @@ FACTS = BenchFacts(
 ANSWERS: dict[str, tuple[int, ...]] = {"a": (1, 2), "b": (3, 4)}
 
 
-def printed(other: dict[str, tuple[int, ...]]) -> list[str]:
+def printed(other: dict[str, tuple[int, ...]], at_least: float | None = 2.5) -> list[str]:
     runs = {
         "ours": [SystemRun(answers=ANSWERS, seconds=seconds) for seconds in (0.001, 0.002, 0.004)],
         "theirs": [SystemRun(answers=other, seconds=0.004)] * 3,
     }
-    comparison = compare(runs, [Requirement(ours="ours", over="theirs", at_least=2.5)])
+    required = [] if at_least is None else [Requirement(ours="ours", over="theirs", at_least=at_least)]
+    comparison = compare(runs, required)
     console = Console(file=StringIO(), width=80)
     console.print(render(BenchResult(FACTS, comparison)))
     assert isinstance(console.file, StringIO)
@@ -78,3 +80,14 @@ def test_answers_that_differ() -> None:
         "Cannot tell: 1 of 2 answers of theirs are not those of ours, so the work is not",
         "the same.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("at_least", "last_line"),
+    [
+        (1.5, "All answers are equal and every requirement is met."),
+        (None, "All answers are equal; nothing is required."),
+    ],
+)
+def test_what_passes(at_least: float | None, last_line: str) -> None:
+    assert printed(ANSWERS, at_least)[-1] == last_line
