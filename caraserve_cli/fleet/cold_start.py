@@ -121,19 +121,24 @@ def wants_workers(options: ReplicaOptions, break_even: BreakEven | None) -> bool
     return options.cold_start == "cpu-assist"
 
 
-def idle_workers(options: ReplicaOptions, break_even: BreakEven | None, device: torch.device) -> str | None:
-    """Why the CPU workers that are asked for will have nothing to do, in a line for the user; None where they
-    will have, or nobody asks for any."""
-    if not options.cpu_workers or options.cold_start != Auto.name or break_even is not None:
+def what_auto_lacks(
+    options: ReplicaOptions, break_even: BreakEven | None, device: torch.device
+) -> str | None:
+    """A line for the user where `auto` has no model to choose by, though something is copied or CPU workers
+    were asked for; None where nothing is to be said."""
+    if options.cold_start != Auto.name or break_even is not None or options.tensor_parallel > 1:
         return None
-    if device.type != "cuda":
+    if device.type == "cuda":
+        what = "cold adapters stream" + (", and CPU workers have no work" if options.cpu_workers else "")
         return (
-            "--cpu-workers: nothing is copied to a base on the CPU, so 'auto' has no work for them; "
-            "--cold-start cpu-assist gives them some"
+            f"no profile of this machine, base and dtype: {what}; `caraserve profile --base {options.base}` "
+            "measures one"
         )
+    if not options.cpu_workers:
+        return None
     return (
-        "--cpu-workers: 'auto' gives them work by a profile of this machine and base, and there is none; run "
-        f"`caraserve profile --base {options.base}`, or give --cold-start cpu-assist"
+        "--cpu-workers: nothing is copied to a base on the CPU, so 'auto' has no work for them; "
+        "--cold-start cpu-assist gives them some"
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from caraserve_cli.adapters.library import AdapterLibrary
 from caraserve_cli.events import EventSink
 from caraserve_cli.fleet.account import FleetAccount
-from caraserve_cli.fleet.cold_start import idle_workers
+from caraserve_cli.fleet.cold_start import what_auto_lacks
 from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ReplicaOptions
 from caraserve_cli.fleet.replica import Replica
@@ -91,8 +91,8 @@ class LocalSource:
     def __init__(self, options: ReplicaOptions, notes: Sequence[str] = ()) -> None:
         self._options = options
         self._surroundings = Surroundings.prepare(options)
-        idle = idle_workers(options, self._surroundings.break_even, self._surroundings.device)
-        self.notes = [*notes, *([] if idle is None else [idle])]
+        lacking = what_auto_lacks(options, self._surroundings.break_even, self._surroundings.device)
+        self.notes = [*notes, *([] if lacking is None else [lacking])]
 
     @property
     def base(self) -> ResolvedBase:

@@ -1,5 +1,5 @@
-"""How many tokens a CPU worker takes: as measured on this machine, or the constant where nothing was; and who
-is told that workers will have nothing to do."""
+"""How many tokens a CPU worker takes: as measured on this machine, or the constant where nothing was; and
+what `auto` says where it has nothing to choose by."""
 
 from __future__ import annotations
 
@@ -57,19 +57,34 @@ def test_the_profile_says_how_many_tokens_a_worker_takes(
 
 
 @pytest.mark.parametrize(
-    ("options", "has_profile", "device", "advice"),
+    ("options", "has_profile", "device", "told"),
     [
-        ({"cpu_workers": 2}, False, "cuda", "run `caraserve profile --base base`"),
+        (
+            {"cpu_workers": 2},
+            False,
+            "cuda",
+            "cold adapters stream, and CPU workers have no work; `caraserve pro",
+        ),
+        (
+            {"cpu_workers": 0},
+            False,
+            "cuda",
+            "cold adapters stream; `caraserve profile --base base` measures one",
+        ),
+        ({}, False, "cuda", "no profile of this machine, base and dtype: cold adapters stream"),
         ({"cpu_workers": 2}, False, "cpu", "nothing is copied to a base on the CPU"),
         ({"cpu_workers": 2}, True, "cuda", None),
         ({"cpu_workers": 2, "cold_start": "cpu-assist"}, False, "cpu", None),
-        ({"cpu_workers": 0}, False, "cuda", None),
-        ({}, False, "cuda", None),
+        ({"cold_start": "stream"}, False, "cuda", None),
+        ({"tensor_parallel": 2}, False, "cuda", None),
+        ({}, False, "cpu", None),
     ],
 )
-def test_workers_without_work_are_told(
-    options: dict[str, Any], has_profile: bool, device: str, advice: str | None
+def test_what_auto_lacks_is_told(
+    options: dict[str, Any], has_profile: bool, device: str, told: str | None
 ) -> None:
     break_even = BreakEven(h200_profile()) if has_profile else None
-    told = cold_start.idle_workers(ReplicaOptions(base="base", **options), break_even, torch.device(device))
-    assert told is None if advice is None else advice in (told or "")
+    said = cold_start.what_auto_lacks(
+        ReplicaOptions(base="base", **options), break_even, torch.device(device)
+    )
+    assert said is None if told is None else told in (said or "")
