@@ -4,42 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from io import StringIO
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from caraserve_cli.report.comparison import compare_reports
-from caraserve_cli.report.comparison_terminal import render_comparison
-from caraserve_cli.report.run_facts import RunFacts
-from caraserve_cli.report.run_report import build_report
-from caraserve_cli.report.summary import RunSummary
-
-OPTIONS = {
-    "default_max_tokens": 64,
-    "default_deadline_ms": None,
-    "default_stop": ["a, b"],
-    "rate": None,
-    "seed": 0,
-    "token_ids": False,
-}
-
-
-@pytest.fixture
-def report(summary: RunSummary, facts: RunFacts) -> Any:
-    """Nothing failed, so that its counts are those of the requests."""
-    made: Any = copy.deepcopy(build_report(summary, facts, {"spell": 8, "sort": 16}))
-    made["run"]["options"] = dict(OPTIONS)
-    made["requests"]["failed"] = 0
-    return made
-
-
-def printed(before: Any, after: Any) -> list[str]:
-    console = Console(file=StringIO(), width=80)
-    render_comparison(compare_reports(before, after), console)
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue().splitlines()
+from tests.report.conftest import PrintComparison
 
 
 def _set(*path: Any) -> Callable[[Any], None]:
@@ -78,7 +48,9 @@ def _fewer(report: Any) -> None:
         (_set("tokens", "completion_tokens", 12), "output tokens 24, then 12"),
     ],
 )
-def test_other_work_is_told_first_and_marked(report: Any, change: Callable[[Any], None], said: str) -> None:
+def test_other_work_is_told_first_and_marked(
+    report: Any, printed: PrintComparison, change: Callable[[Any], None], said: str
+) -> None:
     after = copy.deepcopy(report)
     change(after)
     after["times"]["ttft_ms"]["p99"] *= 2
@@ -128,7 +100,7 @@ def test_other_bounds_mark_what_hangs_on_them(report: Any) -> None:
     assert marked == {"SLO attainment", "goodput, requests/s"}
 
 
-def test_settings_are_told_in_words(report: Any) -> None:
+def test_settings_are_told_in_words(report: Any, printed: PrintComparison) -> None:
     after = copy.deepcopy(report)
     after["run"]["options"] |= {"token_ids": True, "rate": 2.5, "default_stop": ["a", "b"]}
     lines = [line.split() for line in printed(report, after)]
