@@ -44,10 +44,7 @@ def test_what_is_of_a_last_session_is_not_judged(report: Any, printed: PrintComp
 @pytest.mark.parametrize(
     ("answered", "said"),
     [
-        (
-            (1, None),
-            "the first run was resumed, and its rates, preemptions and cold starts are those of its ",
-        ),
+        ((1, None), "the first run was resumed, and its rates, preemptions and cold starts are those of its"),
         ((1, 3), "both runs were resumed, and their rates, preemptions and cold starts are those of their"),
     ],
 )
