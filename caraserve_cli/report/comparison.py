@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from caraserve_cli.report.work_difference import Difference, WorkDifference, differing_work, option_name
+from caraserve_cli.report.settings_difference import differing_settings
+from caraserve_cli.report.work_difference import Difference, WorkDifference, differing_work
 
 Json = Mapping[str, Any]
 
@@ -46,24 +47,12 @@ _METRICS: Mapping[tuple[str, ...], tuple[str, bool]] = {
 _OF_SESSION = ("throughput", "cold_starts", "engine")
 # Keys of figures that are shares, from 0 to 1.
 _SHARES = ("attainment", "accuracy", "hit_rate")
-_RUN_FACTS = (
-    "base",
-    "weights",
-    "device",
-    "memory",
-    "dtype",
-    "emulated_link_gbps",
-    "requests_source",
-    "arrival",
-)
 # What hangs on the bounds that requests carry.
 _OF_BOUNDS = (
     ("slo", "attainment"),
     ("throughput", "goodput_requests_per_s"),
     ("slo_of_answered", "attainment"),
 )
-# Nobody gives the second: --seed is that of the run.
-_UNTOLD_OPTIONS = ("out", "default_seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +118,9 @@ def compare_reports(before: Json, after: Json) -> Comparison:
         for path, (name, better) in _METRICS.items()
     ]
     work = [*other.work, *other.bounds]
-    return Comparison(work, resumed, _settings(before, after), metrics, _adapters(before, after, other))
+    return Comparison(
+        work, resumed, differing_settings(before, after), metrics, _adapters(before, after, other)
+    )
 
 
 def _last_session(report: Json) -> LastSession | None:
@@ -156,23 +147,6 @@ def _change(
         is_of_whole_runs=is_of_whole_runs,
         is_share=path[-1] in _SHARES,
     )
-
-
-def _settings(before: Json, after: Json) -> list[Difference]:
-    told = [_flat(report) for report in (before, after)]
-    names = dict.fromkeys([*told[0], *told[1]])
-    return [
-        (name, told[0].get(name), told[1].get(name))
-        for name in names
-        if told[0].get(name) != told[1].get(name)
-    ]
-
-
-def _flat(report: Json) -> dict[str, object]:
-    run = report["run"]
-    options = {option_name(k): v for k, v in run["options"].items() if k not in _UNTOLD_OPTIONS}
-    facts = {name: run[name] for name in _RUN_FACTS}
-    return {"caraserve": report["caraserve_version"], **facts, **run.get("machine", {}), **options}
 
 
 def _adapters(before: Json, after: Json, other: WorkDifference) -> list[tuple[str, list[Change]]]:

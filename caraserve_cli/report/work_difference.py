@@ -23,6 +23,8 @@ _BOUNDS = ("default_deadline_ms", "default_ttft_slo_ms", "default_tpot_slo_ms")
 # Beside the defaults of rows: what prompts, and for which adapters. What came of --limit and --adapters the
 # requests tell, of --rate and its like the arrival.
 _OPTIONS = ("map", "template", "trace_adapters")
+# Keys that users type in another way: requests are an argument.
+_OTHER_NAMES = {"adapter_roots": "--adapters", "requests": "REQUESTS"}
 _MOST_NAMED = 3
 # Of equal requests two logits that are nearly equal may end an answer earlier or later; of other numbers of
 # them the mean differs by chance. Chosen, not measured.
@@ -41,9 +43,7 @@ class WorkDifference:
 
 def option_name(key: str) -> str:
     """As a user types it: what rows get that do not say is an option like any other."""
-    if key == "adapter_roots":
-        return "--adapters"
-    return f"--{key.removeprefix('default_').replace('_', '-')}"
+    return _OTHER_NAMES.get(key) or f"--{key.removeprefix('default_').replace('_', '-')}"
 
 
 def differing_work(before: Json, after: Json) -> WorkDifference:
@@ -124,15 +124,15 @@ def _of_other_number(before: Json, after: Json) -> list[Difference]:
 
 def _of_carried(before: Json, after: Json) -> list[Difference]:
     """How many of the requests had a bound."""
-    carried = [report["slo"]["carried"] for report in (before, after)]
-    num_requests = [_num_requests(report) for report in (before, after)]
-    if num_requests[0] == num_requests[1]:
-        return [("requests with a bound", *carried)]
-    shares = [share(*counts) or 0.0 for counts in zip(carried, num_requests, strict=True)]
-    if abs(shares[1] - shares[0]) <= _BOUND_SAME_WITHIN:
+    carried_before, carried_after = before["slo"]["carried"], after["slo"]["carried"]
+    num_before, num_after = _num_requests(before), _num_requests(after)
+    if num_before == num_after:
+        return [("requests with a bound", carried_before, carried_after)]
+    share_before, share_after = share(carried_before, num_before), share(carried_after, num_after)
+    if abs((share_after or 0.0) - (share_before or 0.0)) <= _BOUND_SAME_WITHIN:
         return []
-    told = [f"{part:,} of {whole:,}" for part, whole in zip(carried, num_requests, strict=True)]
-    return [("requests with a bound", *told)]
+    of_before, of_after = f"{carried_before:,} of {num_before:,}", f"{carried_after:,} of {num_after:,}"
+    return [("requests with a bound", of_before, of_after)]
 
 
 def _num_requests(report: Json) -> int:
