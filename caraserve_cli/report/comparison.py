@@ -1,7 +1,7 @@
 """Two reports beside each other: configuration, then metrics, then adapters. Knows the schema of report.json.
 
 Says by how much numbers differ and which way is better; whether a difference is more than chance one run
-each cannot tell (`caraserve bench` can).
+each cannot tell (repeated ones, or `caraserve bench`, can).
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from caraserve_cli.report.work_difference import Difference, WorkDifference, differing_work, option_name
+from caraserve_cli.report.settings_difference import differing_settings
+from caraserve_cli.report.work_difference import Difference, WorkDifference, differing_work
 
 Json = Mapping[str, Any]
 
 # Smaller changes are called the same. Chosen, not measured: equal runs may differ by more.
 SAME_WITHIN = 0.02
-# What became of a figure whose work is not that of the other run.
+# What became of a figure whose work is not that of the other run, and of one that a run which was resumed
+# tells of its last session only.
 OTHER_WORK = "other work"
+ONE_SESSION = "one session"
 
 # path of a metric → what to call it, and whether more of it is better
 _METRICS: Mapping[tuple[str, ...], tuple[str, bool]] = {
@@ -40,35 +43,31 @@ _METRICS: Mapping[tuple[str, ...], tuple[str, bool]] = {
         for key in ("p50", "p99")
     },
 }
-_RUN_FACTS = (
-    "base",
-    "weights",
-    "device",
-    "memory",
-    "dtype",
-    "emulated_link_gbps",
-    "requests_source",
-    "arrival",
-)
+# What of a report is of the last session only.
+_OF_SESSION = ("throughput", "cold_starts", "engine")
+# Keys of figures that are shares, from 0 to 1.
+_SHARES = ("attainment", "accuracy", "hit_rate")
 # What hangs on the bounds that requests carry.
 _OF_BOUNDS = (
     ("slo", "attainment"),
     ("throughput", "goodput_requests_per_s"),
     ("slo_of_answered", "attainment"),
 )
-# Nobody gives the second: --seed is that of the run.
-_UNTOLD_OPTIONS = ("out", "default_seed")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One number of both runs; None where a run does not define it. Of other work, neither is the better."""
+    """One number of both runs; None where a run does not define it. Of other work, or of one session of a run
+    that had several, neither is the better. `is_share`: it is a share, from 0 to 1.
+    """
 
     name: str
     before: float | None
     after: float | None
     more_is_better: bool
     is_same_work: bool = True
+    is_of_whole_runs: bool = True
+    is_share: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -76,21 +75,34 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `same`, `other work`, or `-` where one of them is not defined."""
+        """`better`, `worse`, `same`, `other work`, `one session`, or `-` where one of them is not defined."""
         if self.before is None or self.after is None:
             return "-"
         if not self.is_same_work:
             return OTHER_WORK
+        if not self.is_of_whole_runs:
+            return ONE_SESSION
         if abs(self.after - self.before) <= SAME_WITHIN * abs(self.before):
             return "same"
         return "better" if (self.after > self.before) == self.more_is_better else "worse"
 
 
 @dataclass(frozen=True, slots=True)
+class LastSession:
+    """Of a run that was resumed: how many requests its last session answered, of all that were."""
+
+    answered: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """`work`, `settings`: in what they differ; `adapters`: by name, for those of either run."""
+    """`work`, `settings`: in what they differ; `resumed`: of the first run and the second, None for one that
+    was not; `adapters`: by name, for those of either run.
+    """
 
     work: list[Difference]
+    resumed: tuple[LastSession | None, LastSession | None]
     settings: list[Difference]
     metrics: list[Change]
     adapters: list[tuple[str, list[Change]]]
@@ -99,9 +111,22 @@ class Comparison:
 def compare_reports(before: Json, after: Json) -> Comparison:
     """What differs between two reports as read from report.json."""
     other = differing_work(before, after)
-    metrics = [_change(name, path, before, after, better, other) for path, (name, better) in _METRICS.items()]
+    resumed = (_last_session(before), _last_session(after))
+    are_whole = resumed == (None, None)
+    metrics = [
+        _change(name, path, before, after, better, other, are_whole or path[0] not in _OF_SESSION)
+        for path, (name, better) in _METRICS.items()
+    ]
     work = [*other.work, *other.bounds]
-    return Comparison(work, _settings(before, after), metrics, _adapters(before, after, other))
+    return Comparison(
+        work, resumed, differing_settings(before, after), metrics, _adapters(before, after, other)
+    )
+
+
+def _last_session(report: Json) -> LastSession | None:
+    if not report["run"]["resumed"]:
+        return None
+    return LastSession(report["throughput"]["answered"], report["requests"]["answered"])
 
 
 def _change(
@@ -111,26 +136,17 @@ def _change(
     after: Json | None,
     better: bool,
     other: WorkDifference,
+    is_of_whole_runs: bool = True,
 ) -> Change:
-    is_same_work = not other.work and not (other.bounds and path in _OF_BOUNDS)
-    return Change(name, _at(before, path), _at(after, path), better, is_same_work)
-
-
-def _settings(before: Json, after: Json) -> list[Difference]:
-    told = [_flat(report) for report in (before, after)]
-    names = dict.fromkeys([*told[0], *told[1]])
-    return [
-        (name, told[0].get(name), told[1].get(name))
-        for name in names
-        if told[0].get(name) != told[1].get(name)
-    ]
-
-
-def _flat(report: Json) -> dict[str, object]:
-    run = report["run"]
-    options = {option_name(k): v for k, v in run["options"].items() if k not in _UNTOLD_OPTIONS}
-    facts = {name: run[name] for name in _RUN_FACTS}
-    return {"caraserve": report["caraserve_version"], **facts, **run.get("machine", {}), **options}
+    return Change(
+        name,
+        _at(before, path),
+        _at(after, path),
+        better,
+        is_same_work=not other.work and not (other.bounds and path in _OF_BOUNDS),
+        is_of_whole_runs=is_of_whole_runs,
+        is_share=path[-1] in _SHARES,
+    )
 
 
 def _adapters(before: Json, after: Json, other: WorkDifference) -> list[tuple[str, list[Change]]]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from caraserve_cli.report.metrics import share
+
 Json = Mapping[str, Any]
 
 # Name, and what it is in the first run and in the second.
@@ -21,9 +23,14 @@ _BOUNDS = ("default_deadline_ms", "default_ttft_slo_ms", "default_tpot_slo_ms")
 # Beside the defaults of rows: what prompts, and for which adapters. What came of --limit and --adapters the
 # requests tell, of --rate and its like the arrival.
 _OPTIONS = ("map", "template", "trace_adapters")
+# Keys that users type in another way: requests are an argument.
+_OTHER_NAMES = {"adapter_roots": "--adapters", "requests": "REQUESTS"}
 _MOST_NAMED = 3
-# Of equal requests: two logits that are nearly equal may end an answer earlier or later.
-_ANSWERS_SAME_WITHIN = 0.02
+# Of equal requests two logits that are nearly equal may end an answer earlier or later; of other numbers of
+# them the mean differs by chance. Chosen, not measured.
+_LENGTHS_SAME_WITHIN = 0.02
+# As little may the shares of other numbers of requests that have a bound.
+_BOUND_SAME_WITHIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +43,7 @@ class WorkDifference:
 
 def option_name(key: str) -> str:
     """As a user types it: what rows get that do not say is an option like any other."""
-    if key == "adapter_roots":
-        return "--adapters"
-    return f"--{key.removeprefix('default_').replace('_', '-')}"
+    return _OTHER_NAMES.get(key) or f"--{key.removeprefix('default_').replace('_', '-')}"
 
 
 def differing_work(before: Json, after: Json) -> WorkDifference:
@@ -49,8 +54,7 @@ def differing_work(before: Json, after: Json) -> WorkDifference:
     work += _of_options(_work_options(first, second), first["options"], second["options"])
     work += _of_requests(before, after)
     bounds = _of_options(_BOUNDS, first["options"], second["options"])
-    if not _unequal(work):
-        bounds.append(("requests with a bound", before["slo"]["carried"], after["slo"]["carried"]))
+    bounds += _of_carried(before, after)
     return WorkDifference(_unequal(work), _unequal(bounds))
 
 
@@ -80,16 +84,14 @@ def _of_requests(before: Json, after: Json) -> list[Difference]:
     """How many there were, of which adapters, and how long; a failed row tells neither adapter nor length."""
     of_before, of_after = _by_adapter(before, "answered"), _by_adapter(after, "answered")
     failed_before, failed_after = before["requests"]["failed"], after["requests"]["failed"]
-    num_before, num_after = of_before.total() + failed_before, of_after.total() + failed_after
+    num_before, num_after = _num_requests(before), _num_requests(after)
     ranks_before, ranks_after = _by_adapter(before, "lora_rank"), _by_adapter(after, "lora_rank")
     compared: list[Difference] = [
         ("number of requests", num_before, num_after),
         _listed("ranks", ranks_before, ranks_after, [name for name in ranks_before if name in ranks_after]),
     ]
     if num_before != num_after:
-        if not failed_before + failed_after:
-            compared.append(_listed("requests of adapters", of_before, of_after, {*of_before} ^ {*of_after}))
-        return compared
+        return [*compared, *_of_other_number(before, after)]
     # Those that one run answered more of an adapter may all have failed in the other.
     if (of_before - of_after).total() > failed_after or (of_after - of_before).total() > failed_before:
         compared.append(_listed("requests of adapters", of_before, of_after, {**of_before, **of_after}))
@@ -98,9 +100,47 @@ def _of_requests(before: Json, after: Json) -> list[Difference]:
             (before["tokens"][key], after["tokens"][key]) for key in ("prompt_tokens", "completion_tokens")
         )
         compared.append(("prompt tokens", *of_prompts))
-        if abs(of_answers[1] - of_answers[0]) > _ANSWERS_SAME_WITHIN * of_answers[0]:
+        if not _is_same_length(*of_answers):
             compared.append(("output tokens", *of_answers))
     return compared
+
+
+def _of_other_number(before: Json, after: Json) -> list[Difference]:
+    """Of which adapters only one run had requests, and how long those that were answered were on average:
+    with other numbers of requests those of every adapter and all tokens differ anyway.
+    """
+    of_before, of_after = _by_adapter(before, "answered"), _by_adapter(after, "answered")
+    only_before = Counter({name: num for name, num in of_before.items() if name not in of_after})
+    only_after = Counter({name: num for name, num in of_after.items() if name not in of_before})
+    compared: list[Difference] = []
+    if only_before.total() > after["requests"]["failed"] or only_after.total() > before["requests"]["failed"]:
+        compared.append(_listed("requests of adapters", of_before, of_after, {**only_before, **only_after}))
+    for name, key in (("prompt", "prompt_tokens"), ("output", "completion_tokens")):
+        means = [share(of["tokens"][key], of["requests"]["answered"]) for of in (before, after)]
+        if means[0] is not None and means[1] is not None and not _is_same_length(means[0], means[1]):
+            compared.append((f"mean {name} tokens", round(means[0], 1), round(means[1], 1)))
+    return compared
+
+
+def _of_carried(before: Json, after: Json) -> list[Difference]:
+    """How many of the requests had a bound."""
+    carried_before, carried_after = before["slo"]["carried"], after["slo"]["carried"]
+    num_before, num_after = _num_requests(before), _num_requests(after)
+    if num_before == num_after:
+        return [("requests with a bound", carried_before, carried_after)]
+    share_before, share_after = share(carried_before, num_before), share(carried_after, num_after)
+    if abs((share_after or 0.0) - (share_before or 0.0)) <= _BOUND_SAME_WITHIN:
+        return []
+    of_before, of_after = f"{carried_before:,} of {num_before:,}", f"{carried_after:,} of {num_after:,}"
+    return [("requests with a bound", of_before, of_after)]
+
+
+def _num_requests(report: Json) -> int:
+    return _by_adapter(report, "answered").total() + int(report["requests"]["failed"])
+
+
+def _is_same_length(before: float, after: float) -> bool:
+    return abs(after - before) <= _LENGTHS_SAME_WITHIN * before
 
 
 def _by_adapter(report: Json, key: str) -> Counter[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.command import assert_refused
+from tests.cli.command import SAMPLE, assert_refused, write_rows
 from tests.cli.conftest import Caraserve
+
+SAMPLE_JOB = ("--base", SAMPLE / "base", "--adapters", SAMPLE / "adapters", "--dtype", "float32")
 
 
 def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Path) -> None:
@@ -31,6 +33,27 @@ def test_a_run_is_rendered_again_and_compared(caraserve: Caraserve, tmp_path: Pa
     assert "--deadline-ms" in settings
     assert "--default" not in settings
     assert "TTFT p99, ms" in ended.stdout
+
+
+def test_a_run_that_was_resumed_is_not_judged_by_its_last_session(
+    caraserve: Caraserve, tmp_path: Path
+) -> None:
+    """One row fails, is mended, and is all that the last session answers."""
+    rows = [{"id": f"r{number}", "prompt": "hello", "max_tokens": 4} for number in range(3)]
+    requests, out = tmp_path / "requests.jsonl", tmp_path / "resumed"
+    for adapter, status, more in (("none", 3, ()), ("spell", 0, ("--resume", "--retry-errors"))):
+        write_rows(requests, [*rows, {**rows[0], "id": "r3", "adapter": adapter}])
+        ended = caraserve("run", requests, *SAMPLE_JOB, "--out", out, *more)
+        assert ended.returncode == status, ended.stderr
+    ended = caraserve("run", requests, *SAMPLE_JOB, "--out", tmp_path / "whole")
+    assert ended.returncode == 0, ended.stderr
+    ended = caraserve("report", out, tmp_path / "whole")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    first, *others = ended.stdout.splitlines()
+    assert first.startswith("One session: the first run was resumed, "), first
+    assert "(1 of 4 answered)" in first
+    rates = [line for line in others if line.startswith(("output tokens/s", "requests/s"))]
+    assert [line.split()[-2:] for line in rates] == [["one", "session"]] * 2
 
 
 def test_a_folder_without_a_report_is_refused(caraserve: Caraserve, tmp_path: Path) -> None:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from io import StringIO
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from caraserve_cli.report.comparison import compare_reports
+from caraserve_cli.report.comparison_terminal import render_comparison
 from caraserve_cli.report.run_facts import RunFacts
+from caraserve_cli.report.run_report import build_report
 from caraserve_cli.report.summary import RunSummary
 
 MakeRow = Callable[..., dict[str, object]]
+# Prints the comparison of two reports, 80 columns wide.
+PrintComparison = Callable[[Any, Any], list[str]]
+
+_OPTIONS = {
+    "default_max_tokens": 64,
+    "default_deadline_ms": None,
+    "default_stop": ["a, b"],
+    "rate": None,
+    "seed": 0,
+    "token_ids": False,
+}
 
 
 @pytest.fixture
@@ -81,3 +99,24 @@ def summary(make_row: MakeRow) -> RunSummary:
     summary.add_error("unknown_adapter", carried_bound=True)
     summary.add_error("invalid_json", carried_bound=False)
     return summary
+
+
+@pytest.fixture
+def report(summary: RunSummary, facts: RunFacts) -> Any:
+    """Nothing failed, so that its counts are those of the requests."""
+    made: Any = copy.deepcopy(build_report(summary, facts, {"spell": 8, "sort": 16}))
+    made["run"]["options"] = dict(_OPTIONS)
+    made["requests"]["failed"] = 0
+    return made
+
+
+@pytest.fixture
+def printed() -> PrintComparison:
+    """The lines."""
+
+    def lines(before: Any, after: Any) -> list[str]:
+        file = StringIO()
+        render_comparison(compare_reports(before, after), Console(file=file, width=80))
+        return file.getvalue().splitlines()
+
+    return lines

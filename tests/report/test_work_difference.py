@@ -4,42 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from io import StringIO
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from caraserve_cli.report.comparison import compare_reports
-from caraserve_cli.report.comparison_terminal import render_comparison
-from caraserve_cli.report.run_facts import RunFacts
-from caraserve_cli.report.run_report import build_report
-from caraserve_cli.report.summary import RunSummary
-
-OPTIONS = {
-    "default_max_tokens": 64,
-    "default_deadline_ms": None,
-    "default_stop": ["a, b"],
-    "rate": None,
-    "seed": 0,
-    "token_ids": False,
-}
-
-
-@pytest.fixture
-def report(summary: RunSummary, facts: RunFacts) -> Any:
-    """Nothing failed, so that its counts are those of the requests."""
-    made: Any = copy.deepcopy(build_report(summary, facts, {"spell": 8, "sort": 16}))
-    made["run"]["options"] = dict(OPTIONS)
-    made["requests"]["failed"] = 0
-    return made
-
-
-def printed(before: Any, after: Any) -> list[str]:
-    console = Console(file=StringIO(), width=80)
-    render_comparison(compare_reports(before, after), console)
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue().splitlines()
+from tests.report.conftest import PrintComparison
 
 
 def _set(*path: Any) -> Callable[[Any], None]:
@@ -60,7 +30,20 @@ def _rename(report: Any) -> None:
 
 
 def _fewer(report: Any) -> None:
+    """One of 10 and 4 tokens, without a bound, is missing."""
+    report["requests"]["answered"] -= 1
+    report["tokens"]["prompt_tokens"] -= 10
+    report["tokens"]["completion_tokens"] -= 4
     report["by_adapter"] = [each for each in report["by_adapter"] if each["adapter"] != "sort"]
+
+
+def _other_file(report: Any) -> None:
+    """With one row more, of which one failed."""
+    _rename(report)
+    report["run"]["requests_source"] = "b.jsonl"
+    report["requests"]["failed"] = 1
+    report["tokens"] = {"prompt_tokens": 153, "completion_tokens": 12}
+    report["slo"]["carried"] = 0
 
 
 @pytest.mark.parametrize(
@@ -73,12 +56,24 @@ def _fewer(report: Any) -> None:
         (_set("run", "options", "default_stop", ["\n"]), '--stop "a, b", then "\\n"'),
         (_set("by_adapter", 1, "lora_rank", 64), "ranks sort 16, then sort 64"),
         (_rename, "requests of adapters sort 1, sort-2 0, then sort 0, sort-2 1"),
-        (_fewer, "number of requests 6, then 5; requests of adapters sort 1, then sort 0"),
+        (
+            _fewer,
+            "number of requests 6, then 5; requests of adapters sort 1, then sort 0; "
+            "requests with a bound 5 of 6, then 5 of 5",
+        ),
+        (
+            _other_file,
+            "requests requests.jsonl, then b.jsonl; number of requests 6, then 7; requests of adapters "
+            "sort 1, sort-2 0, then sort 0, sort-2 1; mean prompt tokens 10.0, then 25.5; mean output tokens "
+            "4.0, then 2.0; requests with a bound 5 of 6, then 0 of 7",
+        ),
         (_set("tokens", "prompt_tokens", 61), "prompt tokens 60, then 61"),
         (_set("tokens", "completion_tokens", 12), "output tokens 24, then 12"),
     ],
 )
-def test_other_work_is_told_first_and_marked(report: Any, change: Callable[[Any], None], said: str) -> None:
+def test_other_work_is_told_first_and_marked(
+    report: Any, printed: PrintComparison, change: Callable[[Any], None], said: str
+) -> None:
     after = copy.deepcopy(report)
     change(after)
     after["times"]["ttft_ms"]["p99"] *= 2
@@ -113,10 +108,34 @@ def test_failed_rows_may_be_those_that_are_missing(report: Any) -> None:
     after = copy.deepcopy(report)
     _fewer(after)
     after["requests"]["failed"] = 1
-    after["tokens"]["prompt_tokens"] -= 10
     assert compare_reports(report, after).work == []
     _rename(after)
     assert [name for name, *_ in compare_reports(report, after).work] == ["requests of adapters"]
+
+
+def test_of_more_rows_only_what_they_do_not_explain_is_told(report: Any) -> None:
+    """As where --limit differs: of lengths and bounds that are the same but for chance nothing is said, nor
+    of adapters whose rows may all have failed.
+    """
+    after = copy.deepcopy(report)
+    for each in after["by_adapter"]:
+        each["answered"] *= 10
+    after["requests"]["answered"] *= 10
+    after["tokens"] = {"prompt_tokens": 605, "completion_tokens": 239}
+    after["slo"]["carried"] = 49
+    assert compare_reports(report, after).work == [("number of requests", 6, 60)]
+    _rename(after)
+    report["requests"]["failed"] = after["requests"]["failed"] = 10
+    assert [name for name, *_ in compare_reports(report, after).work][:1] == ["number of requests"]
+    assert "requests of adapters" not in [name for name, *_ in compare_reports(report, after).work]
+
+
+def test_rows_without_their_bounds_are_other_bounds(report: Any) -> None:
+    after = copy.deepcopy(report)
+    after["slo"]["carried"] = 3
+    comparison = compare_reports(report, after)
+    assert comparison.work == [("requests with a bound", 5, 3)]
+    assert {change.name for change in comparison.metrics if change.is_same_work} > {"TTFT p50, ms"}
 
 
 def test_other_bounds_mark_what_hangs_on_them(report: Any) -> None:
@@ -128,7 +147,7 @@ def test_other_bounds_mark_what_hangs_on_them(report: Any) -> None:
     assert marked == {"SLO attainment", "goodput, requests/s"}
 
 
-def test_settings_are_told_in_words(report: Any) -> None:
+def test_settings_are_told_in_words(report: Any, printed: PrintComparison) -> None:
     after = copy.deepcopy(report)
     after["run"]["options"] |= {"token_ids": True, "rate": 2.5, "default_stop": ["a", "b"]}
     lines = [line.split() for line in printed(report, after)]
