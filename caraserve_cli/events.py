@@ -12,6 +12,7 @@ class StepRecord:
     """What one engine step did, for reports and progress.
 
     `num_dropped_tokens` were computed for answers that turned out to have ended, and are in no other count.
+    `num_answer_tokens`: by how many tokens it made answers longer; first ones, which prompts yield, included.
     `num_memory_retries`: how often it was tried in vain, for the device's memory did not hold it.
     `is_beside`: it was computed beside other steps, whose times overlap its own. `replica`: which of a
     fleet's replicas computed it, from 0.
@@ -46,6 +47,7 @@ class StepRecord:
     num_kv_blocks_used: int
     num_kv_blocks: int
     num_dropped_tokens: int = 0
+    num_answer_tokens: int = 0
     num_memory_retries: int = 0
     adapter_bytes: int = 0
     loads_by_strategy: Mapping[str, int] = field(default_factory=dict)

@@ -110,14 +110,23 @@ def _parts(state: ProgressState) -> list[str]:
         f"{state.num_running:,} running",
         f"{state.num_waiting:,} waiting",
     ]
+    if state.num_to_come:
+        parts.append(f"{state.num_to_come:,} to come")
     if tokens_per_s is not None:
         parts.append(f"{tokens_per_s:,.0f} tokens/s")
     if state.slo_carried:
         parts.append(f"SLO attainment {format_share(state.slo_attainment)}")
-    if state.num_skipped:
-        parts.append(f"{state.num_skipped:,} from earlier sessions")
+    if earlier := _earlier(state):
+        parts.append(earlier)
     parts.append(_time(state))
     return parts
+
+
+def _earlier(state: ProgressState) -> str:
+    """What earlier sessions have done, in no other count; empty if nothing."""
+    counts = ((state.num_answered_earlier, "answered"), (state.num_errors_earlier, "errors"))
+    done = " and ".join(f"{count:,} {what}" for count, what in counts if count)
+    return f"{done} in earlier sessions" if done else ""
 
 
 def _time(state: ProgressState) -> str:

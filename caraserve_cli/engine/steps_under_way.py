@@ -172,11 +172,10 @@ class StepsUnderWay:
         # Asked once: workers may be late with the next step before this one is taken.
         outcome = step.result.assist_outcome
         cold_costs = self._cold_costs(step, outcome, end_ms - start_ms)
-        outcomes = [
-            done
-            for chunk, token in sampled
-            if _holds(chunk, outcome) and (done := self._take_token(chunk.sequence, token, end_ms))
-        ]
+        holding = [(chunk.sequence, token) for chunk, token in sampled if _holds(chunk, outcome)]
+        # Asked before they are taken: who has ended by then has ended with an earlier step.
+        num_answer_tokens = sum(each.status is not SequenceStatus.FINISHED for each, _ in holding)
+        outcomes = [done for each, token in holding if (done := self._take_token(each, token, end_ms))]
         loads = self.loads.take(step.result.adapter_copy_ms, self._depot.copied_bytes)
         record = make_record(
             step.attempts,
@@ -189,7 +188,7 @@ class StepsUnderWay:
             start_ms,
             end_ms,
         )
-        self._events.on_step(replace(record, is_beside=is_beside))
+        self._events.on_step(replace(record, num_answer_tokens=num_answer_tokens, is_beside=is_beside))
         self._predictor.learn(step.prediction, end_ms - start_ms - cold_costs.stall_ms)
         return outcomes
 

@@ -13,16 +13,22 @@ class EarlierSessions:
     """The rows that a journal held when it was opened.
 
     Attributes:
-        num_rows: answered or rejected.
+        num_answers: rows that were answered.
+        num_errors: rows that were rejected.
         num_skipped: those of them that the input has shown so far.
         num_misses: those of the skipped that were rejected and carried a bound.
     """
 
     def __init__(self, journal: Journal, default_bounds: Bounds) -> None:
         self._journal, self._default_bounds = journal, default_bounds
-        self.num_rows = journal.num_answers + journal.num_errors
+        self.num_answers, self.num_errors = journal.num_answers, journal.num_errors
         self.num_skipped = 0
         self.num_misses = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Answered or rejected."""
+        return self.num_answers + self.num_errors
 
     def restore(self, summary: RunSummary) -> None:
         """Fold them into a new session's summary.

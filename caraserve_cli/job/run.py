@@ -187,7 +187,7 @@ class Run:
                 for outcome in self._replica.poll(self._idle_s()) if self._replica else ():
                     out.put(outcome)
                 journal.flush()
-                self._on_progress(self._progress(source, earlier.num_skipped))
+                self._on_progress(self._progress(source, earlier))
                 if intake.exhausted and not self._num_in_flight:
                     break
         finally:
@@ -266,20 +266,22 @@ class Run:
             self._told_of_no_adapters = True
             self._on_note("rows name adapters, and there are none; give their folder with --adapters")
 
-    def _progress(self, source: RequestSource, num_skipped: int) -> ProgressState:
+    def _progress(self, source: RequestSource, earlier: EarlierSessions) -> ProgressState:
         num_running = self._replica.num_running if self._replica else 0
-        counts = self._summary.session_counts
         return ProgressState(
-            num_answered=counts.answered,
-            num_errors=self._summary.num_failed,
+            num_answered=self._summary.session_counts.answered,
+            num_errors=self._summary.num_failed - earlier.num_errors,
             num_running=num_running,
-            num_waiting=self._num_in_flight - num_running,
-            output_tokens=counts.completion_tokens,
+            num_waiting=self._num_in_flight - len(self._arrivals) - num_running,
+            num_to_come=len(self._arrivals),
+            output_tokens=self._summary.engine.answer_tokens,
             slo_met=self._summary.slo_attained,
             slo_carried=self._summary.slo_carried,
             fraction_read=None if not source.total_bytes else source.bytes_read / source.total_bytes,
             elapsed_s=self._clock.running_ms / 1000.0,
-            num_skipped=num_skipped,
+            num_answered_earlier=earlier.num_answers,
+            num_errors_earlier=earlier.num_errors,
+            num_skipped=earlier.num_skipped,
             most_rows=self._options.limit,
         )
 

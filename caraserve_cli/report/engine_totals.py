@@ -19,6 +19,7 @@ class EngineTotals:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     dropped_tokens: int = 0
+    answer_tokens: int = 0
     prefix_cached_tokens: int = 0
     preemptions: int = 0
     memory_retries: int = 0
@@ -48,6 +49,7 @@ class EngineTotals:
         self.prefill_tokens += record.num_prefill_tokens
         self.decode_tokens += record.num_decode_tokens
         self.dropped_tokens += record.num_dropped_tokens
+        self.answer_tokens += record.num_answer_tokens
         self.prefix_cached_tokens += record.num_cached_tokens
         self.preemptions += record.num_preempted
         self.memory_retries += record.num_memory_retries

@@ -9,11 +9,13 @@ from caraserve_cli.report.metrics import per_second, share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressState:
-    """Counts of this session at one moment.
+    """Counts of this session at one moment; of bounds (`slo_*`) those of all sessions.
 
-    `fraction_read` is the share of the input's bytes read so far (None for standard input), `most_rows` how
-    many rows are taken at most, `num_skipped` the rows read so far that an earlier session had finished,
-    `elapsed_s` the time since the first request.
+    `num_waiting` requests have arrived and do not run yet, `num_to_come` were read and have not arrived.
+    `output_tokens` are all that were generated, those of answers under way included. `fraction_read` is the
+    share of the input's bytes read so far (None for standard input), `most_rows` how many rows are taken at
+    most, `elapsed_s` the time since the first request. Of earlier sessions: the rows they answered and those
+    that failed, and `num_skipped`, how many of these the input has shown so far.
     """
 
     num_answered: int
@@ -25,6 +27,9 @@ class ProgressState:
     slo_carried: int
     fraction_read: float | None
     elapsed_s: float
+    num_to_come: int = 0
+    num_answered_earlier: int = 0
+    num_errors_earlier: int = 0
     num_skipped: int = 0
     most_rows: int | None = None
 
@@ -43,7 +48,7 @@ class ProgressState:
         Rows are read ahead of the answers, so the share of the file is scaled down by those in flight.
         """
         finished = self.num_skipped + self.num_answered + self.num_errors
-        read = finished + self.num_running + self.num_waiting
+        read = finished + self.num_running + self.num_waiting + self.num_to_come
         if self.fraction_read is None or not read:
             return None
         of_limit = read / self.most_rows if self.most_rows else 0.0

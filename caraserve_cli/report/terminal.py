@@ -65,26 +65,20 @@ def format_share(value: float | None) -> str:
 
 def _headline(report: Json) -> list[str]:
     """How it went, what matters most first."""
-    run, requests, throughput = report["run"], report["requests"], report["throughput"]
-    failed = requests["failed"]
-    lines = [
-        f"{requests['answered']:,} answered, {failed:,} failed in {format_duration(run['duration_s'])}, "
-        f"after {format_duration(run['startup_s'])} of start-up"
-    ]
-    if failed:
-        lines[0] += " (" + ", ".join(f"{code}: {n:,}" for code, n in requests["failed_by_code"].items()) + ")"
-    if run["interrupted"]:
-        lines[0] += ", interrupted"
+    run, throughput = report["run"], report["throughput"]
+    lines = [_outcome(report)]
     if run["resumed"]:
         lines.append(
-            "Resumed: counts cover all sessions, time and rates this one "
-            f"({throughput['answered']:,} answered)."
+            "Resumed: counts, distributions, deadlines and slowest requests cover all sessions; "
+            "rates, timeline and cold starts this one only."
         )
     slo, exact = report["slo"], report["exact_match"]
     if slo["carried"]:
         lines.append(
-            f"SLO attainment {format_share(slo['attainment'])} ({slo['attained']:,} of {slo['carried']:,}), "
+            f"SLO attainment {format_share(slo['attainment'])} ({slo['attained']:,} of {slo['carried']:,})"
+            f"{' in all sessions' if run['resumed'] else ''}, "
             f"goodput {_number(throughput['goodput_requests_per_s'])} requests/s"
+            f"{' in this one' if run['resumed'] else ''}"
         )
     if throughput["answered"]:
         lines.append(
@@ -102,6 +96,20 @@ def _headline(report: Json) -> list[str]:
             "A lower --gpu-memory leaves steps more."
         )
     return lines
+
+
+def _outcome(report: Json) -> str:
+    """How many rows came to what, and in what time; of a resumed run that of its last session."""
+    run, requests = report["run"], report["requests"]
+    line = f"{requests['answered']:,} answered, {requests['failed']:,} failed"
+    codes = ", ".join(f"{code}: {n:,}" for code, n in requests["failed_by_code"].items())
+    codes = f" ({codes})" if codes else ""
+    times = f"in {format_duration(run['duration_s'])}, after {format_duration(run['startup_s'])} of start-up"
+    if run["resumed"]:
+        line += f"{codes}; {report['throughput']['answered']:,} answered in this session, {times}"
+    else:
+        line += f" {times}{codes}"
+    return f"{line}, interrupted" if run["interrupted"] else line
 
 
 def _failure_lines(report: Json) -> list[str]:

@@ -124,8 +124,29 @@ def test_time_left_and_earlier_sessions() -> None:
     output = StringIO()
     with RunProgress(Console(file=output, width=80), Clock()) as progress:
         # 15 of this session's 1,060 rows took 10 s; 1,045 are left.
-        progress.update(state(fraction_read=1.0, num_skipped=200, slo_carried=0))
-    assert output.getvalue().endswith("200 from earlier sessions, 10.0 s passed, about 11:37 left\n")
+        earlier = {"num_answered_earlier": 1190, "num_errors_earlier": 10, "num_skipped": 200}
+        progress.update(state(fraction_read=1.0, slo_carried=0, **earlier))
+    assert output.getvalue().endswith(
+        "1,190 answered and 10 errors in earlier sessions, 10.0 s passed, about 11:37 left\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answered", "errors", "text"),
+    [(3, 0, "3 answered in earlier sessions, "), (0, 4, "4 errors in earlier sessions, "), (0, 0, "")],
+)
+def test_earlier_sessions_are_told_of_what_they_did(answered: int, errors: int, text: str) -> None:
+    output = StringIO()
+    with RunProgress(Console(file=output, width=80), Clock()) as progress:
+        progress.update(state(num_answered_earlier=answered, num_errors_earlier=errors, slo_carried=0))
+    assert f"1,234 tokens/s, {text}10.0 s passed" in output.getvalue()
+
+
+def test_what_has_not_arrived_is_not_waiting() -> None:
+    output = StringIO()
+    with RunProgress(Console(file=output, width=80), Clock()) as progress:
+        progress.update(state(num_running=0, num_waiting=0, num_to_come=64))
+    assert ", 0 running, 0 waiting, 64 to come, 1,234 tokens/s, " in output.getvalue()
 
 
 def test_a_run_without_updates_prints_nothing() -> None:

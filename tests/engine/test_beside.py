@@ -201,6 +201,7 @@ def test_no_answer_changes(num_kv_blocks: int, length: int, num_late: int) -> No
     runner = TwoLaneRunner(length, num_late)
     answers, records, _ = answer(runner, num_kv_blocks)
     assert tokens_of(answers) == tokens_of(expected)
+    assert records.total("num_answer_tokens") == sum(map(len, tokens_of(answers).values()))
     beside = [step for step in records.steps if step.is_beside]
     assert beside
     assert all(step.num_prefill_tokens and not step.num_decode_tokens for step in beside)

@@ -207,6 +207,7 @@ def test_every_computed_token_is_counted_once(max_in_flight: int, most_tokens: i
     num_prompt = sum(len(request.prompt_token_ids) for request in requests)
     assert records.total("num_prefill_tokens") + records.total("num_cached_tokens") == num_prompt
     assert records.total("num_decode_tokens") == sum(len(tokens) - 1 for tokens, _ in answers.values())
+    assert records.total("num_answer_tokens") == sum(len(tokens) for tokens, _ in answers.values())
     computed = [f"num_{kind}_tokens" for kind in ("prefill", "decode", "dropped")]
     assert sum(map(records.total, computed)) == sum(runner.launched_tokens)
     assert (records.total("num_dropped_tokens") > 0) == (max_in_flight > 1)

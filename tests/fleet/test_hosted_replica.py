@@ -100,6 +100,9 @@ def test_it_answers_as_a_local_replica_does(
     assert sorted(news.started) == sorted(request.id for request in requests[:10])
     assert news.adapters_came == [ADAPTER]
     assert sum(record.num_decode_tokens for record in news.records) > 0
+    assert sum(record.num_answer_tokens for record in news.records) == sum(
+        len(outcome.token_ids) for outcome in news.outcomes if isinstance(outcome, Completion)
+    )
     assert hosted.poll(0.0).outcomes == []
 
 

@@ -50,6 +50,13 @@ def test_rows_in_flight_are_not_done() -> None:
     assert state.time_left_s == pytest.approx(30.0)
 
 
+def test_rows_that_have_not_arrived_are_left_too() -> None:
+    # 100 rows are read, 50 of them finished in 10 s.
+    state = replace(START, num_answered=50, num_waiting=10, num_to_come=40, fraction_read=1.0, elapsed_s=10.0)
+    assert state.fraction_done == 0.5
+    assert state.time_left_s == pytest.approx(10.0)
+
+
 def test_unread_rows_are_estimated_from_the_bytes() -> None:
     # 100 rows took half of the bytes, so there are 200; 50 took 10 s, 150 are left.
     state = replace(START, num_answered=50, num_waiting=50, fraction_read=0.5, elapsed_s=10.0)

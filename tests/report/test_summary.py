@@ -145,6 +145,7 @@ def test_engine_steps_are_added_up() -> None:
                 num_kv_blocks_used=30 - 10 * step,
                 num_kv_blocks=40,
                 num_dropped_tokens=2 * step,
+                num_answer_tokens=5 + step,
                 num_memory_retries=3 * step,
                 adapter_bytes=100,
                 loads_by_strategy={"stream": 1},
@@ -159,7 +160,7 @@ def test_engine_steps_are_added_up() -> None:
     engine = summary.engine
     assert (engine.steps, engine.busy_ms) == (2, 8.0)
     assert (engine.prefill_tokens, engine.decode_tokens, engine.prefix_cached_tokens) == (200, 6, 32)
-    assert (engine.dropped_tokens, engine.memory_retries) == (2, 3)
+    assert (engine.dropped_tokens, engine.answer_tokens, engine.memory_retries) == (2, 11, 3)
     assert (engine.preemptions, engine.adapter_loads, engine.adapter_load_ms) == (1, 2, 1.0)
     assert (engine.loads_by_strategy, engine.adapter_bytes) == ({"stream": 2}, 200)
     assert (engine.assists, engine.failed_assists, engine.lost_workers) == (8, 1, 4)

@@ -88,9 +88,13 @@ def test_a_resumed_and_interrupted_run_says_so(
 ) -> None:
     summary.add_answer(make_row("spell"), restored=True)
     lines = rendered(build_report(summary, replace(facts, resumed=True, interrupted=True), {}))
-    assert lines[0].startswith("7 answered, 2 failed in 4.0 s, after 1.5 s of start-up (")
-    assert lines[0].endswith("), interrupted")
-    assert lines[1] == "Resumed: counts cover all sessions, time and rates this one (6 answered)."
+    assert lines[:3] == [
+        "7 answered, 2 failed (invalid_json: 1, unknown_adapter: 1); "
+        "6 answered in this session, in 4.0 s, after 1.5 s of start-up, interrupted",
+        "Resumed: counts, distributions, deadlines and slowest requests cover all sessions; "
+        "rates, timeline and cold starts this one only.",
+        "SLO attainment 60.0% (3 of 5) in all sessions, goodput 0.8 requests/s in this one",
+    ]
 
 
 def test_nothing_answered_has_no_tables(facts: RunFacts) -> None:
