@@ -186,3 +186,15 @@ def test_a_comparison_knows_which_way_is_better(summary: RunSummary, facts: RunF
     )
     adapters = dict(comparison.adapters)
     assert {change.verdict for change in adapters["sort"]} == {"-"}
+
+
+def test_the_cards_of_a_resumed_run_say_what_is_of_its_last_session(
+    make_row: MakeRow, summary: RunSummary, facts: RunFacts
+) -> None:
+    summary.add_answer(make_row("spell", ttft_ms=1.0, slo_attained=True), restored=True)
+    page = render_html(build_report(summary, dataclasses.replace(facts, resumed=True), {}))
+    assert "<b>7</b><span>answered, 2 failed; 6 answered in this session, in 4.0 s</span>" in page
+    assert "<span>goodput, requests/s in this session</span>" in page
+    at_once = render_html(build_report(summary, facts, {}))
+    assert "<span>answered, 2 failed, in 4.0 s</span>" in at_once
+    assert "<span>goodput, requests/s</span>" in at_once
