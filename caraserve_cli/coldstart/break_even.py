@@ -98,7 +98,8 @@ class BreakEven:
         """Every way that the arrival has; those of equal merit come in the order in which they are to be
         taken."""
         later_ms = self._times.later_chunks_ms(arrival)
-        together, in_turn = (self._times.race(arrival, in_turn=in_turn) for in_turn in (False, True))
+        together = self._times.race(arrival)
+        in_turn = self._times.race(arrival, in_turn=True) if arrival.together_bytes else together
         ways: list[Prediction] = []
         for cpu_layers in (0, *self._cpu_layers(arrival, together)):
             ways.append(self._at_once(arrival, together, later_ms, cpu_layers))

@@ -1,7 +1,8 @@
 """How a step's numbers reach the GPU: fixed buffers there, filled from pinned memory, without waiting.
 
 Kernels and CUDA graphs read the same addresses in every step. Two sets of pinned memory take turns, so that
-the next step can be written down while the copies of the last one wait for their turn on the GPU.
+the next step can be written down while the last one's numbers wait for their turn on the GPU. A kernel
+fetches them, so that they and adapters on their way do not wait for one another (`host_rows`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caraserve_cli.engine.pool_lora import align_work
 from caraserve_cli.engine.step_batch import StepBatch
 from caraserve_cli.engine.stream_mark import StreamMark
+from caraserve_kernels.host_rows import read_host_rows
 
 Ints = NDArray[np.int32]
 
@@ -59,14 +62,14 @@ class BatchFields:
 
 
 class _PinnedSet:
-    """One set of pinned memory; it may be written again once `copied`."""
+    """One set of pinned memory, with the fields and the work list side by side as on the device; it may be
+    written again once `read`."""
 
-    def __init__(self, flat_size: int, work_size: int, table_size: int, device: torch.device) -> None:
+    def __init__(self, num_words: int, table_size: int, device: torch.device) -> None:
         pinned = device.type == "cuda"
-        self.flat = torch.zeros(flat_size, dtype=torch.int32, pin_memory=pinned)
-        self.work = torch.zeros(work_size, dtype=torch.int32, pin_memory=pinned)
+        self.words = torch.zeros(num_words, dtype=torch.int32, pin_memory=pinned)
         self.tables = torch.zeros(table_size, dtype=torch.int32, pin_memory=pinned)
-        self.copied = StreamMark(device)
+        self.read = StreamMark(device)
 
 
 class GpuInputs:
@@ -87,27 +90,32 @@ class GpuInputs:
         device: torch.device,
     ) -> None:
         self._max_tokens, self._max_sequences = max_tokens, max_sequences
-        flat_size = BatchFields.num_elements(max_tokens, max_sequences)
-        self._flat = torch.zeros(flat_size, dtype=torch.int32, device=device)
-        self.fields = BatchFields.views(self._flat, max_tokens, max_sequences)
+        self._num_fields = BatchFields.num_elements(max_tokens, max_sequences)
+        self._work_start = align_work(self._num_fields)
+        num_words = self._work_start + work_capacity
+        self._words = torch.zeros(num_words, dtype=torch.int32, device=device)
+        self.fields = self._fields_of(self._words)
+        self.work = self._words[self._work_start :]
         self.block_tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32, device=device)
-        self.work = torch.zeros(work_capacity, dtype=torch.int32, device=device)
         self._sent_tables = np.zeros((0, 0), np.int32)  # what `block_tables` begins with
-        self._pinned = [
-            _PinnedSet(flat_size, work_capacity, max_sequences * max_blocks, device) for _ in range(2)
-        ]
+        self._pinned = [_PinnedSet(num_words, max_sequences * max_blocks, device) for _ in range(2)]
 
     def clear(self) -> None:
         """Queue: from here on the step is one that sees nothing and writes nothing, whatever its size."""
-        self._flat.zero_()
-        self.work.zero_()
-        self.fields.slot_mapping.fill_(-1)
+        self.begin()
+        words = self._pinned[0].words
+        words.zero_()
+        self._fields_of(words).slot_mapping.fill_(-1)
+        self._read(words.numel())
+
+    def _fields_of(self, words: Tensor) -> BatchFields:
+        return BatchFields.views(words[: self._num_fields], self._max_tokens, self._max_sequences)
 
     def begin(self) -> Ints:
         """Start writing down a step; the work list to be filled."""
         self._pinned.reverse()
-        self._pinned[0].copied.wait()
-        work: Ints = self._pinned[0].work.numpy()
+        self._pinned[0].read.wait()
+        work: Ints = self._pinned[0].words[self._work_start :].numpy()
         return work
 
     def send(self, batch: StepBatch, num_padded: int, tiles: Ints | None, num_work: int) -> None:
@@ -120,8 +128,7 @@ class GpuInputs:
             tiles: of paged prefill, None for a step that only decodes.
             num_work: elements of the work list in use.
         """
-        pinned = self._pinned[0]
-        fields = BatchFields.views(pinned.flat, self._max_tokens, self._max_sequences)
+        fields = self._fields_of(self._pinned[0].words)
         for name, padding in (("token_ids", 0), ("feed_rows", 0), ("positions", 0), ("slot_mapping", -1)):
             _fill(getattr(fields, name), getattr(batch, name), num_padded, padding)
         num_missing = self._max_sequences - batch.num_sequences
@@ -130,23 +137,25 @@ class GpuInputs:
         _fill(fields.last_tokens, batch.last_tokens, 0, 0)
         if tiles is not None:
             _fill(fields.tiles, tiles, 0, 0)
-        self._flat.copy_(pinned.flat, non_blocking=True)
-        self.work[:num_work].copy_(pinned.work[:num_work], non_blocking=True)
-        self._send_tables(batch, pinned)
-        pinned.copied.record()
+        self._send_tables(batch)
+        self._read(self._work_start + num_work)
 
-    def _send_tables(self, batch: StepBatch, pinned: _PinnedSet) -> None:
+    def _send_tables(self, batch: StepBatch) -> None:
         """Only as wide as the longest table, side by side; spread to their fixed places on the device. They
         stay as they are while sequences decode within a block."""
         if np.array_equal(batch.block_tables, self._sent_tables):
             return
         rows, columns = batch.block_tables.shape
-        compact = pinned.tables[: rows * columns].view(rows, columns)
+        compact = self._pinned[0].tables[: rows * columns].view(rows, columns)
         compact.numpy()[:] = batch.block_tables
-        self.block_tables[:rows, :columns].copy_(
-            compact.to(self.block_tables.device, non_blocking=True), non_blocking=True
-        )
+        read_host_rows(self.block_tables[:rows, :columns], compact)
         self._sent_tables = batch.block_tables
+
+    def _read(self, num_words: int) -> None:
+        """The first so many words that were written down; all of the set may be written again then."""
+        pinned = self._pinned[0]
+        read_host_rows(self._words[None, :num_words], pinned.words[None, :num_words])
+        pinned.read.record()
 
 
 def _fill(target: Tensor, values: Ints, num_padded: int, padding: int) -> None:

@@ -112,12 +112,12 @@ def choose_policy(name: str, break_even: BreakEven | None) -> ColdStartPolicy:
 
 
 def wants_workers(options: ReplicaOptions, break_even: BreakEven | None) -> bool:
-    """Whether a replica starts CPU workers: for `auto`, if there is a model that says when they pay, or if
-    they are asked for. They compute with whole adapters, of which processes that share a base have parts."""
+    """Whether a replica starts CPU workers: for `auto`, if there is a model that says when they pay. They
+    compute with whole adapters, of which processes that share a base have parts."""
     if options.tensor_parallel > 1:
         return False
     if options.cold_start == "auto":
-        return options.cpu_workers != 0 and (break_even is not None or options.cpu_workers is not None)
+        return options.cpu_workers != 0 and break_even is not None
     return options.cold_start == "cpu-assist"
 
 
@@ -129,7 +129,7 @@ def what_auto_lacks(
     if options.cold_start != Auto.name or break_even is not None or options.tensor_parallel > 1:
         return None
     if device.type == "cuda":
-        what = "cold adapters stream" + (", and CPU workers have no work" if options.cpu_workers else "")
+        what = "cold adapters stream" + (", and no CPU workers are started" if options.cpu_workers else "")
         return (
             f"no profile of this machine, base and dtype: {what}; `caraserve profile --base {options.base}` "
             "measures one"
@@ -137,8 +137,8 @@ def what_auto_lacks(
     if not options.cpu_workers:
         return None
     return (
-        "--cpu-workers: nothing is copied to a base on the CPU, so 'auto' has no work for them; "
-        "--cold-start cpu-assist gives them some"
+        "--cpu-workers: nothing is copied to a base on the CPU, so 'auto' starts none; "
+        "--cold-start cpu-assist does"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from caraserve_cli.perf.least_squares import FitQuality, fit_costs
@@ -166,6 +167,8 @@ class CpuLoraModel:
         return max(1, math.ceil(worker_ms / token_ms))
 
 
+# A decision about one arrival asks for each op several times. Chosen, not measured.
+@lru_cache(maxsize=1024)
 def _all_terms(op: CpuLoraOp) -> tuple[float, ...]:
     """In the order of `CpuLoraModel`'s fields."""
     return (*op.terms, float(op.exchanged_elements), float(op.has_meeting))

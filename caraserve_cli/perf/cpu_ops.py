@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from caraserve_cli.perf.adapter_ops import AdapterOp
 from caraserve_cli.perf.cpu_lora import CpuLoraModel, CpuLoraOp
@@ -27,17 +28,23 @@ def cpu_ops_ms(
         num_workers: that are free.
         tokens_per_worker: from which another worker computes further tokens.
     """
-    times_ms = []
-    for op in ops:
-        cut = OpCut.of(num_tokens, len(op.out_widths), num_workers, tokens_per_worker, lora_rank)
-        cpu_op = CpuLoraOp(
-            num_tokens,
-            op.in_width,
-            op.out_widths,
-            lora_rank,
-            cut.num_shares,
-            tokens_per_worker,
-            op.group_out_width,
-        )
-        times_ms.append(model.predict_ms(cpu_op))
-    return tuple(times_ms)
+    return tuple(
+        model.predict_ms(_cut_op(op, num_tokens, lora_rank, num_workers, tokens_per_worker)) for op in ops
+    )
+
+
+# A decision about one arrival asks for each op several times. Chosen, not measured.
+@lru_cache(maxsize=1024)
+def _cut_op(
+    op: AdapterOp, num_tokens: int, lora_rank: int, num_workers: int, tokens_per_worker: int
+) -> CpuLoraOp:
+    cut = OpCut.of(num_tokens, len(op.out_widths), num_workers, tokens_per_worker, lora_rank)
+    return CpuLoraOp(
+        num_tokens,
+        op.in_width,
+        op.out_widths,
+        lora_rank,
+        cut.num_shares,
+        tokens_per_worker,
+        op.group_out_width,
+    )

@@ -215,17 +215,17 @@ def test_no_cold_start_changes_an_answer(
 
 
 @pytest.mark.parametrize(
-    ("cold_start", "is_gpu_way"),
-    [("cpu-assist", False), ("cpu-assist", True), ("auto", True)],
+    ("is_auto", "is_gpu_way"),
+    [(False, False), (False, True), (True, True)],
     ids=["CPU", "the GPU's way", "auto, the GPU's way"],
 )
 def test_answers_of_one_token_whose_adapters_are_not_loaded(
-    oracle: Oracle, cold_start: str, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
+    oracle: Oracle, is_auto: bool, is_gpu_way: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among longer ones, some of the same adapters; few at a time, so that most adapters are wanted once."""
     monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: is_gpu_way)
     monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)
-    if cold_start == "auto":  # by the model, of a machine whose copies of these small adapters take long
+    if is_auto:  # by the model, of a machine whose copies of these small adapters take long
         profile = h200_profile()
         assert profile.link is not None
         auto = Auto(BreakEven(replace(profile, link=replace(profile.link, bytes_per_ms=100.0))))
@@ -238,7 +238,7 @@ def test_answers_of_one_token_whose_adapters_are_not_loaded(
         oracle,
         requests,
         most_at_once=8,
-        cold_start=cold_start,
+        cold_start="cpu-assist",
         cpu_workers=2,
         prefill_chunk_tokens=7,
         kv_block_tokens=4,

@@ -63,7 +63,7 @@ def test_the_profile_says_how_many_tokens_a_worker_takes(
             {"cpu_workers": 2},
             False,
             "cuda",
-            "cold adapters stream, and CPU workers have no work; `caraserve pro",
+            "cold adapters stream, and no CPU workers are started; `caraserve pro",
         ),
         (
             {"cpu_workers": 0},
@@ -88,3 +88,21 @@ def test_what_auto_lacks_is_told(
         ReplicaOptions(base="base", **options), break_even, torch.device(device)
     )
     assert said is None if told is None else told in (said or "")
+
+
+@pytest.mark.parametrize(
+    ("options", "has_profile", "expected"),
+    [
+        ({}, True, True),
+        ({"cpu_workers": 0}, True, False),
+        ({"cpu_workers": 2}, False, False),
+        ({"cpu_workers": 2, "tensor_parallel": 2}, True, False),
+        ({"cold_start": "cpu-assist"}, False, True),
+        ({"cold_start": "stream", "cpu_workers": 2}, True, False),
+    ],
+)
+def test_workers_are_started_where_they_will_have_work(
+    options: dict[str, Any], has_profile: bool, expected: bool
+) -> None:
+    break_even = BreakEven(h200_profile()) if has_profile else None
+    assert cold_start.wants_workers(ReplicaOptions(base="base", **options), break_even) is expected

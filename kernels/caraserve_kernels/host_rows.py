@@ -1,0 +1,74 @@
+"""Rows that a kernel reads from host memory itself.
+
+Semantics, for int32 tensors of one shape [rows, columns]:
+
+    target[row, column] = source[row, column]
+
+`source` is contiguous, in pinned memory; the rows of `target`, on the device, may be strided.
+
+A copy would be made by the engine that makes all copies to a device, in the order in which they are queued:
+what a step begins with would come after the adapters that were queued before it, and would keep those behind
+it until the step before has ended, for it must not overwrite what that step reads. A kernel is in no such
+queue. It reads as all kernels do: what the host has written before the launch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# A read takes about a microsecond, in which PCIe 5.0 x16 moves 64 KiB: so much has to be on its way, in 4 KiB
+# a program. Chosen, not measured.
+_BLOCK_WORDS = 1024
+_MOST_PROGRAMS = 64
+_NUM_WARPS = 4
+
+
+def read_host_rows(target: Tensor, source: Tensor) -> None:
+    """Queue: target[:] = source.
+
+    Args:
+        target: int32 [rows, columns] on the device; rows may be strided, columns may not.
+        source: int32 [rows, columns], contiguous, pinned where there is a GPU. It must keep its content until
+            what was queued has been done.
+
+    Raises:
+        ValueError: the two are not such tensors.
+    """
+    if target.dtype != torch.int32 or source.dtype != torch.int32:
+        raise ValueError(f"rows must be int32; got {source.dtype} for {target.dtype}")
+    if target.dim() != 2 or target.shape != source.shape:
+        raise ValueError(f"rows {tuple(source.shape)} for {tuple(target.shape)}")
+    if not source.is_contiguous() or (target.numel() and target.stride(1) != 1):
+        raise ValueError("the source must be contiguous, and the target's columns side by side")
+    if not target.is_cuda:
+        target.copy_(source)
+    elif source.numel():
+        launch_read_host_rows(target, source)
+
+
+def launch_read_host_rows(target: Tensor, source: Tensor) -> None:
+    """Run the Triton kernel."""
+    num_words = source.numel()
+    grid = (min(_MOST_PROGRAMS, triton.cdiv(num_words, _BLOCK_WORDS)),)
+    _read_kernel[grid](
+        *(source, target, num_words, source.shape[1], target.stride(0)),
+        block_words=_BLOCK_WORDS,
+        num_warps=_NUM_WARPS,
+    )
+
+
+# Numbers change from step to step, and nothing may be compiled then.
+@triton.jit(do_not_specialize=["num_words", "columns", "target_stride"])  # type: ignore[untyped-decorator]
+def _read_kernel(  # type: ignore[no-untyped-def]
+    source_ptr, target_ptr, num_words, columns, target_stride, block_words: tl.constexpr
+):
+    for block in range(tl.program_id(0), tl.cdiv(num_words, block_words), tl.num_programs(0)):
+        at = block * block_words + tl.arange(0, block_words)
+        inside = at < num_words
+        # Past what a cache may have kept of an earlier step.
+        words = tl.load(source_ptr + at, mask=inside, volatile=True)
+        row = at // columns
+        tl.store(target_ptr + row * target_stride + at % columns, words, mask=inside)

@@ -1,0 +1,67 @@
+"""Rows read from the host: dispatch here, the kernel in Triton's interpreter, compiled for Hopper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from caraserve_kernels import host_rows as module
+from caraserve_kernels.host_rows import read_host_rows
+from tests.kernels.interpreter import run_interpreted
+
+
+def words(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def test_kernel_in_the_interpreter() -> None:
+    run_interpreted("cases_host_rows.py")
+
+
+def test_on_the_cpu_it_is_a_copy() -> None:
+    source = torch.arange(6, dtype=torch.int32).view(2, 3)
+    target = torch.zeros(4, 5, dtype=torch.int32)
+    read_host_rows(target[1:3, :3], source)
+    assert target.tolist() == [[0] * 5, [0, 1, 2, 0, 0], [3, 4, 5, 0, 0], [0] * 5]
+    read_host_rows(target[:0], source[:0].new_zeros(0, 5))
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "said"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int32), "int32"),
+        (
+            torch.zeros(2, 3, dtype=torch.int32),
+            torch.zeros(3, 2, dtype=torch.int32),
+            r"\(3, 2\) for \(2, 3\)",
+        ),
+        (torch.zeros(6, dtype=torch.int32), torch.zeros(6, dtype=torch.int32), r"\(6,\)"),
+        (torch.zeros(2, 3, dtype=torch.int32), torch.zeros(3, 2, dtype=torch.int32).T, "contiguous"),
+        (torch.zeros(3, 2, dtype=torch.int32).T, torch.zeros(2, 3, dtype=torch.int32), "side by side"),
+    ],
+)
+def test_others_are_refused(target: torch.Tensor, source: torch.Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_host_rows(target, source)
+
+
+def test_compiles_for_hopper() -> None:
+    signature = {
+        "source_ptr": "*i32",
+        "target_ptr": "*i32",
+        "num_words": "i32",
+        "columns": "i32",
+        "target_stride": "i32",
+    }
+    constants = {"block_words": module._BLOCK_WORDS}
+    source = triton.compiler.ASTSource(
+        module._read_kernel, signature | dict.fromkeys(constants, "constexpr"), constants
+    )
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": module._NUM_WARPS}
+    )
+    ptx = compiled.asm["ptx"]
+    assert "ld.volatile.global" in ptx
+    assert "ld.global" not in ptx, "every word of the host is read anew"
