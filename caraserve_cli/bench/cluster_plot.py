@@ -12,7 +12,7 @@ from jinja2 import Environment
 from caraserve_cli.bench.cluster_result import HELD_ATTAINMENT, ClusterResult
 
 _WIDTH, _HEIGHT = 420, 300  # of a panel's plot, in pixels
-_LEFT, _TOP, _PANEL = 60, 50, 560
+_LEFT, _TOP, _PANEL = 60, 68, 560
 # Of Okabe and Ito (2008), told apart by colour-blind people too.
 _COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#999999", "#0072b2", "#d55e00", "#cc79a7")
 
@@ -22,6 +22,7 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 font-size="12">
 <rect width="100%" height="100%" fill="white"/>
 <text x="{{ left }}" y="18" font-weight="bold">{{ title }}</text>
+<text x="{{ left }}" y="36">{{ machines }}</text>
 {% for panel in panels %}
 <g transform="translate({{ panel.x }} {{ top }})">
 <text y="-12">{{ panel.name }}: share of requests within the SLO, by requests/s</text>
@@ -75,9 +76,9 @@ def attainment_svg(result: ClusterResult) -> str:
     """One panel for each kernel; a dashed line where 99% keep the SLO."""
     panels = [_panel(result, kernel, place) for place, kernel in enumerate(result.lora_kernels)]
     facts = result.facts
-    simulated = f"{facts.recipe}, simulated: {facts.num_replicas} x {facts.machine}"
     return _TEMPLATE.render(
-        title=f"{simulated}, SLO {facts.slo_ms:.1f} ms a token",
+        title=f"{facts.recipe}, simulated, SLO {facts.slo_ms:.1f} ms a token",
+        machines=f"{facts.num_replicas} x {facts.machine}",
         panels=panels,
         width=_LEFT + _PANEL * len(panels),
         height=_TOP + _HEIGHT + 40,
