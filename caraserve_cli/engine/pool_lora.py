@@ -150,7 +150,7 @@ class PoolLora:
         decoding: bool,
     ) -> None:
         self._pool, self._form = pool, form
-        # What kernels read before the one in front of them has ended is written by copies, before the step.
+        # What kernels read before the one in front of them has ended is there before the step's first kernel.
         overlap = can_overlap(work.device)
         ways = (_DECODE_WAYS if decoding else _CHUNK_WAYS).overlapping(overlap)
         # A run in float32 is for equal answers: a draw, too, should not depend on what else is in the batch.

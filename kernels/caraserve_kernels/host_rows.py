@@ -9,7 +9,8 @@ Semantics, for int32 tensors of one shape [rows, columns]:
 A copy would be made by the engine that makes all copies to a device, in the order in which they are queued:
 what a step begins with would come after the adapters that were queued before it, and would keep those behind
 it until the step before has ended, for it must not overwrite what that step reads. A kernel is in no such
-queue. It reads as all kernels do: what the host has written before the launch.
+queue. It reads as all kernels do: what the host has written before the launch. It takes no part in
+programmatic dependent launch: what is launched behind it begins when all of it has been read.
 """
 
 from __future__ import annotations
