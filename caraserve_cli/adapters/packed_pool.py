@@ -131,8 +131,8 @@ class PackedPool:
 
     def start_copies(self) -> None:
         """Do the moves, and open the transfers of what was loaded, in turn or those of one order together; in
-        the order in which they were loaded. Their copies
-        begin as their layers are waited for, or with `transfers.begin`."""
+        the order in which they were loaded. First layers of those together, which the next step waits for,
+        begin to be copied now; the others as they are waited for, or with `transfers.begin`."""
         if self._loads:
             # Nothing is left of earlier ones, but where a launch has failed: it would be copied over these.
             self.transfers.begin()
@@ -192,6 +192,8 @@ class PackedPool:
                 load.on_arrival()
 
         transfer = self.transfers.open(copies, order, tell_all)
+        if not order.in_turn:
+            transfer.begin(num_groups=1)
         self._transfer_of |= dict.fromkeys(adapter_slots, transfer)
 
     def _table_copies(self, adapter_slots: list[int]) -> list[LayerCopy]:

@@ -143,32 +143,22 @@ class ChunkSteps:
         size = next((size for size in self._sizes if size >= batch.num_tokens), None)
         if variants is not None or (batch.cpu_layers and size is not None and size > MAX_ASSISTED_TOKENS):
             size = None
-        gates = self._begin_copies(batch)
+        self._parts.pool.start_copies()
         self.assistance = self._assist(batch, size)
         if size is None:
-            sent = self._send(batch, batch.num_tokens, gates)
+            sent = self._send(batch, batch.num_tokens)
             if self.assistance is not None:
                 self.assistance.tell_device()
             token_ids = self._parts.token_ids(self._inputs, sent.num_tokens)
             attention = self._attention(sent.num_tokens, sent.num_tiles, variants)
             hidden = decoder.forward(token_ids, attention, self._context(sent))
         else:
-            hidden = self._replay(self._send(batch, size, gates))
+            hidden = self._replay(self._send(batch, size))
         if self.assistance is not None and self._assistant is not None:
             self._assistant.ops.clear()
         self._parts.pool.transfers.begin()
         last_tokens = self._inputs.fields.last_tokens[: batch.last_tokens.shape[0]]
         return decoder.logits(hidden.index_select(0, last_tokens))
-
-    def _begin_copies(self, batch: StepBatch) -> tuple[Transfer, ...]:
-        """The transfers that a step's adapters may still be in. Of each the first layers are queued before
-        anything else: they are copied while the step before this one is computed."""
-        pool = self._parts.pool
-        pool.start_copies()
-        gates = pool.gates(batch.device_segments[:, 0].tolist())
-        for gate in gates:
-            gate.begin(num_groups=1)
-        return gates
 
     def _assist(self, batch: StepBatch, size: int | None) -> Assistance | None:
         """Hand the chunks that are to be assisted to the workers; None if there are none. In a step of a size
@@ -188,7 +178,7 @@ class ChunkSteps:
 
     # Inputs
 
-    def _send(self, batch: StepBatch, num_tokens: int, gates: tuple[Transfer, ...]) -> _Sent:
+    def _send(self, batch: StepBatch, num_tokens: int) -> _Sent:
         """Bring a step's inputs to the device, padded to so many tokens."""
         work, assistance = self._inputs.begin(), self.assistance
         on_device = batch.device_segments
@@ -209,12 +199,13 @@ class ChunkSteps:
         # A graph is for as many tiles as tokens: there are never more.
         tiles += [(-1, 0)] * (num_tokens - len(tiles) if num_tokens <= self._sizes[-1] else 0)
         self._inputs.send(batch, num_tokens - batch.num_tokens, np.array(tiles, np.int32), num_work)
+        pool = self._parts.pool
         return _Sent(
             num_tokens,
             len(tiles),
             way,
-            gates=gates,
-            early_gates=self._parts.pool.gates(unassisted[:, 0].tolist()),
+            gates=pool.gates(on_device[:, 0].tolist()),
+            early_gates=pool.gates(unassisted[:, 0].tolist()),
             cpu_layers=0 if assistance is None else assistance.cpu_layers,
         )
 

@@ -223,9 +223,10 @@ class _LaneLog:
 
     def __init__(self) -> None:
         self._lane, self.link = open_lane(CPU), None
-        self.num_waits = 0
+        self.num_waits = self.num_copies = 0
 
     def copy(self, pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Arrival:
+        self.num_copies += 1
         return self._lane.copy(pieces)
 
     def come_after_current_work(self) -> None:
@@ -277,6 +278,20 @@ def test_adapters_are_copied_together_or_in_turn(in_turn: bool, num_transfers: i
     gates[0].begin()
     assert pool.has_arrived(1)
     assert pool.has_arrived(0) != in_turn
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_first_layers_of_those_together_do_not_wait_to_be_waited_for(in_turn: bool) -> None:
+    lane = _LaneLog()
+    pool = PackedPool(SHAPE, CAPACITY_BYTES, 2, torch.float32, CPU, lane)
+    weights = packed(make_weights("a", 3, ("q_proj",)))
+    for adapter_slot in (0, 1):
+        pool.load(adapter_slot, weights, 8192 * adapter_slot, LayerOrder(in_turn=in_turn))
+    pool.start_copies()
+    assert lane.num_copies == (0 if in_turn else 1)
+    pool.transfers.begin()
+    num_groups = len(LayerOrder().groups(SHAPE.num_layers))
+    assert lane.num_copies == num_groups * (2 if in_turn else 1)
 
 
 def test_what_a_failed_launch_left_is_not_copied_over_what_comes_after() -> None:
