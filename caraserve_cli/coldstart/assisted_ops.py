@@ -17,6 +17,7 @@ from caraserve_cli.adapters.copy_lane import EmulatedLink
 from caraserve_cli.coldstart.ticket_memory import Ticket
 from caraserve_cli.core import FUSED_MODULES
 from caraserve_kernels.host_exchange import OP_WORDS, HostExchange, add_rows, send_rows, write_ops
+from caraserve_kernels.host_rows import HostWords
 
 # The largest base has fewer; memory for words is taken for so many.
 _MAX_LAYERS = 256
@@ -46,6 +47,7 @@ class AssistedOps:
         self._exchange, self._max_rows = exchange, max_rows
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._words = torch.zeros(_MAX_LAYERS, len(FUSED_MODULES), OP_WORDS, dtype=torch.int32, device=device)
+        self._written = HostWords(self._words.numel(), device)
         self.link: LinkWays | None = None
 
     @property
@@ -68,13 +70,12 @@ class AssistedOps:
         Raises:
             ValueError: as `host_exchange.write_ops`.
         """
-        num_groups, is_cuda = len(FUSED_MODULES), self._words.is_cuda
-        words = torch.zeros(num_layers, num_groups, OP_WORDS, dtype=torch.int32, pin_memory=is_cuda)
+        words, num_groups = self._written.begin().zero_(), len(FUSED_MODULES)
         if ops:
             at = [layer * num_groups + group for layer, group in ops]
             flat = words.view(-1, OP_WORDS).numpy()
             write_ops(flat, at, num_rows, ticket.first_number, ticket.workers, late_ms)
-        self._words[:num_layers].copy_(words, non_blocking=True)
+        self._written.read_to(self._words[:num_layers].view(1, -1))
 
     def clear(self) -> None:
         """Queue: from here on there are no ops; what is computed for a capture has no effect on anyone."""

@@ -136,10 +136,6 @@ class BreakEven:
     def best(self, arrival: Arrival) -> Prediction:
         """The way to take; see the module's text. Of equal ones, what moves nothing, and then what costs the
         others least."""
-        race = self._times.race(arrival)
-        if race.never_waits(0) and not self._can_spare(arrival):
-            # What waits for nothing and delays nobody: no other way can be better.
-            return self._at_once(arrival, race, self._times.later_chunks_ms(arrival), 0)
         ways = self.ways(arrival)
         most = _EQUAL_COST * min(self.cost_ms(arrival, way) for way in ways)
         return min(

@@ -44,11 +44,7 @@ class GpuAdapters(HostAdapters):
             load.adapter_slot,
             weights,
             load.offset_bytes,
-            LayerOrder(
-                load.cpu_layers,
-                in_one_piece=is_waited_for,
-                in_turn=load.is_held or load.how is ColdStart.ON_DEMAND,
-            ),
+            LayerOrder(load.cpu_layers, in_one_piece=is_waited_for, in_turn=is_waited_for or load.is_held),
             on_arrival,
         )
 

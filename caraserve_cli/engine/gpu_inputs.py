@@ -1,8 +1,8 @@
 """How a step's numbers reach the GPU: fixed buffers there, filled from pinned memory, without waiting.
 
-Kernels and CUDA graphs read the same addresses in every step. Two sets of pinned memory take turns, so that
-the next step can be written down while the last one's numbers wait for their turn on the GPU. A kernel
-fetches them, so that they and adapters on their way do not wait for one another (`host_rows`).
+Kernels and CUDA graphs read the same addresses in every step. A kernel fetches the numbers, so that they and
+adapters on their way do not wait for one another (`host_rows`), and the next step can be written down while
+the last one's wait for their turn on the GPU.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from caraserve_cli.engine.pool_lora import align_work
 from caraserve_cli.engine.step_batch import StepBatch
-from caraserve_cli.engine.stream_mark import StreamMark
-from caraserve_kernels.host_rows import read_host_rows
+from caraserve_kernels.host_rows import HostWords
 
 Ints = NDArray[np.int32]
 
@@ -61,17 +60,6 @@ class BatchFields:
         return [*[max_tokens] * 4, max_sequences, max_sequences + 1, max_sequences, 2 * max_tokens]
 
 
-class _PinnedSet:
-    """One set of pinned memory, with the fields and the work list side by side as on the device; it may be
-    written again once `read`."""
-
-    def __init__(self, num_words: int, table_size: int, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self.words = torch.zeros(num_words, dtype=torch.int32, pin_memory=pinned)
-        self.tables = torch.zeros(table_size, dtype=torch.int32, pin_memory=pinned)
-        self.read = StreamMark(device)
-
-
 class GpuInputs:
     """The inputs of steps of up to `max_tokens` tokens in `max_sequences` sequences.
 
@@ -98,24 +86,24 @@ class GpuInputs:
         self.work = self._words[self._work_start :]
         self.block_tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32, device=device)
         self._sent_tables = np.zeros((0, 0), np.int32)  # what `block_tables` begins with
-        self._pinned = [_PinnedSet(num_words, max_sequences * max_blocks, device) for _ in range(2)]
+        self._host_words = HostWords(num_words, device)
+        self._host_tables = HostWords(max_sequences * max_blocks, device)
+        self._written = torch.zeros(0, dtype=torch.int32)  # what `begin` gave
 
     def clear(self) -> None:
         """Queue: from here on the step is one that sees nothing and writes nothing, whatever its size."""
         self.begin()
-        words = self._pinned[0].words
-        words.zero_()
-        self._fields_of(words).slot_mapping.fill_(-1)
-        self._read(words.numel())
+        self._written.zero_()
+        self._fields_of(self._written).slot_mapping.fill_(-1)
+        self._host_words.read_to(self._words[None])
 
     def _fields_of(self, words: Tensor) -> BatchFields:
         return BatchFields.views(words[: self._num_fields], self._max_tokens, self._max_sequences)
 
     def begin(self) -> Ints:
         """Start writing down a step; the work list to be filled."""
-        self._pinned.reverse()
-        self._pinned[0].read.wait()
-        work: Ints = self._pinned[0].words[self._work_start :].numpy()
+        self._written = self._host_words.begin()
+        work: Ints = self._written[self._work_start :].numpy()
         return work
 
     def send(self, batch: StepBatch, num_padded: int, tiles: Ints | None, num_work: int) -> None:
@@ -128,7 +116,7 @@ class GpuInputs:
             tiles: of paged prefill, None for a step that only decodes.
             num_work: elements of the work list in use.
         """
-        fields = self._fields_of(self._pinned[0].words)
+        fields = self._fields_of(self._written)
         for name, padding in (("token_ids", 0), ("feed_rows", 0), ("positions", 0), ("slot_mapping", -1)):
             _fill(getattr(fields, name), getattr(batch, name), num_padded, padding)
         num_missing = self._max_sequences - batch.num_sequences
@@ -138,7 +126,7 @@ class GpuInputs:
         if tiles is not None:
             _fill(fields.tiles, tiles, 0, 0)
         self._send_tables(batch)
-        self._read(self._work_start + num_work)
+        self._host_words.read_to(self._words[None, : self._work_start + num_work])
 
     def _send_tables(self, batch: StepBatch) -> None:
         """Only as wide as the longest table, side by side; spread to their fixed places on the device. They
@@ -146,16 +134,9 @@ class GpuInputs:
         if np.array_equal(batch.block_tables, self._sent_tables):
             return
         rows, columns = batch.block_tables.shape
-        compact = self._pinned[0].tables[: rows * columns].view(rows, columns)
-        compact.numpy()[:] = batch.block_tables
-        read_host_rows(self.block_tables[:rows, :columns], compact)
+        self._host_tables.begin()[: rows * columns].numpy()[:] = batch.block_tables.reshape(-1)
+        self._host_tables.read_to(self.block_tables[:rows, :columns])
         self._sent_tables = batch.block_tables
-
-    def _read(self, num_words: int) -> None:
-        """The first so many words that were written down; all of the set may be written again then."""
-        pinned = self._pinned[0]
-        read_host_rows(self._words[None, :num_words], pinned.words[None, :num_words])
-        pinned.read.record()
 
 
 def _fill(target: Tensor, values: Ints, num_padded: int, padding: int) -> None:

@@ -27,6 +27,38 @@ _MOST_PROGRAMS = 64
 _NUM_WARPS = 4
 
 
+class HostWords:
+    """int32 words that the host writes down and a kernel reads when its turn comes. Two buffers take turns,
+    so that the next words can be written down while the last ones wait to be read.
+
+    Args:
+        num_words: of a buffer.
+        device: where they are read to.
+    """
+
+    def __init__(self, num_words: int, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        self._buffers = [torch.zeros(num_words, dtype=torch.int32, pin_memory=is_cuda) for _ in range(2)]
+        self._are_read: list[torch.cuda.Event] = []
+        if is_cuda:
+            self._are_read = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+
+    def begin(self) -> Tensor:
+        """The buffer to write to, [num_words], in which former words still are; waits until they are read."""
+        self._buffers.reverse()
+        self._are_read.reverse()
+        if self._are_read:
+            self._are_read[0].synchronize()
+        return self._buffers[0]
+
+    def read_to(self, target: Tensor) -> None:
+        """Queue, after `begin`: the first words written down go to `target`, row by row; see
+        `read_host_rows`."""
+        read_host_rows(target, self._buffers[0][: target.numel()].view(target.shape))
+        if self._are_read:
+            self._are_read[0].record()
+
+
 def read_host_rows(target: Tensor, source: Tensor) -> None:
     """Queue: target[:] = source.
 

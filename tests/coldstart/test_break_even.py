@@ -307,19 +307,6 @@ def test_predictions_make_sense(cold: Arrival, gbps: float | None) -> None:
 
 
 @given(arrivals, st.sampled_from(GBPS))
-def test_the_way_taken_costs_least_and_of_equal_ones_delays_the_others_least(
-    cold: Arrival, gbps: float | None
-) -> None:
-    break_even = model(gbps)
-    ways = break_even.ways(cold)
-    least_ms = min(break_even.cost_ms(cold, each) for each in ways)
-    equal = [each for each in ways if break_even.cost_ms(cold, each) <= 1.01 * least_ms]
-    assert break_even.best(cold) == min(
-        equal, key=lambda each: (not each.decision.spares_load, each.stall_ms)
-    )
-
-
-@given(arrivals, st.sampled_from(GBPS))
 def test_cpu_workers_compute_the_fewest_pieces(cold: Arrival, gbps: float | None) -> None:
     race = model(gbps).race(cold)
     ends = [0, *(end for _, end in LayerOrder().groups(race.num_layers))]

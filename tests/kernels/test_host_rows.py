@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from caraserve_kernels import host_rows as module
-from caraserve_kernels.host_rows import read_host_rows
+from caraserve_kernels.host_rows import HostWords, read_host_rows
 from tests.kernels.interpreter import run_interpreted
 
 
@@ -26,6 +26,19 @@ def test_on_the_cpu_it_is_a_copy() -> None:
     read_host_rows(target[1:3, :3], source)
     assert target.tolist() == [[0] * 5, [0, 1, 2, 0, 0], [3, 4, 5, 0, 0], [0] * 5]
     read_host_rows(target[:0], source[:0].new_zeros(0, 5))
+
+
+def test_two_buffers_take_turns() -> None:
+    written = HostWords(6, torch.device("cpu"))
+    targets = [words(2, 2), words(1, 3), words(3, 1)]
+    buffers = []
+    for number, target in enumerate(targets, 1):
+        buffers.append(written.begin())
+        buffers[-1][:] = number
+        written.read_to(target)
+    assert [target.unique().tolist() for target in targets] == [[1], [2], [3]]
+    assert buffers[0] is buffers[2]
+    assert buffers[0] is not buffers[1]
 
 
 @pytest.mark.parametrize(
