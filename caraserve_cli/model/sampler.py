@@ -112,34 +112,34 @@ def _has_penalties(sampling: SamplingParams) -> bool:
 def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
     """Temperature, top-k, top-p, min-p, in transformers' order, then the inverse of the distribution at one
     uniform number a row. Ties are ordered by token id. Returns [rows]."""
-    sampling = [s.request.sampling for s in sequences]
-
-    def column(values: list[float]) -> Tensor:
-        return _on_device(values, torch.float64, logits.device)[:, None]
-
-    ordered, token_ids = (
-        logits.double()
-        .div_(column([max(s.temperature, _MIN_TEMPERATURE) for s in sampling]))
-        .sort(dim=-1, descending=True, stable=True)
-    )
-    vocabulary = logits.shape[1]
+    sampling, vocabulary = [s.request.sampling for s in sequences], logits.shape[1]
+    settings = [
+        [max(s.temperature, _MIN_TEMPERATURE) for s in sampling],
+        [float(s.top_k or vocabulary) for s in sampling],
+        [s.min_p for s in sampling],
+        [s.top_p for s in sampling],
+        [uniform(s.request.sampling.seed or 0, s.num_tokens) for s in sequences],
+    ]
+    # In one copy: each waits for its turn among adapters' copies.
+    temperature, top_k, min_p, top_p, draws = _on_device(settings, torch.float64, logits.device)[:, :, None]
+    ordered, token_ids = logits.double().div_(temperature).sort(dim=-1, descending=True, stable=True)
     place = torch.arange(vocabulary, device=logits.device)[None, :]
-    top_k = column([float(s.top_k or vocabulary) for s in sampling])
     probs = ordered.masked_fill_(place >= top_k, -torch.inf).softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs
-    too_unlikely = probs < probs[:, :1] * column([s.min_p for s in sampling])
-    probs = probs.masked_fill((before >= column([s.top_p for s in sampling])) | too_unlikely, 0.0)
+    too_unlikely = probs < probs[:, :1] * min_p
+    probs = probs.masked_fill((before >= top_p) | too_unlikely, 0.0)
     # The most likely token always stays, whatever rounding did to the bounds.
     probs[:, 0] = torch.where(probs[:, 0] > 0, probs[:, 0], 1.0)
     cumulated = probs.cumsum(dim=-1)
-    draws = column([uniform(s.request.sampling.seed or 0, s.num_tokens) for s in sequences])
     # The first place whose cumulated mass exceeds the draw; never one past the last token that has mass.
     places = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True)
     last_possible = (probs > 0).sum(dim=-1, keepdim=True) - 1
     return token_ids.gather(1, torch.minimum(places, last_possible)).squeeze(1)
 
 
-def _on_device(values: SequenceOf[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _on_device(
+    values: SequenceOf[float] | SequenceOf[SequenceOf[float]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """`values` on the device of the logits; through pinned memory, so that the host does not wait for it."""
     on_host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)
