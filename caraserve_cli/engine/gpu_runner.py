@@ -124,7 +124,7 @@ class GpuRunner:
         raise out_of_memory(plan.num_tokens)
 
     def _launch(self, plan: StepPlan) -> TokensUnderWay | KnownTokens:
-        # Before anything else: they go on while the step before this one is computed.
+        # Before anything else: copies go on while the step before this one is computed.
         self._pool.start_copies()
         return self.compute(self.lay_out(plan))
 

@@ -167,7 +167,7 @@ class CpuLoraModel:
         return max(1, math.ceil(worker_ms / token_ms))
 
 
-# A decision about one arrival asks for each op several times. Chosen, not measured.
+# A decision about one arrival asks for each op several times, see `cpu_ops`.
 @lru_cache(maxsize=1024)
 def _all_terms(op: CpuLoraOp) -> tuple[float, ...]:
     """In the order of `CpuLoraModel`'s fields."""
