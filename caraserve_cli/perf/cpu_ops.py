@@ -33,8 +33,8 @@ def cpu_ops_ms(
     )
 
 
-# A decision about one arrival asks for each op several times. With what is kept here and in `cpu_lora` it takes
-# 0.05 to 0.16 ms in place of 0.15 to 0.29 (2 cores of an Intel Xeon).
+# A decision about one arrival asks for each op several times. With what is kept here and in `cpu_lora` it
+# takes 0.05 to 0.16 ms in place of 0.15 to 0.29 (2 cores of an Intel Xeon).
 @lru_cache(maxsize=1024)
 def _cut_op(
     op: AdapterOp, num_tokens: int, lora_rank: int, num_workers: int, tokens_per_worker: int
