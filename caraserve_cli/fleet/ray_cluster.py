@@ -191,7 +191,10 @@ class RayCluster:
 
     def _leave_silent(self) -> None:
         """Without the leave of a head that does not answer, for which Ray would wait without end, now or when
-        this process ends. The head of an own cluster ends first."""
+        this process ends. The head of an own cluster ends first.
+
+        Ray's threads go on then. Who takes the process apart under them has it end by a signal now and then
+        (2 of 6 times, Ray 2.60): `program`, the command, does not."""
         if self._folder is None:
             atexit.unregister(self._ray.shutdown)
         else:

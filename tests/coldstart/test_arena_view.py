@@ -9,8 +9,9 @@ import torch
 
 from caraserve_cli.coldstart.arena_view import ArenaView, Extent
 
-# Behind whole pieces one page more, of two bytes. With two pages the kernel may map two windows around them.
-_NUM_BYTES = (1 << 20) + 2
+# Behind whole pieces a part of one page, of two cache lines and two bytes. The last elements that a test
+# reads are all in it: for two pages the kernel may map two windows, by where the mapping lies.
+_NUM_BYTES = (1 << 20) + 2 * 64 + 2
 
 
 def _mapped_bytes(name: str) -> int:

@@ -121,31 +121,41 @@ def test_it_is_not_looked_for_all_the_time() -> None:
     assert watch.is_there, "it was seen just now"
 
 
-# Joins a cluster, its own or that of an address, stops its head, and goes on until it is told.
+# Joins a cluster, its own or that of an address, stops its head, goes on until it is told, and ends as the
+# command does.
 DRIVER = """
 import sys, time
 import psutil
+from caraserve_cli.cli import main as command
 from caraserve_cli.errors import InputError
 from caraserve_cli.fleet import head_watch, ray_cluster
 
 head_watch._SILENCE_S = ray_cluster._OWN_HEAD_S = ray_cluster._HEAD_S = 3.0
 address, parent = sys.argv[1:]
-with ray_cluster.RayCluster(address or None) as cluster:
-    family = psutil.Process(int(parent) or None).children(recursive=True)
-    (head,) = (process for process in family if process.name() == "gcs_server")
-    for _ in range(2):
-        cluster.check_machines()
-        cluster.check_head()
-        time.sleep(2.0)
-    cluster.check_head()
-    head.suspend()
-    try:
-        while True:
-            cluster.check_machines()  # which was there when it was last looked for
+
+
+def main():
+    with ray_cluster.RayCluster(address or None) as cluster:
+        family = psutil.Process(int(parent) or None).children(recursive=True)
+        (head,) = (process for process in family if process.name() == "gcs_server")
+        for _ in range(2):
+            cluster.check_machines()
             cluster.check_head()
-            time.sleep(0.1)
-    except InputError as error:
-        print(error)
+            time.sleep(2.0)
+        cluster.check_head()
+        head.suspend()
+        try:
+            while True:
+                cluster.check_machines()  # which was there when it was last looked for
+                cluster.check_head()
+                time.sleep(0.1)
+        except InputError as error:
+            print(error)
+    sys.exit(0)
+
+
+command.main = main
+command.program()
 """
 
 
