@@ -12,6 +12,7 @@ import os
 import signal
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
+from shutil import rmtree
 from typing import Any, Self
 
 from caraserve_cli.errors import InputError, OptionError
@@ -200,6 +201,8 @@ class RayCluster:
         else:
             self._folder.close()
             self._shut_down()
+            # Ray makes the folder of its session anew, to leave it.
+            rmtree(self._folder.path, ignore_errors=True)
 
     def _shut_down(self) -> None:
         with suppress(Exception):  # whatever state a start that was broken off has left

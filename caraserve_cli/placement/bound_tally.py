@@ -55,10 +55,10 @@ class BoundTally:
         num_bounds = self._num_bounds[replica]
         if not num_bounds:
             return math.inf
-        all_count = float(num_requests - num_bounds)
-        for cell, number in self._counts[replica].items():
-            all_count += number * nearness_there(token_ms, _BOUNDS_MS[cell])
-        return bound_of(all_count / num_requests, token_ms)
+        counts = self._counts[replica].items()
+        # Exact, so that it does not depend on who came first.
+        bound_count = math.fsum(number * nearness_there(token_ms, _BOUNDS_MS[cell]) for cell, number in counts)
+        return bound_of((num_requests - num_bounds + bound_count) / num_requests, token_ms)
 
 
 def _middle_ms(cell: int) -> float:

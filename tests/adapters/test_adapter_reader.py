@@ -330,6 +330,7 @@ def test_closing_waits_for_the_read_under_way_and_begins_no_other(
     (reader,) = set(threading.enumerate()) - before
     closing = threading.Thread(target=store.close)
     closing.start()
+    until(lambda: store._reader._is_closed)
     disk.let(10)
     closing.join(PATIENCE_S)
     assert not closing.is_alive()

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from caraserve_cli.adapters import copy_lane
+from caraserve_cli.adapters import transfers as transfers_module
 from caraserve_cli.adapters.copy_lane import EmulatedLink, open_lane
 from caraserve_cli.adapters.layer_order import LAYERS_PER_COPY, LayerOrder
 from caraserve_cli.adapters.transfer import LayerCopy, Transfer
 from caraserve_cli.adapters.transfers import Transfers
 from caraserve_kernels.link_clock import MAX_PIECE_NS
+from tests.moved_clock import MovedClock
 
 CPU = torch.device("cpu")
 
@@ -82,6 +84,15 @@ def test_a_layer_waits_for_itself_and_what_is_copied_before_it() -> None:
     assert bool((pool[[0, 1, *range(4, 13)]] == 1).all())
 
 
+@pytest.fixture
+def _moved_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the link and of whoever waits for it."""
+    clock = MovedClock()
+    monkeypatch.setattr(copy_lane, "time", clock)
+    monkeypatch.setattr(transfers_module, "time", clock)
+
+
+@pytest.mark.usefixtures("_moved_clock")
 def test_what_is_still_to_come_is_counted_by_groups_of_layers() -> None:
     link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
     copy = LayerCopy(torch.zeros(300), torch.ones(300), [0, 100, 300])
@@ -112,6 +123,7 @@ def test_who_used_the_sources_is_told_once_when_all_has_come() -> None:
     assert transfers.are_over
 
 
+@pytest.mark.usefixtures("_moved_clock")
 def test_on_a_slower_link_copies_arrive_one_after_the_other() -> None:
     """A tenth of a second each; what was copied counts only then."""
     link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
@@ -132,6 +144,7 @@ def test_on_a_slower_link_copies_arrive_one_after_the_other() -> None:
     assert transfers.take_copied_ms() == 0
 
 
+@pytest.mark.usefixtures("_moved_clock")
 def test_who_needs_what_has_not_come_stands_still_and_is_told_once() -> None:
     """Pieces of a tenth and two tenths of a second; the second transfer comes before anyone needs it."""
     link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
@@ -158,6 +171,7 @@ def test_who_needs_what_has_not_come_stands_still_and_is_told_once() -> None:
     assert transfers.take_stall().ms == 0, "it was there"
 
 
+@pytest.mark.usefixtures("_moved_clock")
 def test_a_stall_is_told_though_its_transfer_is_over() -> None:
     link = EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000)
     transfers = Transfers(open_lane(CPU, link), 1)

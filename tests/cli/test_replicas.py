@@ -27,6 +27,7 @@ from tests.cli.command import (
 )
 from tests.cli.conftest import Caraserve
 from tests.cli.forked import run_forked
+from tests.processes import is_running
 
 pytest.importorskip("ray")
 
@@ -131,13 +132,6 @@ def is_replica(process: psutil.Process) -> bool:
         return False
 
 
-def is_running(process: psutil.Process, name: str) -> bool:
-    try:
-        return process.name() == name
-    except psutil.Error:
-        return False
-
-
 @pytest.fixture
 def start(arguments: list[str | Path], tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
@@ -234,7 +228,7 @@ def test_a_start_that_is_stopped_leaves_no_process(start: Callable[..., Running]
 def test_without_the_head_of_its_cluster_a_run_ends_and_goes_on(
     start: Callable[..., Running], arguments: list[str | Path], alone: dict[str, Row]
 ) -> None:
-    rate = ("--rate", "20")  # so that it is not done before it is noticed
+    rate = ("--rate", "10")  # so that it is not done before it is noticed
     running = start(*rate)
     running.wait_for_rows(3)
     (head,) = (process for process in running.family if is_running(process, "gcs_server"))

@@ -154,9 +154,10 @@ def test_a_worker_that_does_not_end_what_has_failed_is_replaced():
     with open_bench(2) as bench:
         rows = [AssistRows(0, 20, bench.tables[0])]
         ticket = bench.pool.submit(rows, OPS, 20)
-        stopped = min(workers_of(os.getpid()))
+        stopped, _ = _workers_in_order()
         os.kill(stopped, signal.SIGSTOP)
         assert not bench.compute(ticket, rows, 20, late_ms=50)
+        _until(lambda: bench.memory.done[1] >= ticket.last_number, "the other one does not end it")
         assert _poll_until_usable(bench, 2) == 1
         assert stopped not in workers_of(os.getpid())
         assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
@@ -165,14 +166,16 @@ def test_a_worker_that_does_not_end_what_has_failed_is_replaced():
 def _stop_one_that_is_not_ready(bench: Bench, others: set[int]) -> int | None:
     """Kill one of two workers and stop the one that takes its place before it is ready; None if that was
     faster."""
-    os.kill(min(workers_of(os.getpid()) - others), signal.SIGKILL)
-    _until(lambda: bench.pool.poll(), "the death is not reported")
+    victim = min(workers_of(os.getpid()) - others)
     (nursery,) = nurseries_of(os.getpid())
     children = Path(f"/proc/{nursery}/task/{nursery}/children")
+    os.kill(victim, signal.SIGKILL)
+    _until(lambda: bench.pool.poll(), "the death is not reported")
     new: set[int] = set()
     until_s = time.monotonic() + 60  # without a rest between: it is ready in milliseconds
     while not new and time.monotonic() < until_s:
-        new = set(map(int, children.read_text().split())) - others
+        # The dead one is among them until the nursery has waited for it.
+        new = set(map(int, children.read_text().split())) - others - {victim}
     os.kill(min(new), signal.SIGSTOP)
     time.sleep(0.1)
     bench.pool.poll()

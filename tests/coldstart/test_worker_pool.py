@@ -30,6 +30,14 @@ def _until_usable(bench: Bench, num_workers: int = 3) -> None:
         time.sleep(0.001)
 
 
+def _until_ended(bench: Bench, ticket: Ticket) -> None:
+    """By all its workers: the pool has not looked for who is late until then."""
+    until_s = time.monotonic() + 30
+    while min(bench.memory.done[: ticket.workers.bit_length()]) < ticket.last_number:
+        assert time.monotonic() < until_s, "the ticket is not ended"
+        time.sleep(0.001)
+
+
 def _random_rows(bench: Bench, chance: random.Random, num_rows: int) -> list[AssistRows]:
     """Rows of several adapters, gaps between them."""
     cuts = sorted(chance.sample(range(num_rows + 1), min(num_rows + 1, 2 * chance.randint(1, 3))))
@@ -172,6 +180,7 @@ def test_an_abandoned_ticket_does_not_keep_workers(bench):
     rows = [AssistRows(0, 20, bench.tables[0])]
     ticket = bench.pool.submit(rows, OPS, 20)
     bench.memory.failed[0] = ticket.last_number
+    _until_ended(bench, ticket)
     _until_usable(bench)
     assert bench.compute(bench.pool.submit(rows, OPS, 20), rows, 20)
     assert bench.pool.poll() == 0
@@ -198,8 +207,11 @@ def test_nobody_writes_a_result_while_another_may_still_write_an_earlier_one(ben
         assert not bench.compute(late, rows, 20, late_ms=50)
         with ThreadPoolExecutor() as device:
             computed = device.submit(bench.compute, following, rows, 20)
-            time.sleep(0.2)
-            assert bench.memory.sent[0] == following.first_number
+            until_s = time.monotonic() + 30
+            while bench.memory.sent[0] != following.first_number:
+                assert time.monotonic() < until_s, "the op is not sent"
+                time.sleep(0.001)
+            time.sleep(0.2)  # for whoever would write
             assert max(bench.memory.done) < following.first_number
             assert bench.pool.num_workers == 0
             os.kill(stopped, signal.SIGCONT)

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from caraserve_cli.adapters import copy_lane, transfers
+from caraserve_cli.coldstart import assistant
 from caraserve_cli.core import ColdStart, Completion, Request, SamplingParams
 from caraserve_cli.engine.gpu_inputs import GpuInputs
 from caraserve_cli.events import StepRecord
 from caraserve_cli.fleet.local import LocalReplica
 from caraserve_cli.fleet.options import ColdStartName, ReplicaOptions
 from caraserve_cli.fleet.surroundings import Surroundings
-from caraserve_cli.job.clock import RunClock
 from caraserve_cli.report.metrics import RequestMetrics, measure
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.fleet.families import write_base
 from tests.fleet.test_parity import Steps
+from tests.moved_clock import MovedClock
 
 COLD = VARIANTS[0].name
 LINK_GBPS = 0.001
@@ -39,8 +41,17 @@ def request(name: str, adapter: str | None, max_tokens: int) -> Request:
     return Request(id=name, line=1, prompt_token_ids=(5, 6, 7), adapter=adapter, sampling=sampling)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> MovedClock:
+    """Of the link and of whoever waits for it."""
+    clock = MovedClock()
+    monkeypatch.setattr(copy_lane, "time", clock)
+    monkeypatch.setattr(transfers, "time", clock)
+    return clock
+
+
 def serve(
-    folder: Path, cold_start: ColdStartName, *, is_copied: bool
+    folder: Path, cold_start: ColdStartName, clock: MovedClock, *, is_copied: bool
 ) -> tuple[dict[str, Completion], list[StepRecord]]:
     """A request of the base, then a cold one beside it, then one that finds the adapter there."""
     workers = {"cpu_workers": 1} if cold_start == "cpu-assist" else {}
@@ -52,10 +63,8 @@ def serve(
         cold_start=cold_start,
         **workers,  # type: ignore[arg-type]
     )
-    steps, clock = Steps(), RunClock()
-    surroundings = Surroundings.prepare(options)
-    replica = LocalReplica(surroundings, options, clock, steps)
-    clock.start()
+    steps, surroundings = Steps(), Surroundings.prepare(options)
+    replica = LocalReplica(surroundings, options, clock.now_ms, steps)
     if is_copied:
         replica.emulate_link(LINK_GBPS)
     surroundings.host_store.release(surroundings.host_store.acquire(COLD).name)  # it is in host memory
@@ -86,10 +95,12 @@ def measured(answers: Iterable[Completion]) -> dict[str, RequestMetrics]:
 
 @pytest.mark.parametrize("cold_start", ["stream", "on-demand", "on-demand-blocking", "cpu-assist"])
 def test_a_load_is_hidden_or_waited_for(
-    folder: Path, cold_start: ColdStartName, monkeypatch: pytest.MonkeyPatch
+    folder: Path, cold_start: ColdStartName, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caraserve_cli.fleet.surroundings.copies_adapters", lambda device: True)
-    answers, steps = serve(folder, cold_start, is_copied=True)
+    # A worker is not late because the machine is busy.
+    monkeypatch.setattr(assistant, "_SLOWEST_FLOPS", 1.0)
+    answers, steps = serve(folder, cold_start, clock, is_copied=True)
     metrics = measured(answers.values())
     cold, base, again = metrics["cold"], metrics["base"], metrics["again"]
     assert cold.load_ms is not None
@@ -100,7 +111,7 @@ def test_a_load_is_hidden_or_waited_for(
     assert cold.load_hidden_ms == max(0.0, cold.load_ms - cold.load_wait_ms)
     assert cold.load_wait_ms <= cold.ttft_ms
     is_assist = cold_start == "cpu-assist"
-    assert (cold.load_wait_ms > 0) == (not is_assist or bool(answers["cold"].num_failed_assists))
+    assert (cold.load_wait_ms > 0) == (not is_assist)
     assert (cold.assisted_ms > 0) == is_assist
     stands_still = cold_start in ("stream", "on-demand-blocking")
     assert (base.stalled_ms > 0) == stands_still == any(step.others_stalled_ms for step in steps)
@@ -111,8 +122,10 @@ def test_a_load_is_hidden_or_waited_for(
 
 
 @pytest.mark.parametrize("cold_start", ["stream", "cpu-assist"])
-def test_on_a_cpu_nothing_is_copied_or_waited_for(folder: Path, cold_start: ColdStartName) -> None:
-    answers, steps = serve(folder, cold_start, is_copied=False)
+def test_on_a_cpu_nothing_is_copied_or_waited_for(
+    folder: Path, cold_start: ColdStartName, clock: MovedClock
+) -> None:
+    answers, steps = serve(folder, cold_start, clock, is_copied=False)
     for each in measured(answers.values()).values():
         assert each.load_ms is each.load_hidden_ms is None
         assert each.load_wait_ms == each.stalled_ms == each.room_wait_ms == 0

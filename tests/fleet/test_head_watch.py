@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +19,7 @@ from caraserve_cli.errors import InputError
 from caraserve_cli.fleet import head_watch
 from caraserve_cli.fleet.head_watch import HeadWatch
 from tests.cli.command import user_environment
+from tests.processes import descendants
 
 
 class Clock:
@@ -129,6 +133,7 @@ import psutil
 from caraserve_cli.cli import main as command
 from caraserve_cli.errors import InputError
 from caraserve_cli.fleet import head_watch, ray_cluster
+from tests.processes import descendants
 
 head_watch._SILENCE_S = ray_cluster._OWN_HEAD_S = ray_cluster._HEAD_S = 3.0
 address, parent = sys.argv[1:]
@@ -136,8 +141,7 @@ address, parent = sys.argv[1:]
 
 def main():
     with ray_cluster.RayCluster(address or None) as cluster:
-        family = psutil.Process(int(parent) or None).children(recursive=True)
-        (head,) = (process for process in family if process.name() == "gcs_server")
+        (head,) = descendants("gcs_server", psutil.Process(int(parent) or None))
         for _ in range(2):
             cluster.check_machines()
             cluster.check_head()
@@ -159,8 +163,17 @@ command.program()
 """
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """With room behind its path for that of Ray's sockets."""
+    folder = Path("/tmp") / secrets.token_hex(3)
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("is_own", [True, False])
-def test_a_stopped_head_ends_the_run_and_is_not_waited_for(is_own: bool) -> None:
+def test_a_stopped_head_ends_the_run_and_is_not_waited_for(is_own: bool, short_folder: Path) -> None:
     """A true one. Ray's own leave would wait for its answer without end."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     cluster, arguments = None, ["", "0"]
@@ -173,17 +186,17 @@ def test_a_stopped_head_ends_the_run_and_is_not_waited_for(is_own: bool) -> None
             [sys.executable, "-c", DRIVER, *arguments],
             capture_output=True,
             text=True,
-            env=user_environment(),
+            env=user_environment() | {"TMPDIR": str(short_folder)},
             timeout=150,
             check=False,
         )
     finally:
         if cluster is not None:
-            for process in psutil.Process().children(recursive=True):
-                if process.name() == "gcs_server":
-                    process.resume()
+            for head in descendants("gcs_server"):
+                head.resume()
             cluster.shutdown()
     assert ended.returncode == 0, ended.stderr
     (line,) = ended.stdout.splitlines()
     assert line.startswith("the Ray cluster has ended: its head at")
     assert line.endswith("give the same command with --resume")
+    assert not list(short_folder.iterdir()), "nothing of an own cluster is left"

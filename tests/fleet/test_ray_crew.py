@@ -7,7 +7,6 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from caraserve_cli.adapters.library import AdapterLibrary
@@ -22,6 +21,7 @@ from caraserve_cli.fleet.surroundings import Surroundings
 from tests.adapters.peft_variants import VARIANTS, write_variant
 from tests.fleet.families import write_base
 from tests.fleet.hosted_kinds import FarAway, FarFromAll, Full, Spread, Unable
+from tests.processes import descendants
 
 pytest.importorskip("ray")
 
@@ -130,7 +130,7 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
         crew.replace(0)
         watch(crew, Replaced)
 
-        (raylet,) = (each for each in psutil.Process().children(recursive=True) if each.name() == "raylet")
+        (raylet,) = descendants("raylet")
         raylet.kill()
         with pytest.raises(InputError, match=r"the Ray cluster has ended.*--resume"):
             bury_all(crew)

@@ -60,6 +60,7 @@ def serve(
         oracle,
         requests,
         most_at_once=most_at_once,
+        are_read=True,
         cold_start="cpu-assist",
         cpu_workers=2,
         prefill_chunk_tokens=chunk,

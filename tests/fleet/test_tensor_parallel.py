@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from caraserve_cli.core import Completion, Failure, Request
 from caraserve_cli.errors import BaseModelError, LostProcessError, OptionError
-from caraserve_cli.fleet import tensor_parallel
+from caraserve_cli.fleet import memory_plan, tensor_parallel
 from caraserve_cli.fleet.follower_spec import FollowerSpec
 from caraserve_cli.fleet.local import LocalReplica, NoEvents
 from caraserve_cli.fleet.options import ReplicaOptions
@@ -178,7 +178,8 @@ def test_what_cannot_be_honoured_is_refused(
 
 
 @pytest.mark.parametrize("folder", ["llama3"], indirect=True)
-def test_each_process_plans_for_its_part(folder: Path) -> None:
+def test_each_process_plans_for_its_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "free_host_bytes", lambda: 20 * 10**9)
     one = Surroundings.prepare(dataclasses.replace(base_options(folder), tensor_parallel=1))
     two = Surroundings.prepare(base_options(folder))
     assert two.memory.base_bytes < 0.55 * one.memory.base_bytes

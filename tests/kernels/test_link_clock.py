@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from caraserve_kernels import link_clock as module
-from caraserve_kernels.link_clock import pace, paced_rate
+from caraserve_kernels.link_clock import TURN_BYTES, pace, paced_rate
 from tests.kernels.test_lora_pool import compile_for_hopper
+from tests.moved_clock import MovedClock
 
 MEGABYTE = 10**6
 
@@ -56,37 +58,51 @@ def test_pieces_of_several_senders_follow_one_another() -> None:
     assert all(end - began_ns >= (index + 1) * 2_000_000 for index, end in enumerate(sorted(ends)))
 
 
-def test_a_sender_overtakes_the_turns_that_another_has_not_had_yet() -> None:
-    clock, ends = new_clock(), []
+class OtherSender(MovedClock):
+    """Sends once, while whoever looks at this clock has its first turn."""
 
-    def send_adapter() -> None:
-        pace(clock, 100 * MEGABYTE, 1e9, turn_bytes=20 * MEGABYTE)
-        ends.append("adapter")
+    def __init__(self, send: Callable[[], None]) -> None:
+        super().__init__()
+        self._to_send: list[Callable[[], None]] = [send]
 
-    sender = threading.Thread(target=send_adapter)
-    sender.start()
-    while int(clock) == 0:
-        time.sleep(0.0005)
-    pace(clock, 1000, 1e9)
-    ends.append("activations")
-    sender.join()
-    assert ends == ["activations", "adapter"]
+    def sleep(self, duration_s: float) -> None:
+        if self._to_send:
+            self._to_send.pop()()
+        else:
+            super().sleep(duration_s)
 
 
-def test_a_piece_without_turns_is_not_cut() -> None:
-    clock, ends = new_clock(), []
+@pytest.mark.parametrize("turn_bytes", [TURN_BYTES, None])
+def test_a_sender_overtakes_the_turns_that_another_has_not_had_yet(
+    turn_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, ends_ns = new_clock(), []
 
-    def send(name: str, num_bytes: int, turn_bytes: int | None) -> None:
-        pace(clock, num_bytes, 1e9, turn_bytes=turn_bytes)
-        ends.append(name)
+    def send_activations() -> None:
+        ends_ns.append(int(clock))
+        pace(clock, 1000, 1e9, turn_bytes=turn_bytes)
+        ends_ns.append(int(clock))
 
-    adapter = threading.Thread(target=send, args=("adapter", 60 * MEGABYTE, 20 * MEGABYTE))
-    adapter.start()
-    while int(clock) == 0:
-        time.sleep(0.0005)
-    send("activations", 50 * MEGABYTE, None)
-    adapter.join()
-    assert ends == ["activations", "adapter"]
+    monkeypatch.setattr(module, "time", OtherSender(send_activations))
+    pace(clock, 100 * MEGABYTE, 1e9, turn_bytes=20 * MEGABYTE)
+    first_turn_ns, activations_ns = ends_ns
+    assert activations_ns == first_turn_ns + 1000
+    assert int(clock) >= activations_ns + 80_000_000
+
+
+def test_a_piece_without_turns_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ends_ns = new_clock(), []
+
+    def send_activations() -> None:
+        ends_ns.append(int(clock))
+        pace(clock, 50 * MEGABYTE, 1e9, turn_bytes=None)
+        ends_ns.append(int(clock))
+
+    monkeypatch.setattr(module, "time", OtherSender(send_activations))
+    pace(clock, 60 * MEGABYTE, 1e9, turn_bytes=20 * MEGABYTE)
+    first_turn_ns, activations_ns = ends_ns
+    assert activations_ns == first_turn_ns + 50_000_000
+    assert int(clock) >= activations_ns + 40_000_000
 
 
 @pytest.mark.parametrize(
