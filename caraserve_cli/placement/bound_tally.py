@@ -55,9 +55,11 @@ class BoundTally:
         num_bounds = self._num_bounds[replica]
         if not num_bounds:
             return math.inf
-        counts = self._counts[replica].items()
-        # Exact, so that it does not depend on who came first.
-        bound_count = math.fsum(number * nearness_there(token_ms, _BOUNDS_MS[cell]) for cell, number in counts)
+        # An exact sum, so that it does not depend on who came first.
+        bound_count = math.fsum(
+            number * nearness_there(token_ms, _BOUNDS_MS[cell])
+            for cell, number in self._counts[replica].items()
+        )
         return bound_of((num_requests - num_bounds + bound_count) / num_requests, token_ms)
 
 
