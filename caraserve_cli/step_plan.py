@@ -61,7 +61,8 @@ class AdapterMove(NamedTuple):
 
 class AdapterLoad(NamedTuple):
     """Bring `adapter` into `adapter_slot`, at `offset_bytes` of the device pool. `how`: what waits for it;
-    the first `cpu_layers` layers are needed last; what `is_held` has a step wait for it that begins later."""
+    the first `cpu_layers` layers are needed last; what `is_held` has a step wait for it that begins later,
+    what `is_beside` one that is computed beside the others."""
 
     adapter: str
     adapter_slot: int
@@ -69,6 +70,7 @@ class AdapterLoad(NamedTuple):
     how: ColdStart = ColdStart.STREAM
     cpu_layers: int = 0
     is_held: bool = False
+    is_beside: bool = False
 
 
 class AdapterLoan(NamedTuple):

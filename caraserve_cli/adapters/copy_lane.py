@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,22 +44,26 @@ class EmulatedLink:
         pace(self.clock, row_bytes, self.bytes_per_s, turn_bytes=None, num_rows=num_rows)
 
 
+class Wait(Protocol):
+    """That something waits for an arrival."""
+
+    @property
+    def stalled_ms(self) -> float:
+        """How long what waits stands still; known when that goes on."""
+
+
 class Arrival(Protocol):
     """The end of some copies."""
 
     @property
     def has_come(self) -> bool: ...
 
-    def wait(self) -> None:
+    def wait(self) -> Wait:
         """What is queued on the current stream from here on comes after it; on the CPU, the caller does."""
 
     @property
     def took_ms(self) -> float:
         """How long the link was busy with these copies; known when they have come."""
-
-    @property
-    def stalled_ms(self) -> float:
-        """How long what waited for it stood still; known when that goes on."""
 
     def ms_since(self, first: Self) -> float:
         """From the beginning of the copies of `first`, of the same lane; known when these have come."""
@@ -74,6 +78,10 @@ class CopyLane(Protocol):
 
     link: EmulatedLink | None
 
+    @property
+    def waiter(self) -> int:
+        """Who would wait, were an arrival waited for now: each stream of a GPU waits for itself."""
+
     def copy(self, pieces: Iterable[tuple[Tensor, Tensor]]) -> Arrival:
         """Queue copies, (target, source) each; they are made in this order, after all queued before."""
 
@@ -86,30 +94,38 @@ def open_lane(device: torch.device, link: EmulatedLink | None = None) -> CopyLan
     return _StreamLane(device, link) if device.type == "cuda" else _HostLane(link)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
+class _WaitOnStream:
+    """From when who waits needs it to when it has come."""
+
+    needed: torch.cuda.Event
+    after: torch.cuda.Event
+
+    @property
+    def stalled_ms(self) -> float:
+        # Below zero where it had come before it was needed.
+        return max(0.0, float(self.needed.elapsed_time(self.after)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Events:
-    """An arrival on a GPU: from before the first copy to after the last, and from when who waits needs it."""
+    """An arrival on a GPU: from before the first copy to after the last."""
 
     before: torch.cuda.Event
     after: torch.cuda.Event
-    needed: torch.cuda.Event | None = None
 
     @property
     def has_come(self) -> bool:
         return bool(self.after.query())  # type: ignore[no-untyped-call]
 
-    def wait(self) -> None:
-        self.needed = _mark_now()
+    def wait(self) -> _WaitOnStream:
+        needed = _mark_now()
         torch.cuda.current_stream().wait_event(self.after)
+        return _WaitOnStream(needed, self.after)
 
     @property
     def took_ms(self) -> float:
         return self.ms_since(self)
-
-    @property
-    def stalled_ms(self) -> float:
-        # Below zero where it had come before it was needed.
-        return 0.0 if self.needed is None else max(0.0, float(self.needed.elapsed_time(self.after)))
 
     def ms_since(self, first: Self) -> float:
         return float(first.before.elapsed_time(self.after))
@@ -121,6 +137,10 @@ class _StreamLane:
     def __init__(self, device: torch.device, link: EmulatedLink | None) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.link = link
+
+    @property
+    def waiter(self) -> int:
+        return int(torch.cuda.current_stream(self._stream.device).cuda_stream)
 
     def copy(self, pieces: Iterable[tuple[Tensor, Tensor]]) -> Arrival:
         with torch.cuda.stream(self._stream):
@@ -142,23 +162,29 @@ def _mark_now() -> torch.cuda.Event:
     return event
 
 
-@dataclass(slots=True)
+class _WaitOfCaller(NamedTuple):
+    """That is over when it is told of."""
+
+    stalled_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Moment:
     """An arrival on the CPU: from one time of its clock to another."""
 
     from_ns: int
     at_ns: int
-    stalled_ms: float = 0.0
 
     @property
     def has_come(self) -> bool:
         return time.perf_counter_ns() >= self.at_ns
 
-    def wait(self) -> None:
+    def wait(self) -> _WaitOfCaller:
         now_ns = time.perf_counter_ns()
-        if now_ns < self.at_ns:
-            time.sleep((self.at_ns - now_ns) / 1e9)
-            self.stalled_ms = (time.perf_counter_ns() - now_ns) / 1e6
+        if now_ns >= self.at_ns:
+            return _WaitOfCaller(0.0)
+        time.sleep((self.at_ns - now_ns) / 1e9)
+        return _WaitOfCaller((time.perf_counter_ns() - now_ns) / 1e6)
 
     @property
     def took_ms(self) -> float:
@@ -170,6 +196,8 @@ class _Moment:
 
 class _HostLane:
     """Copies within the host's memory."""
+
+    waiter = 0  # the caller
 
     def __init__(self, link: EmulatedLink | None) -> None:
         self.link = link

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class _Load:
     first: int
     order: LayerOrder
     on_arrival: Callable[[], None]
+    is_beside: bool
 
 
 class PackedPool:
@@ -105,6 +107,8 @@ class PackedPool:
         offset_bytes: int,
         order: LayerOrder | None = None,
         on_arrival: Callable[[], None] = lambda: None,
+        *,
+        is_beside: bool = False,
     ) -> None:
         """Have a packed adapter copied in from the next `start_copies` on.
 
@@ -114,12 +118,13 @@ class PackedPool:
             offset_bytes: where it is placed.
             order: in which its layers are copied; from the first on by default.
             on_arrival: called, once, when they are no longer read: all has come, or nothing was begun.
+            is_beside: they are for a step that is computed beside the next one.
         """
         assert weights.packed is not None
         layout, blob = weights.packed.layout, weights.packed.blob
         first = offset_bytes // blob.itemsize
         self._load_ms.pop(adapter_slot, None)
-        self._loads[adapter_slot] = _Load(blob, first, order or LayerOrder(), on_arrival)
+        self._loads[adapter_slot] = _Load(blob, first, order or LayerOrder(), on_arrival, is_beside)
         self._layouts[adapter_slot] = layout
         self.stacked_rows[adapter_slot] = layout.stacked_rows
         self.largest_ranks[adapter_slot] = layout.largest_rank
@@ -131,8 +136,9 @@ class PackedPool:
 
     def start_copies(self) -> None:
         """Do the moves, and open the transfers of what was loaded, in turn or those of one order together; in
-        the order in which they were loaded. First layers of those together, which the next step waits for,
-        begin to be copied now; the others as they are waited for, or with `transfers.begin`."""
+        the order in which they were loaded, those for a step beside the next one last. First layers of those
+        together, which the next step waits for, begin to be copied now; the others as they are waited for, or
+        with `transfers.begin`."""
         if self._loads:
             # Nothing is left of earlier ones, but where a launch has failed: it would be copied over these.
             self.transfers.begin()
@@ -142,12 +148,16 @@ class PackedPool:
         for adapter_slot, (source, target) in sorted(self._moves.items(), key=lambda item: item[1]):
             self._slide(adapter_slot, source, target)
         self._moves.clear()
-        together: dict[tuple[LayerOrder, int | None], list[int]] = {}
+        together: dict[tuple[bool, LayerOrder, int | None], list[int]] = {}
         for adapter_slot, load in self._loads.items():
             alone = adapter_slot if load.order.in_turn else None
-            together.setdefault((load.order, alone), []).append(adapter_slot)
-        for (order, _), adapter_slots in together.items():
-            self._open_transfer(order, adapter_slots)
+            together.setdefault((load.is_beside, load.order, alone), []).append(adapter_slot)
+        any_beside = any(load.is_beside for load in self._loads.values())
+        for is_beside, order, alone in sorted(together, key=itemgetter(0)):
+            transfer = self._open_transfer(order, together[is_beside, order, alone])
+            if not order.in_turn:
+                # A step beside the next one is launched before it, and would have all of its own come first.
+                transfer.begin(None if any_beside and not is_beside else 1)
         self._loads.clear()
 
     def note_step(self, adapter_slots: NDArray[np.integer]) -> int:
@@ -180,7 +190,7 @@ class PackedPool:
         together with it, began; None until `has_arrived`."""
         return self._load_ms.get(adapter_slot)
 
-    def _open_transfer(self, order: LayerOrder, adapter_slots: list[int]) -> None:
+    def _open_transfer(self, order: LayerOrder, adapter_slots: list[int]) -> Transfer:
         loads = [self._loads[adapter_slot] for adapter_slot in adapter_slots]
         copies = self._table_copies(adapter_slots)
         for adapter_slot, load in zip(adapter_slots, loads, strict=True):
@@ -192,9 +202,8 @@ class PackedPool:
                 load.on_arrival()
 
         transfer = self.transfers.open(copies, order, tell_all)
-        if not order.in_turn:
-            transfer.begin(num_groups=1)
         self._transfer_of |= dict.fromkeys(adapter_slots, transfer)
+        return transfer
 
     def _table_copies(self, adapter_slots: list[int]) -> list[LayerCopy]:
         """Of what the table says of slots that are loaded: slots side by side are one copy, since dozens are

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -127,9 +127,9 @@ class PeftConfig:
             match = re.match(r".*?\.[^.]*\.(\d+)\.", path)
             return match is not None and int(match[1]) in self.layers_to_transform
         for pattern in self.layers_pattern:
-            match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", path)
+            match = re.match(_layer_pattern(pattern), path)
             if match is not None:
-                return int(match["layer"]) in self.layers_to_transform
+                return int(match["idx"]) in self.layers_to_transform
         return False
 
     def _check_targets(self, adapter: str) -> None:
@@ -158,9 +158,20 @@ def _matches(names: str | frozenset[str], path: str) -> bool:
 
 def _first_match(patterns: Mapping[str, T], path: str, default: T) -> T:
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if re.match(_module_pattern(pattern), path):
             return value
     return default
+
+
+# What PEFT makes of the patterns that a config has; the group's name is PEFT's, too.
+
+
+def _module_pattern(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
+
+
+def _layer_pattern(pattern: str) -> str:
+    return rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +209,7 @@ class _FieldReader:
             return ()
         if not isinstance(value, dict):
             raise self._wrong(name, value, "an object of module patterns")
-        return tuple((self._regex(name, pattern), entry) for pattern, entry in value.items())
+        return tuple((self._regex(name, pattern, _module_pattern), entry) for pattern, entry in value.items())
 
     def layers(self, name: str) -> frozenset[int]:
         value = self.fields.get(name)
@@ -212,7 +223,8 @@ class _FieldReader:
     def layers_pattern(self) -> tuple[str, ...]:
         value = self.fields.get("layers_pattern")
         patterns = [value] if isinstance(value, str) and value else value or ()
-        return tuple(self._regex("layers_pattern", name) for name in self._names("layers_pattern", patterns))
+        names = self._names("layers_pattern", patterns)
+        return tuple(self._regex("layers_pattern", name, _layer_pattern) for name in names)
 
     def _names(self, name: str, value: object) -> tuple[str, ...]:
         if value is None:
@@ -223,9 +235,11 @@ class _FieldReader:
             raise self._wrong(name, value, "a string or a list of strings")
         return tuple(value)
 
-    def _regex(self, name: str, pattern: str) -> str:
+    def _regex(self, name: str, pattern: str, wrapped: Callable[[str], str] = str) -> str:
+        """A pattern that is one both alone and as PEFT has it, `wrapped`: flags stand first only."""
         try:
             re.compile(pattern)
+            re.compile(wrapped(pattern))
         except re.error as error:
             reason = f"{name} holds {pattern!r}, which is not a regular expression: {error}"
             raise AdapterError(self.adapter, reason) from error

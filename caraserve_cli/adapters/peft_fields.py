@@ -73,6 +73,10 @@ REFUSED: Final[Mapping[str, str]] = {
     "enable_lora": "LoRA on merged projections is not served",
 }
 
+OBJECTS_OF_SETTINGS: Final = frozenset(
+    {"use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"}
+)
+
 # Judged one by one in `check_fields`.
 JUDGED: Final = frozenset({"peft_type", "task_type", "bias", "init_lora_weights"})
 
@@ -107,7 +111,9 @@ def check_fields(adapter: str, fields: Mapping[str, object]) -> None:
             f"bias is {shown(fields['bias'])}, which replaces biases of the base; train it with bias 'none'",
         )
     for field, meaning in REFUSED.items():
-        if not is_off(fields.get(field)):
+        # An empty object of settings is one with PEFT's defaults.
+        is_default = fields.get(field) == {} and field in OBJECTS_OF_SETTINGS
+        if is_default or not is_off(fields.get(field)):
             raise AdapterError(
                 adapter,
                 f"{field} is {shown(fields[field])}, which cannot be honoured ({meaning}); train it without",

@@ -9,14 +9,14 @@ about 10 µs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 
 from torch import Tensor
 
-from caraserve_cli.adapters.copy_lane import Arrival, CopyLane
+from caraserve_cli.adapters.copy_lane import Arrival, CopyLane, Wait
 from caraserve_cli.adapters.layer_order import LayerGroup
 
 # Groups that are queued ahead of the one that is waited for: with none the link runs dry, with many the first
@@ -44,12 +44,12 @@ class LayerCopy:
 class Stall:
     """What a piece of work queued on the device waits for, in this order."""
 
-    arrivals: tuple[Arrival, ...] = ()
+    waits: tuple[Wait, ...] = ()
 
     @property
     def ms(self) -> float:
         """How long that work stood still; known when it has ended."""
-        return sum(arrival.stalled_ms for arrival in self.arrivals)
+        return sum(wait.stalled_ms for wait in self.waits)
 
 
 class Transfer:
@@ -70,8 +70,8 @@ class Transfer:
             layer: index for index, (first, end) in enumerate(groups) for layer in range(first, end)
         }
         self._arrivals: list[Arrival] = []
-        self._num_waited = 0
-        self._waited: list[Arrival] = []
+        self._num_waited: dict[int, int] = {}  # by each waiter of the lane, groups
+        self._waits: list[Wait] = []
         self.num_bytes = sum(copy.source.nbytes for copy in copies)
 
     @property
@@ -109,9 +109,9 @@ class Transfer:
         """From when its first copy began to when all had come, the gaps included; known then."""
         return self._arrivals[-1].ms_since(self._arrivals[0])
 
-    def take_waited(self) -> list[Arrival]:
-        """What was waited for since this was last asked."""
-        taken, self._waited = self._waited, []
+    def take_waits(self) -> list[Wait]:
+        """The waits for it since this was last asked."""
+        taken, self._waits = self._waits, []
         return taken
 
     def begin(self, num_groups: int | None = None) -> None:
@@ -120,9 +120,9 @@ class Transfer:
         while len(self._arrivals) < end:
             self._arrivals.append(self._lane.copy(self._pieces(len(self._arrivals))))
 
-    def wait_for_layer(self, layer: int) -> None:
-        """What is queued on the current stream from here on comes after this layer's arrival."""
-        self._wait_for_group(self._group_of[layer])
+    def wait_for_layers(self, layers: Iterable[int]) -> None:
+        """What is queued on the current stream from here on comes after the arrival of these layers."""
+        self._wait_for_group(max(self._group_of[layer] for layer in layers))
 
     def wait(self) -> None:
         """What is queued on the current stream from here on comes after all of it."""
@@ -130,12 +130,12 @@ class Transfer:
 
     def _wait_for_group(self, index: int) -> None:
         """And so for those before it: copies are made in order."""
-        if index < self._num_waited:
+        waiter = self._lane.waiter
+        if index < self._num_waited.get(waiter, 0):
             return
         self.begin(index + 1 + _GROUPS_AHEAD)
-        self._arrivals[index].wait()
-        self._waited.append(self._arrivals[index])
-        self._num_waited = index + 1
+        self._waits.append(self._arrivals[index].wait())
+        self._num_waited[waiter] = index + 1
 
     def _pieces(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         first_layer, end_layer = self._groups[index]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from caraserve_cli.adapters.copy_lane import Arrival, CopyLane
+from caraserve_cli.adapters.copy_lane import CopyLane, Wait
 from caraserve_cli.adapters.layer_order import LayerOrder
 from caraserve_cli.adapters.transfer import LayerCopy, Stall, Transfer
 
@@ -38,7 +38,7 @@ class Transfers:
         self._lane, self._num_layers = lane, num_layers
         self._under_way: list[tuple[Transfer, Callable[[], None]]] = []
         self._is_stale = False
-        self._waited: list[Arrival] = []  # by transfers that are over, see `take_stall`
+        self._waits: list[Wait] = []  # for transfers that are over, see `take_stall`
         self.opened_bytes = 0
         self._copied_ms = 0.0
         # How fast the link was, and which one that was: its emulated rate, None for the machine's own.
@@ -103,7 +103,7 @@ class Transfers:
             transfer, on_arrival = self._under_way.pop(0)
             took_ms = transfer.took_ms
             self._copied_ms += took_ms
-            self._waited += transfer.take_waited()
+            self._waits += transfer.take_waits()
             if transfer.num_bytes >= _TELLING_BYTES and took_ms > 0:
                 newest = transfer.num_bytes / took_ms
                 before = self.bytes_per_ms or newest
@@ -121,10 +121,10 @@ class Transfers:
     def take_stall(self) -> Stall:
         """For how long what was queued on the current stream, since this was last asked for, stands still
         until copies have come."""
-        waited, self._waited = self._waited, []
+        waits, self._waits = self._waits, []
         for transfer, _ in self._under_way:
-            waited += transfer.take_waited()
-        return Stall(tuple(waited))
+            waits += transfer.take_waits()
+        return Stall(tuple(waits))
 
     def take_copied_ms(self) -> float:
         """Milliseconds of copying by the transfers that were settled since this was last asked for."""

@@ -146,7 +146,11 @@ class AdapterAccess:
             return
         self._drain.note_user(adapter, self._num_steps_left(sequence))
         acquired = self._residency.acquire(
-            self._adapters[adapter], decision.how, decision.cpu_layers, is_held=decision.hold_ms > 0
+            self._adapters[adapter],
+            decision.how,
+            decision.cpu_layers,
+            is_held=decision.hold_ms > 0,
+            is_beside=decision.beside_ms > 0,
         )
         sequence.adapter_slot = acquired.adapter_slot
         if acquired.needs_load:

@@ -186,10 +186,9 @@ class ChunkSteps:
         if way is None and batch.num_lent_tokens:
             way = self._lora.choose(on_device, num_tokens)
             num_work = self._lora.write_work(work, on_device, way)
-        unassisted = batch.segments[batch.num_assisted_segments :]
+        unassisted, num_early = batch.segments[batch.num_assisted_segments :], 0
         if assistance is not None and way is not None:
             num_early = self._lora.write_work(work[self._early_work :], unassisted, way)
-            num_work = self._early_work + num_early
         tiling = self._tiling(num_tokens)
         tiles = build_prefill_tiles(
             np.diff(batch.first_tokens).tolist(),
@@ -198,7 +197,9 @@ class ChunkSteps:
         )
         # A graph is for as many tiles as tokens: there are never more.
         tiles += [(-1, 0)] * (num_tokens - len(tiles) if num_tokens <= self._sizes[-1] else 0)
-        self._inputs.send(batch, num_tokens - batch.num_tokens, np.array(tiles, np.int32), num_work)
+        early_work = (self._early_work, self._early_work + num_early)
+        num_padded = num_tokens - batch.num_tokens
+        self._inputs.send(batch, num_padded, np.array(tiles, np.int32), num_work, early_work)
         pool = self._parts.pool
         return _Sent(
             num_tokens,
@@ -254,9 +255,8 @@ class ChunkSteps:
 
         def waiting_for(gates: tuple[Transfer, ...]) -> Callable[[int], None]:
             def wait(piece: int) -> None:
-                for layer in self._pieces[piece]:
-                    for gate in gates:
-                        gate.wait_for_layer(layer)
+                for gate in gates:
+                    gate.wait_for_layers(self._pieces[piece])
 
             return wait
 

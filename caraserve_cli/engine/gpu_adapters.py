@@ -46,6 +46,7 @@ class GpuAdapters(HostAdapters):
             load.offset_bytes,
             LayerOrder(load.cpu_layers, in_one_piece=is_waited_for, in_turn=is_waited_for or load.is_held),
             on_arrival,
+            is_beside=load.is_beside,
         )
 
     def lend(self, loan: AdapterLoan) -> None:

@@ -106,7 +106,14 @@ class GpuInputs:
         work: Ints = self._written[self._work_start :].numpy()
         return work
 
-    def send(self, batch: StepBatch, num_padded: int, tiles: Ints | None, num_work: int) -> None:
+    def send(
+        self,
+        batch: StepBatch,
+        num_padded: int,
+        tiles: Ints | None,
+        num_work: int,
+        apart_work: tuple[int, int] = (0, 0),
+    ) -> None:
         """Bring a step to the device, after `begin`.
 
         Args:
@@ -114,7 +121,8 @@ class GpuInputs:
             num_padded: tokens that fill the batch up; they see nothing and write nothing. In a step that only
                 decodes each is a sequence, in any other they are of none.
             tiles: of paged prefill, None for a step that only decodes.
-            num_work: elements of the work list in use.
+            num_work: elements of the work list in use, from the first on.
+            apart_work: from which one to before which one more of them are in use.
         """
         fields = self._fields_of(self._written)
         for name, padding in (("token_ids", 0), ("feed_rows", 0), ("positions", 0), ("slot_mapping", -1)):
@@ -127,6 +135,9 @@ class GpuInputs:
             _fill(fields.tiles, tiles, 0, 0)
         self._send_tables(batch)
         self._host_words.read_to(self._words[None, : self._work_start + num_work])
+        if apart_work[0] < apart_work[1]:
+            first, end = (self._work_start + place for place in apart_work)
+            self._host_words.read_to(self._words[None, first:end], first)
 
     def _send_tables(self, batch: StepBatch) -> None:
         """Only as wide as the longest table, side by side; spread to their fixed places on the device. They

@@ -103,7 +103,10 @@ def on_host(rope_variants: NDArray[np.int64] | None) -> Tensor | None:
 
 
 def out_of_memory(num_tokens: int) -> DeviceMemoryError:
-    """To be made where no traceback holds the step's tensors any more."""
+    """To be made where no traceback holds the step's tensors any more. What was queued of the step is over
+    then: others may have what it wrote to."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     torch.cuda.empty_cache()
     return DeviceMemoryError(
         f"the GPU's memory does not hold a step of {num_tokens} tokens; "

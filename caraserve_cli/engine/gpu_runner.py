@@ -150,6 +150,7 @@ class GpuRunner:
             self._decoder.collective.broadcast_(self._chosen[: batch.num_fed])
         if self._followed is not None:
             self._followed.sampled()
+            self._pool.transfers.take_stall()  # the first process tells of it
         self._followed = TokensUnderWay((), self._chosen, self._pool, step, None)
 
     def _queue(self, batch: GpuBatch) -> tuple[Tensor, int]:

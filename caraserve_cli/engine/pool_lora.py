@@ -116,7 +116,7 @@ class PoolLoraContext:
     def begin(self, layer: int, modules: tuple[str, ...], x: Tensor) -> bool:
         """See `LoraContext`."""
         for gate in self.gates:
-            gate.wait_for_layer(layer)
+            gate.wait_for_layers((layer,))
         group = FUSED_MODULES.index(modules)
         return group in self.groups and self.pooled.begin(layer, group, x)
 

@@ -152,6 +152,7 @@ class AdapterResidency:
         cpu_layers: int = 0,
         *,
         is_held: bool = False,
+        is_beside: bool = False,
     ) -> Acquired:
         """Pin an adapter for one more user, making room if need be; `how` it is loaded then, and what else
         an `AdapterLoad` says, is told to whoever loads it.
@@ -161,7 +162,11 @@ class AdapterResidency:
         """
         if not self.can_acquire(info):
             raise ValueError(f"no room for adapter '{info.name}'")
-        pool_ops = () if self.is_resident(info.name) else self._place(info, how, cpu_layers, is_held)
+        pool_ops: tuple[PoolOp, ...] = ()
+        if not self.is_resident(info.name):
+            pool_ops = self._place(info)
+            slot, offset = self._residents[info.name].adapter_slot, self._residents[info.name].offset_bytes
+            pool_ops += (AdapterLoad(info.name, slot, offset, how, cpu_layers, is_held, is_beside),)
         resident = self._residents[info.name]
         if resident.num_users == 0:
             self._pinned_bytes += resident.num_bytes
@@ -194,8 +199,8 @@ class AdapterResidency:
         self._residents[adapter].clock = self._clock
         self._residents.move_to_end(adapter)
 
-    def _place(self, info: AdapterInfo, how: ColdStart, cpu_layers: int, is_held: bool) -> tuple[PoolOp, ...]:
-        """Make an adapter resident, unpinned; what that does to the pool."""
+    def _place(self, info: AdapterInfo) -> tuple[PoolOp, ...]:
+        """Make an adapter resident, unpinned; what that does to the others in the pool."""
         size = aligned_bytes(info.num_bytes)
         evictions = [AdapterEviction(self._evict(name)) for name in self._choose_victims(size)]
         moves: list[AdapterMove] = []
@@ -208,8 +213,7 @@ class AdapterResidency:
         self._residents[info.name] = resident
         self._num_wanted -= info.name in self._num_waiting
         self._name_at[offset] = info.name
-        load = AdapterLoad(info.name, resident.adapter_slot, offset, how, cpu_layers, is_held)
-        return (*evictions, *moves, load)
+        return (*evictions, *moves)
 
     def _choose_victims(self, num_bytes: int) -> list[str]:
         """Whom to evict so that `num_bytes` are free in total, and a slot: the least worth first, no more

@@ -22,6 +22,9 @@ MOST_SILENCE_S = {"where": PLACES_S, "start": 1800.0, "submit": 1800.0, "poll": 
 _CREATION = "error raised in its creation task"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
+# Between two looks for answers a driver does what takes milliseconds. Chosen, not measured.
+_UNSEEN_S = 2.0
+
 Stage = Literal["where", "start", "submit", "poll"]
 
 
@@ -43,6 +46,7 @@ class RayCalls:
 
     def __init__(self) -> None:
         self._pending: dict[Any, Call] = {}
+        self._looked_s = time.monotonic()
 
     def add(self, answer: Any, replica: int, stage: Stage) -> None:
         """A replica was asked something."""
@@ -61,7 +65,20 @@ class RayCalls:
         ready, _ = ray.wait(asked, num_returns=1, timeout=most_wait_s)
         if ready:
             ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+        self._excuse(most_wait_s)
         return list(ready)
+
+    def _excuse(self, most_wait_s: float) -> None:
+        """That nobody looked for answers, as this process was stopped or was busy, says nothing of who owes
+        them: that time does not count."""
+        now_s = time.monotonic()
+        unseen_s = now_s - self._looked_s - most_wait_s
+        self._looked_s = now_s
+        if unseen_s > _UNSEEN_S:
+            self._pending = {
+                answer: call._replace(since_s=min(now_s, call.since_s + unseen_s))
+                for answer, call in self._pending.items()
+            }
 
     def longest_s(self) -> float:
         """For how long the oldest answer has been waited for; 0 without any."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caraserve_cli.core import Bounds, RequestRow
-from caraserve_cli.errors import OutputError
+from caraserve_cli.errors import OutputError, RowErrorCode
 from caraserve_cli.report.summary import RunSummary
 from caraserve_cli.requests.journal import Journal
 from caraserve_cli.requests.stream import RejectedRow
@@ -66,8 +66,14 @@ class EarlierSessions:
             self.num_skipped += 1
             return True
         request_id = row.id if isinstance(row, RequestRow) else row.request_id
-        if self._journal.is_rejected(row.line, request_id):
+        if self._journal.is_rejected(row.line, request_id) or self._is_rejected_elsewhere(row, request_id):
             self.num_skipped += 1
             self.num_misses += isinstance(row, RequestRow) and row.bounds != Bounds()
             return True
         return False
+
+    def _is_rejected_elsewhere(self, row: RequestRow | RejectedRow, request_id: str | None) -> bool:
+        """Whether it is the row with its id that was rejected, with other lines above it than now."""
+        if request_id is None or not self._journal.is_rejected_id(request_id):
+            return False
+        return isinstance(row, RequestRow) or row.code is not RowErrorCode.DUPLICATE_ID

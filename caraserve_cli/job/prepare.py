@@ -11,12 +11,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
+from caraserve_cli.adapters.chat_template import read_chat_template
 from caraserve_cli.adapters.library import AdapterLibrary
-from caraserve_cli.core import Bounds, Request, RequestRow
-from caraserve_cli.errors import RowError, RowErrorCode
+from caraserve_cli.core import Bounds, Request, RequestRow, SamplingParams
+from caraserve_cli.errors import AdapterError, RowError, RowErrorCode
 from caraserve_cli.model.resolve import ResolvedBase
 from caraserve_cli.model.shapes import KNOWN_BASES
 from caraserve_cli.model.tokenizer import Tokenizer
+from caraserve_cli.requests.fields import excerpt
 from caraserve_cli.requests.stream import RejectedRow
 
 # Longest excerpt of an adapter's name in a message: any text may stand where a name should.
@@ -60,6 +62,8 @@ class Preparer:
         self._vocab_size = vocab_size
         self._run_seed = run_seed
         self._base_names = base_names
+        self._templates: dict[str, str | None] = {}
+        self._same_templates: dict[str | None, str | None] = {}
 
     @classmethod
     def of(cls, ground: Ground, run_seed: int) -> Preparer:
@@ -82,13 +86,13 @@ class Preparer:
 
     def _request(self, row: RequestRow, encoded: Sequence[int] | None) -> Request:
         adapter = self._adapter(row)
-        sampling = row.sampling
+        sampling = self._with_findable_stops(row.sampling)
         if sampling.seed is None:
             sampling = dataclasses.replace(sampling, seed=self._seed_for(row.id))
         return Request(
             id=row.id,
             line=row.line,
-            prompt_token_ids=self._token_ids(row, encoded),
+            prompt_token_ids=self._token_ids(row, adapter, encoded),
             adapter=adapter,
             sampling=sampling,
             bounds=row.bounds,
@@ -96,6 +100,30 @@ class Preparer:
             metadata=row.metadata,
             batch_call=row.batch_call,
         )
+
+    def _with_findable_stops(self, sampling: SamplingParams) -> SamplingParams:
+        """Stop strings are looked for in the text, of which special tokens are no part: those that are one
+        end the answer by its id."""
+        if not sampling.stop:
+            return sampling
+        if self._tokenizer is None:
+            raise RowError(
+                RowErrorCode.NO_TOKENIZER,
+                "stop: the base has no tokenizer, so there is no text to find it in; give stop_token_ids",
+            )
+        special_ids = self._tokenizer.special_ids
+        texts = tuple(text for text in sampling.stop if text not in special_ids)
+        for text in texts:
+            within = next((name for name in special_ids if name in text), None)
+            if within is not None:
+                raise RowError(
+                    RowErrorCode.INVALID_REQUEST,
+                    f"stop: {excerpt(text)} has the special token {excerpt(within)} in it, which is no part "
+                    "of an answer's text; give that token alone",
+                )
+        ids = tuple(special_ids[text] for text in sampling.stop if text in special_ids)
+        stop_token_ids = (*sampling.stop_token_ids, *ids)
+        return dataclasses.replace(sampling, stop=texts, stop_token_ids=stop_token_ids)
 
     def _adapter(self, row: RequestRow) -> str | None:
         call = row.batch_call
@@ -111,7 +139,20 @@ class Preparer:
             raise RowError(RowErrorCode.UNKNOWN_ADAPTER, unknown)
         return name
 
-    def _token_ids(self, row: RequestRow, encoded: Sequence[int] | None) -> tuple[int, ...]:
+    def _template_of(self, adapter: str) -> str | None:
+        """The chat template that an adapter was trained with, as far as it is beside it."""
+        if adapter not in self._templates:
+            try:
+                template = read_chat_template(adapter, self._library.path(adapter))
+            except AdapterError as error:
+                raise RowError(RowErrorCode.CHAT_TEMPLATE, str(error)) from error
+            # Adapters by the thousand have the same one.
+            self._templates[adapter] = self._same_templates.setdefault(template, template)
+        return self._templates[adapter]
+
+    def _token_ids(
+        self, row: RequestRow, adapter: str | None, encoded: Sequence[int] | None
+    ) -> tuple[int, ...]:
         if row.prompt_token_ids is not None:
             token_ids = row.prompt_token_ids
         elif self._tokenizer is None:
@@ -123,7 +164,8 @@ class Preparer:
             token_ids = tuple(encoded)
         else:
             assert row.messages is not None
-            token_ids = tuple(self._tokenizer.encode_chat(row.messages))
+            template = None if adapter is None else self._template_of(adapter)
+            token_ids = tuple(self._tokenizer.encode_chat(row.messages, template))
         if not token_ids:
             raise RowError(RowErrorCode.INVALID_REQUEST, "prompt: it has no tokens; give it some text")
         self._check_vocabulary(row, token_ids)

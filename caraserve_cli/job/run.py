@@ -23,6 +23,7 @@ from caraserve_cli.job.replicas import open_replicas
 from caraserve_cli.job.row_output import RowOutput
 from caraserve_cli.job.run_result import RunResult
 from caraserve_cli.job.stop_request import StopRequest
+from caraserve_cli.model.generation_config import describe_unapplied
 from caraserve_cli.report.html import write_html
 from caraserve_cli.report.progress_state import ProgressState
 from caraserve_cli.report.report_file import write_report
@@ -124,10 +125,11 @@ class Run:
             self._stop.finish_steps()
             self._answer_all(replicas, source, rows, journal, earlier)
             report = self._report(replicas, plan, resumed=earlier.num_rows > 0)
+            journal.sync()  # what the report tells of is there
             write_report(report, options.out)
-            exported = export_answers(journal.answers, options.out, options.output_format)
             write_html(report, options.out)
             write_trace(self._trace, options.out)
+            exported = export_answers(journal.answers, options.out, options.output_format)
             num_rows = journal.num_answers + journal.num_errors - earlier.num_rows
         if self._input_error is not None:
             raise self._input_error
@@ -149,6 +151,8 @@ class Run:
         )
         if options.resume and is_new:
             self._on_note(f"nothing to resume in {options.out}: starting")
+        if options.ordered and options.retry_errors and not is_new:
+            self._on_note("--ordered: answers to rows that are tried again come behind those that are there")
         if options.more_requests:
             self._on_note(f"{len(options.sources)} sources, one after the other, into {options.out}")
         return journal
@@ -252,6 +256,9 @@ class Run:
         self._on_note(f"{replicas.device_description}: {replicas.memory_description}")
         for note in replicas.notes:
             self._on_note(note)
+        settings, sampling = replicas.base.config.greedy_settings, self._options.defaults.sampling
+        if (unapplied := describe_unapplied(settings, sampling)) is not None:
+            self._on_note(unapplied)
         if (gbps := self._options.replica.emulate_link_gbps) is not None:
             self._on_note(f"emulated link: {gbps:g} GB/s")
         # What is left of a resumed run comes as it would have, without the wait for what is answered.

@@ -20,6 +20,7 @@ from caraserve_cli.core import BaseShape
 from caraserve_cli.errors import BaseModelError
 from caraserve_cli.model.config_keys import check_keys, honoured_keys
 from caraserve_cli.model.decoder_config import DecoderConfig
+from caraserve_cli.model.generation_config import find_greedy_settings
 from caraserve_cli.model.rope_config import RopeConfig, RopeValue, check_rope_settings
 
 HfConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
@@ -37,11 +38,17 @@ def load_decoder_config(folder: Path) -> DecoderConfig:
     """Reads `folder`/config.json, and the EOS ids of `folder`/generation_config.json where there is one.
 
     Raises:
-        BaseModelError: a file is missing or is not JSON, or holds something that cannot be honoured.
+        BaseModelError: a file is missing or is not JSON, or holds something that cannot be honoured; the
+            folder holds an adapter too.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise BaseModelError(f"{folder}: no config.json; give a folder with a Hugging Face checkpoint")
+    if (folder / "adapter_config.json").is_file():
+        raise BaseModelError(
+            f"{folder}: holds an adapter_config.json too, whose adapter transformers would apply to the base "
+            "that it names; move the base, or the adapter, to a folder of its own"
+        )
     generation_path = folder / "generation_config.json"
     generation = _read_object(generation_path) if generation_path.is_file() else {}
     return parse_decoder_config(_read_object(path), where=str(path), generation=generation)
@@ -55,8 +62,7 @@ def parse_decoder_config(
     Args:
         raw: the content of config.json.
         where: named in every message.
-        generation: the content of generation_config.json; of it only `eos_token_id` is read, because the
-            sampling of a request is the request's own.
+        generation: the content of generation_config.json; see `generation_config`.
 
     Raises:
         BaseModelError: something in `raw` cannot be honoured.
@@ -121,6 +127,7 @@ def _decoder_config(
         eos_token_ids=_eos_token_ids(generation.get("eos_token_id", hf.eos_token_id), where),
         bos_token_id=hf.bos_token_id,
         dtype=_dtype(raw, where),
+        greedy_settings=find_greedy_settings(generation),
     )
 
 
@@ -166,7 +173,7 @@ def _sliding_window(hf: HfConfig, where: str) -> tuple[int | None, ...]:
 
 def _eos_token_ids(value: object, where: str) -> tuple[int, ...]:
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(token_id, int) for token_id in ids):
+    if not all(type(token_id) is int for token_id in ids):
         raise BaseModelError(f"{where}: 'eos_token_id' is {value!r}, not token ids; correct it")
     return tuple(ids)
 

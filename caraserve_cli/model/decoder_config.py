@@ -5,7 +5,8 @@ torch: a process that is given one, to hold a part of the base, does without.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,6 +23,7 @@ class DecoderConfig:
         sliding_window: per layer, the number of tokens that a token sees, itself included; None for all.
         eos_token_ids: the tokens that end an answer, in the order of the checkpoint; may be empty.
         dtype: the dtype that the config states for the weights; None where it states none.
+        greedy_settings: of the base's generation_config.json; see `generation_config`.
         whole_shape: the base's sizes; `shape` has those of the part that this process holds.
         shard: which part that is.
     """
@@ -41,6 +43,7 @@ class DecoderConfig:
     bos_token_id: int | None
     dtype: torch.dtype | None
     whole_shape: BaseShape
+    greedy_settings: Mapping[str, object] = field(default_factory=dict)
     shard: Shard = WHOLE
 
     def sharded(self, shard: Shard) -> DecoderConfig:

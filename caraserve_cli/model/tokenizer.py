@@ -6,6 +6,7 @@ A thin layer over transformers' AutoTokenizer. It does not know requests; `detok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -38,13 +39,14 @@ class Tokenizer:
         """Token ids of each text, with the special tokens that the model wants around a prompt."""
         return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=True)]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """Token ids of a conversation in the model's chat template, up to where the assistant speaks.
+    def encode_chat(self, messages: Sequence[Mapping[str, object]], template: str | None = None) -> list[int]:
+        """Token ids of a conversation in a chat template, the model's by default, up to where the assistant
+        speaks.
 
         Raises:
-            RowError: the model has no chat template, or the template refuses the messages.
+            RowError: there is no chat template, or the template refuses the messages.
         """
-        if self._tokenizer.chat_template is None:
+        if template is None and self._tokenizer.chat_template is None:
             raise RowError(
                 RowErrorCode.CHAT_TEMPLATE,
                 "the base model has no chat template; give 'prompt' instead of 'messages'",
@@ -52,9 +54,12 @@ class Tokenizer:
         try:
             # Values may be lists of parts too: what they must be is the template's business.
             text = self._tokenizer.apply_chat_template(
-                cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, tokenize=False
+                cast("list[dict[str, str]]", list(messages)),
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise RowError(
                 RowErrorCode.CHAT_TEMPLATE, f"the chat template refuses 'messages' ({reason}); correct them"
@@ -77,6 +82,12 @@ class Tokenizer:
         if _SPACE_MARK in token:
             return token.replace(_SPACE_MARK, " ")
         return self.decode([token_id]) or token
+
+    @cached_property
+    def special_ids(self) -> Mapping[str, int]:
+        """The tokens that `decode` leaves out, by their names."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.special}
 
     def is_byte(self, token_id: int) -> bool:
         """Whether the token stands for one byte, as `<0x0A>` does in vocabularies with byte fallback."""

@@ -5,7 +5,7 @@ How a dataset is named: `dataset_path`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -82,7 +82,7 @@ class DatasetSource:
                     self.bytes_read += 1
                     yield RawLine(self.bytes_read, b"", done_id=done_id)
                 continue
-            rows = batch.to_pydict() if self._is_arrow else batch
+            rows = self._read(batch.to_pydict) if self._is_arrow else batch
             for values in zip(*rows.values(), strict=True):
                 self.bytes_read += 1
                 row = dict(zip(rows, values, strict=True))
@@ -93,7 +93,8 @@ class DatasetSource:
         if self._is_done is None or self._id_column is None:
             return None
         column = batch[self._id_column]
-        ids = [value_of("id", value) for value in (column.to_pylist() if self._is_arrow else column)]
+        values = self._read(column.to_pylist) if self._is_arrow else column
+        ids = [value_of("id", value) for value in values]
         done = [
             each
             for number, each in enumerate(ids, self.bytes_read + 1)
@@ -106,13 +107,16 @@ class DatasetSource:
         dataset = self._dataset.with_format("arrow") if self._is_arrow else self._dataset
         batches = iter(dataset.iter(batch_size=_BATCH_ROWS))
         while True:
-            try:
-                batch = next(batches, None)
-            except Exception as error:
-                raise self._failed(f"cannot be read beyond row {self.bytes_read}", error) from error
+            batch = self._read(lambda: next(batches, None))
             if batch is None:
                 return
             yield batch
+
+    def _read(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except Exception as error:  # of many libraries; texts that are no UTF-8
+            raise self._failed(f"cannot be read beyond row {self.bytes_read}", error) from error
 
     def close(self) -> None:
         """Let go of what is read from; nothing reads ahead in it any more."""

@@ -3,6 +3,7 @@
     run.json        what identifies the run (`manifest`)
     outputs.jsonl   one line per answered request
     errors.jsonl    one line per rejected or failed row
+    errors.before-retry.jsonl   what that held when such rows were tried again
 
 Knows ids and line numbers; does not know how answers are made or what a report says.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from caraserve_cli.errors import OutputError
+from caraserve_cli.errors import OutputError, RowErrorCode
 from caraserve_cli.requests.id_table import IdTable
 from caraserve_cli.requests.manifest import (
     MANIFEST_DRAFT_NAME,
@@ -29,6 +30,7 @@ from caraserve_cli.requests.row_file import RowFile
 
 OUTPUTS_NAME = "outputs.jsonl"
 ERRORS_NAME = "errors.jsonl"
+ERRORS_BEFORE_NAME = "errors.before-retry.jsonl"
 
 
 class Journal:
@@ -63,7 +65,7 @@ class Journal:
             out_dir: the folder.
             manifest: whatever changes the answers or which rows there are; kept in run.json.
             resume: go on with the rows that the folder holds, if its manifest is the same.
-            retry_errors: forget the rejected rows, so that they are tried again.
+            retry_errors: set the rejected rows aside, so that they are tried again.
             update: what makes the folder's manifest, if another version wrote it, comparable.
             command: the command line that goes on with the run, for whoever has to.
 
@@ -94,7 +96,7 @@ class Journal:
             if is_blank:
                 write_manifest(out_dir, manifest, command)
             if retry_errors:
-                errors.clear()
+                errors.set_aside(out_dir / ERRORS_BEFORE_NAME)
             journal._load()
         except BaseException:
             journal.close()
@@ -123,6 +125,10 @@ class Journal:
         """
         return _row_key(line, request_id) in self._rejected_rows
 
+    def is_rejected_id(self, request_id: str) -> bool:
+        """The same of the first row with this id, wherever it stands now."""
+        return _id_key(request_id) in self._rejected_rows
+
     def write_answer(self, row: Mapping[str, object]) -> None:
         """Add a line to outputs.jsonl (see `answer.answer_row`)."""
         self._outputs.append(row)
@@ -141,6 +147,15 @@ class Journal:
         """
         self._outputs.flush()
         self._errors.flush()
+
+    def sync(self) -> None:
+        """Have the disk hold all rows, so that they outlive a loss of power.
+
+        Raises:
+            OutputError: as `flush`.
+        """
+        self._outputs.sync()
+        self._errors.sync()
 
     def answers(self) -> Iterator[Mapping[str, object]]:
         """Every line of outputs.jsonl in our own form, those of earlier runs included."""
@@ -177,6 +192,8 @@ class Journal:
             if not isinstance(line, int) or not isinstance(request_id, str | None):
                 raise _foreign(self._errors)
             self._rejected_rows.add(_row_key(line, request_id))
+            if request_id is not None and native.get("code") != RowErrorCode.DUPLICATE_ID:
+                self._rejected_rows.add(_id_key(request_id))
 
 
 def _check_usable(out_dir: Path, resume: bool) -> bool:
@@ -206,6 +223,10 @@ def _check_usable(out_dir: Path, resume: bool) -> bool:
 
 def _row_key(line: int, request_id: str | None) -> bytes:
     return f"{line}:{'' if request_id is None else request_id}".encode()
+
+
+def _id_key(request_id: str) -> bytes:
+    return f":{request_id}".encode()
 
 
 def _native(row: Mapping[str, object], file: RowFile) -> Mapping[str, object]:

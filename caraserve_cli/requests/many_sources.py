@@ -63,6 +63,8 @@ class ManySources:
         self._is_done: IsDone | None = None
         # Whose size is not known leaves that of all unknown.
         self.total_bytes: int | None = sum(self._sizes) if all(self._sizes) else 0
+        if any(Path(source).is_fifo() for source in sources):
+            self.total_bytes = None  # a pipe, whose writer may wait for answers
 
     @property
     def bytes_read(self) -> int:

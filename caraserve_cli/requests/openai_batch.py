@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from caraserve_cli.core import BatchCall, RequestRow, SamplingParams
 from caraserve_cli.errors import RowError
 from caraserve_cli.requests.fields import Fields, Interval, excerpt
-from caraserve_cli.requests.messages import parse_messages
 from caraserve_cli.requests.openai_fields import check_body_fields
+from caraserve_cli.requests.openai_messages import parse_openai_messages
 from caraserve_cli.requests.row import (
     BOUND_KEYS,
     SAMPLING_KEYS,
@@ -99,7 +99,7 @@ def _parse_body(
     metadata = fields.json_object("metadata")
     times = _times_in(fields, metadata)
     prompt, prompt_token_ids = (None, None) if is_chat else _parse_prompt(fields, body.get("prompt"))
-    messages = parse_messages(fields) if is_chat else None
+    messages = parse_openai_messages(fields) if is_chat else None
     if is_chat and messages is None:
         raise fields.refused("messages is missing")
     model = _required(fields, "model")

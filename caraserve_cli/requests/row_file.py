@@ -30,8 +30,11 @@ class RowFile:
         self.path = path
         self.num_rows = 0
         self._pending: list[bytes] = []
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise self._failed("opened", error) from None
 
@@ -109,14 +112,26 @@ class RowFile:
                 os.ftruncate(self._descriptor, size_bytes)
             raise self._failed("written", error, "; free some space, then continue with --resume") from None
 
-    def clear(self) -> None:
-        """Remove all rows."""
-        self._pending.clear()
-        self.num_rows = 0
+    def sync(self) -> None:
+        """Flush, and wait until the disk has it."""
+        self.flush()
         try:
-            os.ftruncate(self._descriptor, 0)
+            os.fsync(self._descriptor)
         except OSError as error:
-            raise self._failed("emptied", error) from None
+            raise self._failed("written", error) from None
+
+    def set_aside(self, path: Path) -> None:
+        """Begin without rows; those of the file, if it has any, are in another one, in place of what that
+        held. Not for a file that is locked."""
+        try:
+            if not os.fstat(self._descriptor).st_size:
+                return
+            self.path.replace(path)
+        except OSError as error:
+            raise self._failed("renamed", error) from None
+        os.close(self._descriptor)
+        self._descriptor = -1
+        self._descriptor = self._open()
 
     def close(self) -> None:
         """Flush and close, which lifts the lock; closing twice is no error."""

@@ -25,6 +25,8 @@ from torch import Tensor
 _BLOCK_WORDS = 1024
 _MOST_PROGRAMS = 64
 _NUM_WARPS = 4
+# A thread reads so many side by side: reads that no cache serves would each fetch the others' words too.
+QUAD_WORDS = 4
 
 
 class HostWords:
@@ -37,8 +39,9 @@ class HostWords:
     """
 
     def __init__(self, num_words: int, device: torch.device) -> None:
-        is_cuda = device.type == "cuda"
-        self._buffers = [torch.zeros(num_words, dtype=torch.int32, pin_memory=is_cuda) for _ in range(2)]
+        is_cuda, num_padded = device.type == "cuda", triton.cdiv(num_words, QUAD_WORDS) * QUAD_WORDS
+        padded = [torch.zeros(num_padded, dtype=torch.int32, pin_memory=is_cuda) for _ in range(2)]
+        self._buffers = [buffer[:num_words] for buffer in padded]
         self._are_read: list[torch.cuda.Event] = []
         if is_cuda:
             self._are_read = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
@@ -51,10 +54,10 @@ class HostWords:
             self._are_read[0].synchronize()
         return self._buffers[0]
 
-    def read_to(self, target: Tensor) -> None:
-        """Queue, after `begin`: the first words written down go to `target`, row by row; see
-        `read_host_rows`."""
-        read_host_rows(target, self._buffers[0][: target.numel()].view(target.shape))
+    def read_to(self, target: Tensor, first: int = 0) -> None:
+        """Queue, after `begin`: the words written down from `first` on, a multiple of QUAD_WORDS, go to
+        `target`, row by row; see `read_host_rows`. More than once for what lies apart."""
+        read_host_rows(target, self._buffers[0][first : first + target.numel()].view(target.shape))
         if self._are_read:
             self._are_read[0].record()
 
@@ -64,8 +67,8 @@ def read_host_rows(target: Tensor, source: Tensor) -> None:
 
     Args:
         target: int32 [rows, columns] on the device; rows may be strided, columns may not.
-        source: int32 [rows, columns], contiguous, pinned where there is a GPU. It must keep its content until
-            what was queued has been done.
+        source: int32 [rows, columns], contiguous; where there is a GPU pinned, and in memory of whole quads
+            of words, from where it begins. It must keep its content until what was queued has been done.
 
     Raises:
         ValueError: the two are not such tensors.
@@ -83,12 +86,21 @@ def read_host_rows(target: Tensor, source: Tensor) -> None:
 
 
 def launch_read_host_rows(target: Tensor, source: Tensor) -> None:
-    """Run the Triton kernel."""
+    """Run the Triton kernel.
+
+    Raises:
+        ValueError: the source does not lie in whole quads.
+    """
     num_words = source.numel()
+    quad_bytes = QUAD_WORDS * source.itemsize
+    left_bytes = source.untyped_storage().nbytes() - source.storage_offset() * source.itemsize
+    if source.data_ptr() % quad_bytes or left_bytes < triton.cdiv(num_words, QUAD_WORDS) * quad_bytes:
+        raise ValueError(f"the source must begin with {quad_bytes} whole bytes, and its memory end with such")
     grid = (min(_MOST_PROGRAMS, triton.cdiv(num_words, _BLOCK_WORDS)),)
     _read_kernel[grid](
         *(source, target, num_words, source.shape[1], target.stride(0)),
         block_words=_BLOCK_WORDS,
+        quad_words=QUAD_WORDS,
         num_warps=_NUM_WARPS,
     )
 
@@ -96,12 +108,18 @@ def launch_read_host_rows(target: Tensor, source: Tensor) -> None:
 # Numbers change from step to step, and nothing may be compiled then.
 @triton.jit(do_not_specialize=["num_words", "columns", "target_stride"])  # type: ignore[untyped-decorator]
 def _read_kernel(  # type: ignore[no-untyped-def]
-    source_ptr, target_ptr, num_words, columns, target_stride, block_words: tl.constexpr
+    source_ptr,
+    target_ptr,
+    num_words,
+    columns,
+    target_stride,
+    block_words: tl.constexpr,
+    quad_words: tl.constexpr,
 ):
+    num_quads = tl.cdiv(num_words, quad_words)
     for block in range(tl.program_id(0), tl.cdiv(num_words, block_words), tl.num_programs(0)):
         at = block * block_words + tl.arange(0, block_words)
-        inside = at < num_words
-        # Past what a cache may have kept of an earlier step.
-        words = tl.load(source_ptr + at, mask=inside, volatile=True)
+        # Past what a cache may have kept of an earlier step; whole quads, so that each is one read.
+        words = tl.load(source_ptr + at, mask=at // quad_words < num_quads, volatile=True)
         row = at // columns
-        tl.store(target_ptr + row * target_stride + at % columns, words, mask=inside)
+        tl.store(target_ptr + row * target_stride + at % columns, words, mask=at < num_words)

@@ -68,7 +68,8 @@ class LoraConfig:
 
     `overlap`: programmatic dependent launch (Hopper and later): a kernel's programs take their places while
     the kernel before it ends, and read work, table and pool before it has. So these must be written by
-    copies (a copy is waited for), never by the kernel that is launched directly before.
+    copies, or by a kernel that takes no part in it (`host_rows`): both are waited for; never by another
+    kernel that is launched directly before.
     """
 
     block_tokens: int

@@ -2,7 +2,8 @@
 
 It starts before the kernel in front of it has ended (programmatic dependent launch), asks for its first keys
 and values to be brought to the L2 cache, and only then waits for the queries and the last token's key. The
-lengths and the tables are read before the wait: copies write them, and copies are waited for by themselves.
+lengths and the tables are read before the wait: what writes them takes no part in this (`host_rows`), and is
+waited for by itself.
 
 Source: FlashDecoding (Dao et al. 2023).
 """

@@ -54,6 +54,7 @@ EDITED_CONFIGS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "fan-in-fan-out": ({"fan_in_fan_out": True}, "fan_in_fan_out is true"),
     "qalora": ({"use_qalora": True}, "use_qalora is true"),
     "kasa": ({"kasa_config": {"beta": 1}}, "kasa_config is"),
+    "kasa of defaults": ({"kasa_config": {}}, "kasa_config is"),
     "arrow": ({"arrow_config": {"top_k": 3}}, "arrow_config is"),
     "target-parameters": ({"target_parameters": ["mlp.experts"]}, "target_parameters is"),
     "loftq": ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),

@@ -221,6 +221,8 @@ def test_groups_are_the_decoders() -> None:
 class _LaneLog:
     """A lane that notes what is asked of it."""
 
+    waiter = 0
+
     def __init__(self) -> None:
         self._lane, self.link = open_lane(CPU), None
         self.num_waits = self.num_copies = 0
@@ -292,6 +294,20 @@ def test_first_layers_of_those_together_do_not_wait_to_be_waited_for(in_turn: bo
     pool.transfers.begin()
     num_groups = len(LayerOrder().groups(SHAPE.num_layers))
     assert lane.num_copies == num_groups * (2 if in_turn else 1)
+
+
+def test_what_a_step_beside_waits_for_comes_behind_what_the_others_wait_for() -> None:
+    """And is a transfer of its own, though it was loaded first: they would wait for it too."""
+    lane = _LaneLog()
+    pool = PackedPool(SHAPE, CAPACITY_BYTES, 3, torch.float32, CPU, lane)
+    weights = packed(make_weights("a", 3, ("q_proj",)))
+    for adapter_slot in (0, 1, 2):
+        pool.load(adapter_slot, weights, 4096 * adapter_slot, is_beside=adapter_slot == 0)
+    pool.start_copies()
+    assert pool.has_arrived(1)
+    assert pool.has_arrived(2)
+    assert not pool.has_arrived(0)
+    assert lane.num_copies == len(LayerOrder().groups(SHAPE.num_layers)) + 1
 
 
 def test_what_a_failed_launch_left_is_not_copied_over_what_comes_after() -> None:

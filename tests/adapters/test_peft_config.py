@@ -125,6 +125,7 @@ def test_null_patterns_are_empty() -> None:
         ("lora_alpha", float("inf")),
         ("rank_pattern", {"q_proj": 0}),
         ("rank_pattern", {"[": 4}),
+        ("rank_pattern", {"(?i)q_proj": 4}),  # flags stand first only, and PEFT puts something before them
         ("alpha_pattern", {"q_proj": [1]}),
         ("alpha_pattern", [1]),
         ("use_rslora", "yes"),
@@ -140,6 +141,7 @@ def test_null_patterns_are_empty() -> None:
         ("layers_to_transform", True),
         ("layers_pattern", 3),
         ("layers_pattern", ["("]),
+        ("layers_pattern", "(?P<idx>layers)"),
     ],
 )
 def test_values_of_the_wrong_kind_are_refused_by_field(field: str, value: object) -> None:

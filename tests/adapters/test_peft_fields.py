@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig
 
-from caraserve_cli.adapters.peft_fields import CLASSIFIED, HARMLESS, HONOURED, JUDGED, REFUSED, check_fields
+from caraserve_cli.adapters.peft_fields import (
+    CLASSIFIED,
+    HARMLESS,
+    HONOURED,
+    JUDGED,
+    OBJECTS_OF_SETTINGS,
+    REFUSED,
+    check_fields,
+)
 from caraserve_cli.errors import AdapterError
 
 LORA = {"peft_type": "LORA"}
@@ -32,6 +40,10 @@ def test_a_default_config_asks_for_nothing_that_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize("field", [*REFUSED, "field_of_the_future"])
 @pytest.mark.parametrize("value", [None, False, [], {}, ""])
 def test_switched_off_fields_pass(field: str, value: object) -> None:
+    if value == {} and field in OBJECTS_OF_SETTINGS:
+        with pytest.raises(AdapterError, match=rf"{field} is"):
+            check_fields("a", LORA | {field: value})
+        return
     check_fields("a", LORA | {field: value})
 
 

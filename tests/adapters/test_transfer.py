@@ -76,11 +76,11 @@ def make_transfer(order: LayerOrder, num_layers: int = 12) -> tuple[Transfer, Te
 
 def test_a_layer_waits_for_itself_and_what_is_copied_before_it() -> None:
     transfer, pool = make_transfer(LayerOrder(first_layer=3))
-    transfer.wait_for_layer(3)
+    transfer.wait_for_layers((3,))
     assert bool(pool[0] == 1)
     assert bool(pool[1 + 3] == 1)
     assert bool(pool[1 + 0] == 0), "needed last, not begun yet"
-    transfer.wait_for_layer(0)
+    transfer.wait_for_layers((0,))
     assert bool((pool[[0, 1, *range(4, 13)]] == 1).all())
 
 
@@ -100,7 +100,7 @@ def test_what_is_still_to_come_is_counted_by_groups_of_layers() -> None:
     assert transfer.left_bytes == 1200
     transfer.begin()
     assert transfer.left_bytes == 1200
-    transfer.wait_for_layer(0)
+    transfer.wait_for_layers((0,))
     assert transfer.left_bytes == 800
     transfer.wait()
     assert transfer.left_bytes == 0
@@ -155,20 +155,34 @@ def test_who_needs_what_has_not_come_stands_still_and_is_told_once() -> None:
     )
     assert transfers.opened_bytes == 2400
     assert transfers.take_stall().ms == 0
-    slow.wait_for_layer(0)
+    slow.wait_for_layers((0,))
     first = transfers.take_stall()
-    slow.wait_for_layer(1)
+    slow.wait_for_layers((1,))
     second = transfers.take_stall()
-    assert (len(first.arrivals), len(second.arrivals)) == (1, 1)
+    assert (len(first.waits), len(second.waits)) == (1, 1)
     assert first.ms > 0
     assert second.ms > 0
     transfers.settle()
     assert slow.lasted_ms == pytest.approx(300)
-    assert transfers.take_stall().arrivals == ()
+    assert transfers.take_stall().waits == ()
     transfers.block(most_s=60.0)
     assert late.has_arrived
     late.wait()
     assert transfers.take_stall().ms == 0, "it was there"
+
+
+@pytest.mark.usefixtures("_moved_clock")
+def test_each_waiter_waits_for_itself() -> None:
+    """As the streams of a GPU do: that one waits for a layer keeps no other from reading it too early."""
+    lane = open_lane(CPU, EmulatedLink(torch.zeros(1, dtype=torch.int64), bytes_per_s=4000))
+    transfers = Transfers(lane, 2)
+    copies = transfers.open([LayerCopy(torch.zeros(200), torch.ones(200), [0, 100, 200])], LayerOrder())
+    counts = []
+    for waiter in (0, 0, 1, 1):
+        lane.waiter = waiter  # type: ignore[misc]
+        copies.wait_for_layers((0, 1))
+        counts.append(len(transfers.take_stall().waits))
+    assert counts == [1, 0, 1, 0]
 
 
 @pytest.mark.usefixtures("_moved_clock")

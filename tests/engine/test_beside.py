@@ -222,6 +222,17 @@ def test_steps_that_share_the_device_are_neither_predicted_nor_learned_from() ->
     assert all((step.predicted_ms is None) == bool(step.why_unpredicted) for step in records.steps)
 
 
+@pytest.mark.parametrize("decision", [BESIDE, Decision(ColdStart.STREAM)])
+def test_what_is_loaded_for_a_step_beside_is_told_to_be(
+    decision: Decision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the next step waits for is not to come behind it."""
+    loads: list[AdapterLoad] = []
+    monkeypatch.setattr(Depot, "load", lambda self, load: loads.append(load))
+    answer(TwoLaneRunner(3), decision=decision)
+    assert {load.is_beside for load in loads} == {decision.beside_ms > 0}
+
+
 def test_several_prompts_share_a_step_as_far_as_there_is_room() -> None:
     runner = TwoLaneRunner(3)
     answer(runner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -194,8 +195,8 @@ class RecordedWaits(Transfer):
         super().__init__(open_lane(CPU), (), LayerOrder().groups(SHAPE.num_layers))
         self.layers: list[int] = []
 
-    def wait_for_layer(self, layer: int) -> None:
-        self.layers.append(layer)
+    def wait_for_layers(self, layers: Iterable[int]) -> None:
+        self.layers += layers
 
 
 def test_every_projection_waits_for_its_layer_also_those_that_no_adapter_changes() -> None:

@@ -124,6 +124,10 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
         crew.replace(0)
         watch(crew, Replaced)
         os.kill(crew.hosts[0].pid, signal.SIGSTOP)
+        time.sleep(5.0)  # as if this process had been stopped, too
+        os.kill(crew.hosts[0].pid, signal.SIGCONT)
+        assert not [event for event in crew.wait(0.0) if isinstance(event, Died)], "nobody has looked"
+        os.kill(crew.hosts[0].pid, signal.SIGSTOP)
         died = watch(crew, Died)
         assert isinstance(died, Died)
         assert "not answered" in died.reason

@@ -29,10 +29,10 @@ def open_transfer() -> tuple[Transfers, Transfer]:
 def test_who_comes_at_once_stands_still_for_most_of_the_load() -> None:
     transfers, transfer = open_transfer()
     for layer in range(NUM_LAYERS):
-        transfer.wait_for_layer(layer)
+        transfer.wait_for_layers((layer,))
     stall = transfers.take_stall()
     torch.cuda.synchronize()
-    assert len(stall.arrivals) == len(LayerOrder().groups(NUM_LAYERS))
+    assert len(stall.waits) == len(LayerOrder().groups(NUM_LAYERS))
     assert 0.5 * transfer.lasted_ms < stall.ms <= 1.5 * transfer.lasted_ms
     assert transfer.took_ms <= 1.01 * transfer.lasted_ms
 
@@ -42,7 +42,7 @@ def test_who_comes_late_does_not_stand_still() -> None:
     transfer.begin()
     torch.cuda._sleep(LONG_CYCLES)  # type: ignore[no-untyped-call]
     for layer in range(NUM_LAYERS):
-        transfer.wait_for_layer(layer)
+        transfer.wait_for_layers((layer,))
     stall = transfers.take_stall()
     torch.cuda.synchronize()
     assert transfer.lasted_ms > 0

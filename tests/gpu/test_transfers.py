@@ -39,9 +39,24 @@ def test_readers_wait_for_their_layers() -> None:
     copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder())
     seen = []
     for layer in range(NUM_LAYERS):
-        copies.wait_for_layer(layer)
+        copies.wait_for_layers((layer,))
         seen.append(pool[STARTS[layer] : STARTS[layer + 1]].min())
     assert [float(value) for value in seen] == [1.0] * NUM_LAYERS
+
+
+def test_each_stream_waits_for_what_it_reads() -> None:
+    """That another one waits already keeps nobody else from reading too early."""
+    device = torch.device("cuda")
+    transfers, pool, source = make_transfers(device), torch.zeros(STARTS[-1], device=device), pinned(1)
+    torch.cuda.synchronize()
+    copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder())
+    with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+        copies.wait_for_layers(range(NUM_LAYERS))
+    copies.wait_for_layers((0,))
+    first = pool[: STARTS[1]].min()
+    copies.wait_for_layers(range(NUM_LAYERS))
+    assert (float(first), float(pool.min())) == (1.0, 1.0)
+    assert len(transfers.take_stall().waits) == 3
 
 
 def test_copies_go_on_beneath_other_work() -> None:
@@ -80,9 +95,9 @@ def test_layers_that_are_needed_last_come_last() -> None:
     torch.cuda.synchronize()
     copies = transfers.open([LayerCopy(pool, source, STARTS)], LayerOrder(first_layer=5))
     copies.begin()
-    copies.wait_for_layer(5)
+    copies.wait_for_layers((5,))
     early, late = pool[0].clone(), pool[STARTS[5]].clone()
-    copies.wait_for_layer(0)
+    copies.wait_for_layers((0,))
     assert (float(early), float(late), float(pool[0])) == (0.0, 1.0, 1.0)
     assert not transfers.are_over
     transfers.block(10.0)

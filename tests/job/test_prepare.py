@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,23 @@ def test_a_chat_becomes_what_the_template_says(preparer: Preparer) -> None:
     assert isinstance(chat, Request)
     assert isinstance(plain, Request)
     assert chat.prompt_token_ids == plain.prompt_token_ids
+
+
+def test_a_stop_string_that_is_a_special_token_ends_an_answer_by_its_id(preparer: Preparer) -> None:
+    name, token_id = next(iter(load_tokenizer(SAMPLE / "base").special_ids.items()))  # type: ignore[union-attr]
+    request = prepare(preparer, sampling=SamplingParams(stop=("x", name), stop_token_ids=(7,)))
+    assert isinstance(request, Request)
+    assert (request.sampling.stop, request.sampling.stop_token_ids) == (("x",), (7, token_id))
+    row = prepare(preparer, sampling=SamplingParams(stop=(f"{name}\n",)))
+    assert isinstance(row, RejectedRow)
+    assert f'has the special token "{name}" in it' in row.message
+
+
+def test_where_there_is_no_text_no_stop_string_is_looked_for(library: AdapterLibrary) -> None:
+    without = Preparer(None, library, vocab_size=259, run_seed=1)
+    row = prepare(without, prompt=None, prompt_token_ids=(1,), sampling=SamplingParams(stop=("x",)))
+    assert isinstance(row, RejectedRow)
+    assert (row.code, row.message[:5]) == ("no_tokenizer", "stop:")
 
 
 def test_rows_keep_their_order_and_their_own_prompts(preparer: Preparer) -> None:
@@ -122,3 +141,54 @@ def test_a_batch_line_is_told_of_the_base_too(library: AdapterLibrary, model: st
     assert isinstance(rejected, RejectedRow)
     told = f"model '{model}' is neither the base, 'base', nor an adapter below --adapters{hint}"
     assert (rejected.code, rejected.message) == ("unknown_adapter", told)
+
+
+TEMPLATE = "{% for each in messages %}[{{ each.role }}] {{ each.content }}{% endfor %}>"
+NAMED = [{"name": "rag", "template": "x"}, {"name": "default", "template": TEMPLATE}]
+MESSAGES = ({"role": "user", "content": "lantern"},)
+
+
+@pytest.fixture
+def own_templates(tmp_path: Path) -> Preparer:
+    """Adapters that bring a template in each way, one without, and two with one that does not count."""
+    for name, files in {
+        "file": {"chat_template.jinja": TEMPLATE, "tokenizer_config.json": '{"chat_template": "x"}'},
+        "config": {"tokenizer_config.json": json.dumps({"chat_template": TEMPLATE})},
+        "named": {"tokenizer_config.json": json.dumps({"chat_template": NAMED})},
+        "none": {"tokenizer_config.json": "{}"},
+        "nameless": {"tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "x"}]}'},
+        "torn": {"tokenizer_config.json": "{"},
+    }.items():
+        (tmp_path / name).mkdir()
+        for file, text in {"adapter_config.json": "{}", **files}.items():
+            (tmp_path / name / file).write_text(text)
+    tokenizer = load_tokenizer(SAMPLE / "base")
+    return Preparer(tokenizer, AdapterLibrary.scan([tmp_path]), vocab_size=259, run_seed=1)
+
+
+@pytest.mark.parametrize("adapter", ["file", "config", "named"])
+def test_messages_go_through_the_adapters_own_template(own_templates: Preparer, adapter: str) -> None:
+    own = prepare(own_templates, adapter=adapter, prompt=None, messages=MESSAGES)
+    assert isinstance(own, Request)
+    assert bytes(own.prompt_token_ids) == b"[user] lantern>"
+
+
+def test_without_one_they_go_through_the_bases(own_templates: Preparer) -> None:
+    without, base = (
+        prepare(own_templates, adapter=name, prompt=None, messages=MESSAGES) for name in ("none", None)
+    )
+    assert isinstance(without, Request)
+    assert isinstance(base, Request)
+    assert without.prompt_token_ids == base.prompt_token_ids
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"), [("nameless", "none of which is called"), ("torn", "cannot be read")]
+)
+def test_a_template_that_does_not_count_is_refused(own_templates: Preparer, adapter: str, told: str) -> None:
+    row = prepare(own_templates, adapter=adapter, prompt=None, messages=MESSAGES)
+    assert isinstance(row, RejectedRow)
+    assert row.code == "chat_template"
+    assert told in row.message
+    plain = prepare(own_templates, adapter=adapter)
+    assert isinstance(plain, Request), "no template is needed"

@@ -41,6 +41,15 @@ def test_two_buffers_take_turns() -> None:
     assert buffers[0] is not buffers[1]
 
 
+def test_what_lies_apart_is_read_by_itself() -> None:
+    written = HostWords(11, torch.device("cpu"))
+    written.begin()[:] = torch.arange(11)
+    front, back = words(1, 2), words(1, 3)
+    written.read_to(front)
+    written.read_to(back, first=8)
+    assert (front.tolist(), back.tolist()) == ([[0, 1]], [[8, 9, 10]])
+
+
 @pytest.mark.parametrize(
     ("target", "source", "said"),
     [
@@ -68,13 +77,15 @@ def test_compiles_for_hopper() -> None:
         "columns": "i32",
         "target_stride": "i32",
     }
-    constants = {"block_words": module._BLOCK_WORDS}
+    constants = {"block_words": module._BLOCK_WORDS, "quad_words": module.QUAD_WORDS}
+    # As it is launched: both begin with a quad.
+    attrs = {(index,): [["tt.divisibility", 16]] for index in range(2)}
     source = triton.compiler.ASTSource(
-        module._read_kernel, signature | dict.fromkeys(constants, "constexpr"), constants
+        module._read_kernel, signature | dict.fromkeys(constants, "constexpr"), constants, attrs
     )
     compiled = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": module._NUM_WARPS}
     )
     ptx = compiled.asm["ptx"]
-    assert "ld.volatile.global" in ptx
+    assert "ld.volatile.global.v4" in ptx
     assert "ld.global" not in ptx, "every word of the host is read anew"

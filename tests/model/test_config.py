@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from caraserve_cli.core import SamplingParams
 from caraserve_cli.errors import BaseModelError
 from caraserve_cli.model.config import load_decoder_config, parse_decoder_config
 from caraserve_cli.model.decoder_config import DecoderConfig
+from caraserve_cli.model.generation_config import describe_unapplied
 from tests.model.tiny import FAMILIES
 
 LLAMA: dict[str, object] = {
@@ -121,6 +123,31 @@ def test_eos_ids_of_the_generation_config_come_first(tmp_path: Path) -> None:
     assert load_decoder_config(tmp_path).eos_token_ids == (5,)
 
 
+def test_what_generate_would_apply_to_greedy_answers_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+
+    def told(**generation: object) -> str | None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        settings = load_decoder_config(tmp_path).greedy_settings
+        return describe_unapplied(settings, sampling)
+
+    sampling = SamplingParams()
+    assert told(do_sample=True, temperature=0.7, top_k=20, repetition_penalty=1.0, num_beams=1) is None
+    assert told(repetition_penalty=1.05, suppress_tokens=[1, 2], min_length=0, forced_eos_token_id=None) == (
+        "the base's generation_config.json has repetition_penalty 1.05, suppress_tokens, which transformers "
+        "applies and this run does not; --repetition-penalty asks for it"
+    )
+    sampling = SamplingParams(repetition_penalty=1.1)
+    assert told(repetition_penalty=1.05) is None, "the run has its own"
+
+
+def test_a_base_with_an_adapter_in_its_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BaseModelError, match=r"holds an adapter_config\.json too"):
+        load_decoder_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -144,6 +171,7 @@ def test_eos_ids_of_the_generation_config_come_first(tmp_path: Path) -> None:
         ("head_dim", 7),
         ("torch_dtype", "float64"),
         ("eos_token_id", "</s>"),
+        ("eos_token_id", True),
         ("rms_norm_eps", "small"),
         ("rope_theta", 0),
     ],

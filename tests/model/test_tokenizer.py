@@ -63,6 +63,15 @@ def test_messages_that_the_template_refuses_are_a_row_error(
     assert "\n" not in caught.value.message
 
 
+def test_messages_nested_too_deeply_are_a_row_error(tmp_path: Path) -> None:
+    deep: object = []
+    for _ in range(3000):
+        deep = [deep]
+    tokenizer = byte_level(tmp_path, chat_template="{{ messages | tojson }}")
+    with pytest.raises(RowError, match="the chat template refuses"):
+        tokenizer.encode_chat([{"role": "user", "content": "hello", "more": deep}])
+
+
 def test_no_chat_template_is_a_row_error(tmp_path: Path) -> None:
     with pytest.raises(RowError, match="no chat template") as caught:
         byte_level(tmp_path).encode_chat([{"role": "user", "content": "hello"}])

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
+from pyarrow.parquet import write_table
 
 from caraserve_cli.errors import InputError
 from caraserve_cli.requests.columns import ColumnMap
@@ -144,10 +146,9 @@ def test_an_adapter_called_na_in_a_folder_of_csv_files(tmp_path: Path) -> None:
 
 def test_bytes_in_parquet_are_texts_or_refused(tmp_path: Path) -> None:
     import pyarrow
-    from pyarrow import parquet
 
     prompts = pyarrow.array([b"caf\xc3\xa9", b"\xff"], pyarrow.binary())
-    parquet.write_table(pyarrow.table({"prompt": prompts}), tmp_path / "a.parquet")
+    write_table(pyarrow.table({"prompt": prompts}), tmp_path / "a.parquet")
     with open_requests(str(tmp_path / "a.parquet")) as lines:
         good, bad = lines
     assert json.loads(good.data or b"") == {"prompt": "café"}
@@ -214,3 +215,12 @@ def test_many_rows_take_constant_memory(is_done: bool, tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert peak_bytes < 3 * 2**20  # the prompts alone are 6 MB
+
+
+def test_a_text_that_is_no_utf8_breaks_off_in_a_line(tmp_path: Path) -> None:
+    """Arrow does not look at texts when it reads them."""
+    path = tmp_path / "rows.parquet"
+    texts = pyarrow.array([b"fine", b"\xff\xfe"]).cast(pyarrow.binary()).view(pyarrow.string())
+    write_table(pyarrow.table({"id": ["a", "b"], "prompt": texts}), path)
+    with open_requests(str(path)) as source, pytest.raises(InputError, match="cannot be read beyond row 0"):
+        list(source)

@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from caraserve_cli.errors import OutputError
+from caraserve_cli.requests import export
 from caraserve_cli.requests.export import OutputFormat, export_answers
 
 ROWS = [
@@ -48,6 +49,15 @@ def test_no_answers_are_an_empty_table(output_format: OutputFormat, tmp_path: Pa
 
 def test_lines_are_there(tmp_path: Path) -> None:
     assert export_answers(lambda: ROWS, tmp_path, "jsonl") is None
+
+
+def test_long_rows_are_written_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_BATCH_CHARS", 100)
+    rows = [{"id": str(n), "text": "é" * 40, "token_ids": [n] * 10, "logprobs": [{"a": n}]} for n in range(7)]
+    path = export_answers(lambda: rows, tmp_path, "parquet")
+    assert path is not None
+    assert read(path) == [row | {"logprobs": f'[{{"a":{n}}}]'} for n, row in enumerate(rows)]
+    assert parquet.ParquetFile(path).num_row_groups == 4
 
 
 def test_memory_does_not_grow(tmp_path: Path) -> None:

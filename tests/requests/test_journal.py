@@ -72,6 +72,7 @@ def test_a_resumed_run_knows_what_was_done(out: Path) -> None:
         assert journal.is_rejected(3, None)
         assert not journal.is_rejected(2, None)
         assert not journal.is_rejected(3, "b")
+        assert [journal.is_rejected_id(request_id) for request_id in ("a", "b", "")] == [False, True, False]
         assert (journal.num_answers, journal.num_errors) == (1, 2)
         journal.write_answer({"id": "c"})
         assert [row["id"] for row in journal.answers()] == ["a", "c"]
@@ -88,6 +89,10 @@ def test_retry_errors_forgets_them_and_keeps_the_answers(out: Path) -> None:
         assert not journal.is_rejected(2, "b")
         assert (journal.num_answers, journal.num_errors) == (1, 0)
     assert (out / "errors.jsonl").read_bytes() == b""
+    before = b'{"line":2,"id":"b","code":"invalid_request","message":"bad"}\n'
+    assert (out / "errors.before-retry.jsonl").read_bytes() == before
+    Journal.open(out, MANIFEST, resume=True, retry_errors=True).close()
+    assert (out / "errors.before-retry.jsonl").read_bytes() == before, "nothing was rejected since"
 
 
 def test_a_duplicate_does_not_silence_the_row_that_has_the_id(out: Path) -> None:
@@ -96,6 +101,7 @@ def test_a_duplicate_does_not_silence_the_row_that_has_the_id(out: Path) -> None
     with Journal.open(out, MANIFEST, resume=True) as journal:
         assert not journal.is_rejected(3, "a")
         assert journal.is_rejected(9, "a")
+        assert not journal.is_rejected_id("a")
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import datasets
@@ -27,6 +28,17 @@ def test_lines_are_numbered_through(tmp_path: Path) -> None:
             (5, b'{"prompt":"p"}'),
         ]
         assert lines.bytes_read == total
+
+
+def test_a_pipe_among_them_is_one(tmp_path: Path) -> None:
+    """Whose writer may wait for answers."""
+    file, pipe = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    file.write_text('{"id":"a","prompt":"x"}\n')
+    with open_all([str(file), str(file)], None) as source:
+        assert source.total_bytes == 2 * file.stat().st_size
+    os.mkfifo(pipe)
+    with open_all([str(file), str(pipe)], None) as source:
+        assert source.total_bytes is None
 
 
 def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

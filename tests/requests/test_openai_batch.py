@@ -90,6 +90,41 @@ def test_forms_of_a_prompt(prompt: object, text: str | None, token_ids: tuple[in
     assert (row.prompt, row.prompt_token_ids) == (text, token_ids)
 
 
+def chat_of(*messages: object) -> dict[str, object]:
+    return {"model": "m", "messages": list(messages)}
+
+
+def test_roles_are_those_of_templates() -> None:
+    given = [{"role": role, "content": "x"} for role in ("developer", "system", "user", "assistant")]
+    row = taken(chat_of(*given, {"role": "assistant", "content": "y", "tool_calls": [], "refusal": None}))
+    assert row.messages is not None
+    assert [each["role"] for each in row.messages] == ["system", "system", "user", "assistant", "assistant"]
+    assert row.messages[-1] == {"role": "assistant", "content": "y"}
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            {"role": "tool", "content": "3", "tool_call_id": "c"},
+            'messages[1].role must be "developer", "system", "user" or "assistant", got "tool"',
+        ),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]},
+            "messages[1].tool_calls cannot be honoured: only role and content are; leave it out",
+        ),
+        (
+            {"role": "user", "content": "hi", "name": "Ann"},
+            "messages[1].name cannot be honoured: only role and content are; leave it out",
+        ),
+    ],
+)
+def test_of_a_message_nothing_is_passed_over(message: object, told: str) -> None:
+    row = parse(chat_of({"role": "user", "content": "hi"}, message))
+    assert isinstance(row, RejectedRow)
+    assert row.message == f"body: {told}"
+
+
 def test_options_come_before_openais_defaults() -> None:
     defaults = RowDefaults(batch_sampling=SamplingParams(temperature=0.25), batch_max_tokens=9)
     assert taken(CHAT, defaults=defaults).sampling == SamplingParams(temperature=0.25, max_tokens=9)

@@ -116,17 +116,23 @@ def test_a_device_without_space(tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_cleared_file_is_empty(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
+def test_rows_can_be_set_aside(tmp_path: Path) -> None:
+    path, aside = tmp_path / "rows.jsonl", tmp_path / "before.jsonl"
     file = RowFile(path)
     file.append({"id": "a"})
-    file.flush()
-    file.append({"id": "b"})
-    file.clear()
-    assert (list(file.rows()), file.num_rows) == ([], 0)
-    file.append({"id": "c"})
     file.close()
-    assert path.read_bytes() == b'{"id":"c"}\n'
+    for _ in range(2):  # where there are none, what was set aside before stays
+        file = RowFile(path)
+        file.set_aside(aside)
+        assert (list(file.rows()), aside.read_bytes()) == ([], b'{"id":"a"}\n')
+        file.close()
+    file = RowFile(path)
+    file.append({"id": "c"})
+    file.sync()
+    file.set_aside(aside)
+    file.append({"id": "d"})
+    file.close()
+    assert (path.read_bytes(), aside.read_bytes()) == (b'{"id":"d"}\n', b'{"id":"c"}\n')
 
 
 def test_two_cannot_lock_one_file(tmp_path: Path) -> None:
