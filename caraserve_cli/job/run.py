@@ -196,9 +196,11 @@ class Run:
                     break
         finally:
             intake.close()
-            journal.flush()
-            if self._replica is not None:
-                self._replica.close()
+            try:
+                journal.flush()
+            finally:
+                if self._replica is not None:
+                    self._replica.close()
         self._summary.add_missed(earlier.num_misses)
 
     @property

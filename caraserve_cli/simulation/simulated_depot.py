@@ -63,17 +63,17 @@ class SimulatedDepot:
 
     def load(self, loads: Iterable[tuple[AdapterLoad, AdapterInfo]]) -> None:
         """Begin the copies of a plan: those that somebody waits for as a whole one after the other, the
-        others then together, layer by layer."""
-        together: list[tuple[AdapterLoad, AdapterInfo]] = []
+        others then together, layer by layer, those for a step beside the next one last."""
+        together: dict[bool, list[tuple[AdapterLoad, AdapterInfo]]] = {False: [], True: []}
         for load, info in loads:
             self.num_loads += 1
             if load.is_held or load.how in (ColdStart.ON_DEMAND, ColdStart.ON_DEMAND_BLOCKING):
                 self._copy([load.adapter_slot], info.num_bytes)
             else:
-                together.append((load, info))
-        if together:
-            slots = [load.adapter_slot for load, _ in together]
-            self._copy(slots, sum(info.num_bytes for _, info in together))
+                together[load.is_beside].append((load, info))
+        for of_a_step in filter(None, together.values()):
+            slots = [load.adapter_slot for load, _ in of_a_step]
+            self._copy(slots, sum(info.num_bytes for _, info in of_a_step))
 
     def delay(self, adapter_slot: int, more_ms: float) -> None:
         """What CPU workers send over the link comes before the rest of an adapter."""

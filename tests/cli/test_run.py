@@ -390,3 +390,18 @@ def test_the_summary_survives_names_that_look_like_markup(caraserve: Caraserve, 
     ended = caraserve(*SAMPLE_JOB, "--out", tmp_path / "[bold]out[/]", requests)
     assert ended.returncode == 0
     assert re.search(r"\[bold\]out\[/\]/outputs\.jsonl", ended.stdout)
+
+
+def test_what_the_base_asks_for_and_is_not_applied_is_told(caraserve: Caraserve, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in (SAMPLE / "base").iterdir():
+        (base / file.name).symlink_to(file.resolve())
+    (base / "generation_config.json").unlink(missing_ok=True)
+    (base / "generation_config.json").write_text('{"do_sample": true, "repetition_penalty": 1.05}')
+    requests = write_rows(tmp_path / "r.jsonl", [{"prompt": "a", "max_tokens": 1}])
+    told = "the base's generation_config.json has repetition_penalty 1.05"
+    for number, option in enumerate(((), ("--repetition-penalty", "1.2"))):
+        ended = caraserve("run", "--base", base, *option, "--out", tmp_path / f"out{number}", requests)
+        assert ended.returncode == 0
+        assert (told in ended.stderr) == (not option)

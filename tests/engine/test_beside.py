@@ -228,7 +228,13 @@ def test_what_is_loaded_for_a_step_beside_is_told_to_be(
 ) -> None:
     """What the next step waits for is not to come behind it."""
     loads: list[AdapterLoad] = []
-    monkeypatch.setattr(Depot, "load", lambda self, load: loads.append(load))
+    load_as_before = Depot.load
+
+    def load_and_note(depot: Depot, load: AdapterLoad) -> None:
+        loads.append(load)
+        load_as_before(depot, load)
+
+    monkeypatch.setattr(Depot, "load", load_and_note)
     answer(TwoLaneRunner(3), decision=decision)
     assert {load.is_beside for load in loads} == {decision.beside_ms > 0}
 
