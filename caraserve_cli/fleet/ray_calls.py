@@ -61,6 +61,7 @@ class RayCalls:
         asked = list(self._pending)
         if not asked:
             time.sleep(most_wait_s)
+            self._looked_s = time.monotonic()
             return []
         ready, _ = ray.wait(asked, num_returns=1, timeout=most_wait_s)
         if ready:

@@ -1,4 +1,4 @@
-"""A base model's generation_config.json: the tokens that end an answer, and what is not applied.
+"""What a base model's generation_config.json has for greedy answers, and is not applied.
 
 transformers' `generate` takes what a call leaves open from this file. Here a request says how its tokens are
 chosen, or the run's options do. Settings that change greedy answers too are therefore told of, since answers

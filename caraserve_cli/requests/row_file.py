@@ -123,15 +123,15 @@ class RowFile:
     def set_aside(self, path: Path) -> None:
         """Begin without rows; those of the file, if it has any, are in another one, in place of what that
         held. Not for a file that is locked."""
+        self.flush()
         try:
             if not os.fstat(self._descriptor).st_size:
                 return
             self.path.replace(path)
         except OSError as error:
             raise self._failed("renamed", error) from None
-        os.close(self._descriptor)
-        self._descriptor = -1
-        self._descriptor = self._open()
+        self.close()
+        self._descriptor, self.num_rows = self._open(), 0
 
     def close(self) -> None:
         """Flush and close, which lifts the lock; closing twice is no error."""

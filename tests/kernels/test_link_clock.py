@@ -72,37 +72,25 @@ class OtherSender(MovedClock):
             super().sleep(duration_s)
 
 
-@pytest.mark.parametrize("turn_bytes", [TURN_BYTES, None])
+@pytest.mark.parametrize(
+    ("num_bytes", "turn_bytes"), [(1000, TURN_BYTES), (1000, None), (50 * MEGABYTE, None)]
+)
 def test_a_sender_overtakes_the_turns_that_another_has_not_had_yet(
-    turn_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+    num_bytes: int, turn_bytes: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And a piece without turns is not cut."""
     clock, ends_ns = new_clock(), []
 
     def send_activations() -> None:
         ends_ns.append(int(clock))
-        pace(clock, 1000, 1e9, turn_bytes=turn_bytes)
+        pace(clock, num_bytes, 1e9, turn_bytes=turn_bytes)
         ends_ns.append(int(clock))
 
     monkeypatch.setattr(module, "time", OtherSender(send_activations))
     pace(clock, 100 * MEGABYTE, 1e9, turn_bytes=20 * MEGABYTE)
     first_turn_ns, activations_ns = ends_ns
-    assert activations_ns == first_turn_ns + 1000
+    assert activations_ns == first_turn_ns + num_bytes
     assert int(clock) >= activations_ns + 80_000_000
-
-
-def test_a_piece_without_turns_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, ends_ns = new_clock(), []
-
-    def send_activations() -> None:
-        ends_ns.append(int(clock))
-        pace(clock, 50 * MEGABYTE, 1e9, turn_bytes=None)
-        ends_ns.append(int(clock))
-
-    monkeypatch.setattr(module, "time", OtherSender(send_activations))
-    pace(clock, 60 * MEGABYTE, 1e9, turn_bytes=20 * MEGABYTE)
-    first_turn_ns, activations_ns = ends_ns
-    assert activations_ns == first_turn_ns + 50_000_000
-    assert int(clock) >= activations_ns + 40_000_000
 
 
 @pytest.mark.parametrize(
